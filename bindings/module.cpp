@@ -1,0 +1,69 @@
+// dipengine._native: the C++ core for Python. One file per op; this one holds the pool and what the build is.
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "dlpack.h"
+
+namespace dipengine_python {
+namespace {
+
+class Pool {
+ public:
+  explicit Pool(int threads) { check(dipengine_pool_create(threads, &pool_)); }
+  ~Pool() { dipengine_pool_destroy(pool_); }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return dipengine_pool_size(pool_); }
+  dipengine_pool* get() const { return pool_; }
+
+ private:
+  dipengine_pool* pool_ = nullptr;
+};
+
+std::string cpu_isa() {
+  const char* name = dipengine_cpu_isa();
+  if (name == nullptr) check(DIPENGINE_INVALID_ARGUMENT);
+  return name;
+}
+
+py::dict build_info() {
+  dipengine_build_info info{};
+  info.struct_size = sizeof(info);
+  check(dipengine_get_build_info(&info));
+  py::dict result;
+  result["version"] = dipengine_version_string();
+  result["abi_version"] = dipengine_abi_version();
+  result["compiler"] = info.compiler;
+  result["build_type"] = info.build_type;
+  result["instruction_sets_built"] = py::str(info.instruction_sets).attr("split")();
+  result["cuda"] = info.cuda;
+  return result;
+}
+
+}  // namespace
+
+dipengine_pool* pool_of(py::handle pool) { return pool.is_none() ? nullptr : pool.cast<Pool&>().get(); }
+
+}  // namespace dipengine_python
+
+PYBIND11_MODULE(_native, module) {
+  using namespace dipengine_python;
+  module.doc() = "The C++ core of dipengine. Tensors come in through DLPack and outputs are written into given ones.";
+
+  py::class_<Pool>(module, "Pool", "Threads for native ops; the calling one is counted.")
+      .def(py::init<int>(), py::arg("threads"))
+      .def_property_readonly("threads", &Pool::threads);
+  module.def("build_info", &build_info, "What the core was built from: version, ABI, compiler, instruction sets, CUDA.");
+  module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
+  module.def(
+      "set_cpu_isa",
+      [](const std::optional<std::string>& name) { check(dipengine_set_cpu_isa(name ? name->c_str() : nullptr)); },
+      py::arg("name"), "Cap the instruction set of the process; None: what DIPENGINE_ISA says.");
+
+  bind_philox(module);
+  bind_masked_mse(module);
+  bind_adam(module);
+}

@@ -1,0 +1,95 @@
+/* dipengine: what a host includes first. Status codes, version, instruction set, thread pool.
+ *
+ * C-compatible. Ops live in <dipengine/ops/NAME.h>: each takes a params struct that begins with `size_t struct_size`
+ * (set it to sizeof the struct; anything else is refused), allocates nothing and returns a status. On failure
+ * dipengine_last_error() holds one sentence that says what is wrong.
+ */
+#ifndef DIPENGINE_DIPENGINE_H_
+#define DIPENGINE_DIPENGINE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#if defined(DIPENGINE_BUILDING_SHARED)
+#define DIPENGINE_API __declspec(dllexport)
+#else
+#define DIPENGINE_API
+#endif
+#else
+#define DIPENGINE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Grows by one whenever a struct or a function changes in a way that a host built against older headers would feel. */
+#define DIPENGINE_ABI_VERSION 1
+
+typedef enum dipengine_status {
+  DIPENGINE_OK = 0,
+  DIPENGINE_INVALID_ARGUMENT = 1, /* a shape, stride, pointer or value is not usable */
+  DIPENGINE_STRUCT_SIZE = 2,      /* the params struct is of another ABI version */
+  DIPENGINE_UNSUPPORTED = 3,      /* valid, but no kernel of this build does it */
+  DIPENGINE_OUT_OF_RESOURCES = 4  /* memory or threads could not be had */
+} dipengine_status;
+
+/* Element types. bfloat16 is stored as the upper half of a float32. */
+typedef enum dipengine_dtype {
+  DIPENGINE_FLOAT32 = 0,
+  DIPENGINE_BFLOAT16 = 1,
+  DIPENGINE_FLOAT64 = 2, /* portable kernels only: for gradient checks */
+  DIPENGINE_UINT8 = 3
+} dipengine_dtype;
+
+/* The ABI version that the library was built with; compare it with DIPENGINE_ABI_VERSION. */
+DIPENGINE_API int32_t dipengine_abi_version(void);
+
+/* "MAJOR.MINOR.PATCH" of the library. */
+DIPENGINE_API const char* dipengine_version_string(void);
+
+/* A short name of a status, never NULL. */
+DIPENGINE_API const char* dipengine_status_string(dipengine_status status);
+
+/* The sentence of this thread's last failure ("" before any); valid until this thread's next call. */
+DIPENGINE_API const char* dipengine_last_error(void);
+
+/* The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16". It is the highest that the CPU and the
+ * operating system have, capped by the environment variable DIPENGINE_ISA (read once). NULL, with a last error, where
+ * that variable holds another word; ops then fail the same way. An op without kernels for a set uses the next lower. */
+DIPENGINE_API const char* dipengine_cpu_isa(void);
+
+/* Cap the instruction set of the process anew: one of the names above, or NULL for what DIPENGINE_ISA says.
+ * Not to be called while ops run. Results are the same bits on every set. */
+DIPENGINE_API dipengine_status dipengine_set_cpu_isa(const char* name);
+
+typedef struct dipengine_build_info {
+  size_t struct_size;
+  const char* compiler;         /* "GNU 12.2.0" */
+  const char* build_type;       /* "Release" */
+  const char* instruction_sets; /* those compiled in, separated by spaces */
+  const char* cuda;             /* what CUDA kernels there are, in words */
+} dipengine_build_info;
+
+/* Fill `info` (its struct_size set by the caller); the strings live as long as the library. */
+DIPENGINE_API dipengine_status dipengine_get_build_info(dipengine_build_info* info);
+
+/* A fixed set of threads for ops. The calling thread works too, so a pool of n starts n - 1 threads. Results never
+ * depend on n. Where several threads share one pool, one job at a time is spread and the others run on their callers. */
+typedef struct dipengine_pool dipengine_pool;
+
+/* Create a pool of `threads` (1 to 1024) in *pool. */
+DIPENGINE_API dipengine_status dipengine_pool_create(int32_t threads, dipengine_pool** pool);
+
+/* Join the threads and free the pool; NULL is allowed. No op may be running on it. */
+DIPENGINE_API void dipengine_pool_destroy(dipengine_pool* pool);
+
+/* Threads of the pool, the caller counted; 1 for NULL, which ops take for "the calling thread alone". */
+DIPENGINE_API int32_t dipengine_pool_size(const dipengine_pool* pool);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,40 @@
+// Adam's formulas: the scalars of a fit's step, and the update of one parameter.
+#pragma once
+
+#include <cmath>
+
+#include "math/host_device.h"
+
+namespace dipengine {
+
+template <typename Real>
+struct AdamScalars {
+  Real one_minus_beta1, beta2, one_minus_beta2;
+  Real negative_step;    // -lr / (1 - beta1^t)
+  Real root_correction;  // sqrt(1 - beta2^t)
+  Real eps;
+};
+
+// Scalars of update number `t` (from 1), computed in float64 and rounded once.
+template <typename Real>
+DIPENGINE_HD AdamScalars<Real> adam_scalars(int64_t t, double learning_rate, double beta1, double beta2, double eps) {
+  const double correction1 = 1 - std::pow(beta1, static_cast<double>(t));
+  const double correction2 = 1 - std::pow(beta2, static_cast<double>(t));
+  return {static_cast<Real>(1 - beta1),
+          static_cast<Real>(beta2),
+          static_cast<Real>(1 - beta2),
+          static_cast<Real>(-learning_rate / correction1),
+          static_cast<Real>(std::sqrt(correction2)),
+          static_cast<Real>(eps)};
+}
+
+// One parameter; m and v are updated in place, the new parameter is returned.
+template <typename Real>
+DIPENGINE_HD Real adam_update(const AdamScalars<Real>& s, Real p, Real g, Real& m, Real& v) {
+  m = m + s.one_minus_beta1 * (g - m);
+  v = v * s.beta2 + s.one_minus_beta2 * g * g;
+  const Real denominator = square_root(v) / s.root_correction + s.eps;
+  return p + s.negative_step * m / denominator;
+}
+
+}  // namespace dipengine

@@ -1,0 +1,91 @@
+// Philox words, uniforms, bytes, normals and the perturbed code on a CPU; compiled once per instruction set.
+//
+// Numbers are made in chunks on the stack, by a loop over counters that the compiler turns into vector code: 10 rounds
+// of two widening multiplications per 4 words, then (for normals) one logarithm, one root and one sine-cosine pair per 2.
+// perturb reads 4 (or 1) and writes 4 (or 2) bytes an element. It is bound by this arithmetic, not by memory.
+#include "ops/philox/philox_kernels.h"
+
+#include "math/bf16.h"
+#include "math/normal.h"
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "bytes are taken from words in memory order");
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+namespace {
+
+// words[i] for the kPhiloxChunk words from block `first` on.
+void make_words(PhiloxSequence sequence, uint64_t first, uint32_t* __restrict words) {
+  for (int i = 0; i < kPhiloxChunk / 4; ++i) {
+    const PhiloxBlock block = philox_block(sequence, first + static_cast<uint64_t>(i));
+    words[4 * i] = block.w0;
+    words[4 * i + 1] = block.w1;
+    words[4 * i + 2] = block.w2;
+    words[4 * i + 3] = block.w3;
+  }
+}
+
+void make_normals(PhiloxSequence sequence, uint64_t first, float* __restrict normals) {
+  alignas(64) uint32_t words[kPhiloxChunk];
+  make_words(sequence, first, words);
+  for (int i = 0; i < kPhiloxChunk / 2; ++i) {
+    const NormalPair pair = normal_pair(words[2 * i], words[2 * i + 1]);
+    normals[2 * i] = pair.even;
+    normals[2 * i + 1] = pair.odd;
+  }
+}
+
+int64_t chunk_size(int64_t start, int64_t end) { return end - start < kPhiloxChunk ? end - start : kPhiloxChunk; }
+
+void uniform(PhiloxSequence sequence, int64_t begin, int64_t end, float* out) {
+  alignas(64) uint32_t words[kPhiloxChunk];
+  for (int64_t start = begin; start < end; start += kPhiloxChunk) {
+    make_words(sequence, static_cast<uint64_t>(start / 4), words);
+    const int64_t n = chunk_size(start, end);
+    for (int64_t i = 0; i < n; ++i) out[start + i] = uniform_from_word(words[i]);
+  }
+}
+
+void normal(PhiloxSequence sequence, int64_t begin, int64_t end, float* out) {
+  alignas(64) float normals[kPhiloxChunk];
+  for (int64_t start = begin; start < end; start += kPhiloxChunk) {
+    make_normals(sequence, static_cast<uint64_t>(start / 4), normals);
+    memcpy(out + start, normals, sizeof(float) * static_cast<size_t>(chunk_size(start, end)));
+  }
+}
+
+void bytes(PhiloxSequence sequence, int64_t begin, int64_t end, uint8_t* out) {
+  alignas(64) uint32_t words[kPhiloxChunk];
+  constexpr int64_t kStep = 4 * kPhiloxChunk;
+  for (int64_t start = begin; start < end; start += kStep) {
+    make_words(sequence, static_cast<uint64_t>(start / 16), words);
+    memcpy(out + start, words, static_cast<size_t>(end - start < kStep ? end - start : kStep));
+  }
+}
+
+void perturb(PhiloxSequence sequence, int64_t begin, int64_t end, float std, const float* z_float,
+             const uint8_t* z_byte, float z_scale, float* out_float, uint16_t* out_half) {
+  alignas(64) float normals[kPhiloxChunk];
+  alignas(64) float code[kPhiloxChunk];
+  for (int64_t start = begin; start < end; start += kPhiloxChunk) {
+    make_normals(sequence, static_cast<uint64_t>(start / 4), normals);
+    const int64_t n = chunk_size(start, end);
+    if (z_float != nullptr) {
+      memcpy(code, z_float + start, sizeof(float) * static_cast<size_t>(n));
+    } else {
+      for (int64_t i = 0; i < n; ++i) code[i] = static_cast<float>(z_byte[start + i]) * z_scale;
+    }
+    for (int64_t i = 0; i < n; ++i) code[i] = code[i] + std * normals[i];
+    if (out_float != nullptr) {
+      memcpy(out_float + start, code, sizeof(float) * static_cast<size_t>(n));
+    } else {
+      for (int64_t i = 0; i < n; ++i) out_half[start + i] = bf16_from_float(code[i]);
+    }
+  }
+}
+
+}  // namespace
+
+extern const PhiloxKernels philox_kernels;
+const PhiloxKernels philox_kernels = {uniform, normal, bytes, perturb};
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

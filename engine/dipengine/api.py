@@ -1,0 +1,161 @@
+"""The Python interface: one function a task, arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dipengine.errors import InputError
+from dipengine.export.generator_file import FittedGenerator
+from dipengine.fitting.progress import ProgressCallback
+from dipengine.fitting.run import History
+from dipengine.fitting.settings import Settings
+from dipengine.images import from_array
+from dipengine.restoration import restore_image
+from dipengine.tasks import task_named
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a restoration returns."""
+
+    image: Any  # the restored image: the input's library, dtype, device and axes
+    history: History  # loss and output variance of each iteration, PSNR now and then where the truth was given
+    generator: FittedGenerator  # the fitted network; `.save("x.safetensors")` keeps it
+    record: dict[str, Any]  # every parameter and measurement (JSON-able)
+
+
+def restore(
+    image: Any,
+    task: str = "denoise",
+    *,
+    axes: str | None = None,
+    truth: Any = None,
+    progress: ProgressCallback | None = None,
+    preset: str = "balanced",
+    iterations: int | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    kernels: str | None = None,
+    threads: int | None = None,
+    upsample: str | tuple[str, ...] | None = None,
+    channels: int | tuple[int, ...] | None = None,
+    skips: int | tuple[int, ...] | None = None,
+    levels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    **options: Any,
+) -> Result:
+    """Restore `image` by fitting a generator to it alone.
+
+    image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
+        16-bit unsigned integers by their dtype's range, everything else in data units (mapped by the range of the known
+        pixels; `value_range=(low, high)` overrides).
+    task: "denoise", "dejpeg", "superres" or "inpaint"; `options` are the task's own (see the function of that name).
+    truth: the undamaged image, to be measured against; it never influences the result.
+    progress: called after each iteration with a `Report`; a true return value stops the fit there.
+    preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
+    stop: "auto" (ES-EMV) or "fixed". seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
+    precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
+    upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
+
+    Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
+    precision or kernels asked for are not there, FitError for a fit that diverges, DependencyError without PyTorch.
+    """
+    task_options = _task_options(task, options)
+    source, back = from_array(image, axes=axes)
+    settings = Settings(
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        precision=precision,
+        kernels=kernels,
+        threads=threads,
+        upsample=_tuple(upsample),
+        channels=_tuple(channels),
+        skips=_tuple(skips),
+        levels=levels,
+        value_range=value_range,
+    )
+    truth_image = from_array(truth, axes=axes)[0] if truth is not None else None
+    restored = restore_image(source, task, task_options, settings, truth=truth_image, progress=progress)
+    return Result(back(restored.pixels), restored.history, restored.generator, restored.record)
+
+
+def denoise(image: Any, *, sigma: float | None = None, **common: Any) -> Result:
+    """Remove noise. `sigma`: standard deviation of Gaussian noise in the image's own units, if known; see `restore`."""
+    return restore(image, "denoise", sigma=sigma, **common)
+
+
+def dejpeg(image: Any, **common: Any) -> Result:
+    """Remove JPEG artefacts; see `restore`."""
+    return restore(image, "dejpeg", **common)
+
+
+def super_resolve(image: Any, factor: int, *, downsampler: str = "lanczos2", **common: Any) -> Result:
+    """Enlarge by `factor` 2, 3, 4 or 8; `downsampler`: the filter by which the small image came about; see `restore`."""
+    return restore(image, "superres", factor=factor, downsampler=downsampler, **common)
+
+
+def inpaint(
+    image: Any,
+    mask: Any = None,
+    *,
+    recipe: str = "missing50",
+    invert_mask: bool = False,
+    random_missing: float | None = None,
+    known: str | None = None,
+    **common: Any,
+) -> Result:
+    """Fill in missing pixels.
+
+    mask: HxW array, non-zero (at least half of its largest value) where the pixel is known; `invert_mask` turns it.
+    recipe: "text", "hole", "large-hole", "missing50", "missing98". random_missing: drop this fraction at random instead.
+    known: "keep" returns known pixels as they came, "fit" as the generator paints them. See `restore`.
+    """
+    return restore(
+        image, "inpaint", mask=mask, recipe=recipe, invert_mask=invert_mask, random_missing=random_missing,
+        known=known, **common,
+    )
+
+
+def _tuple(value: Any) -> tuple | None:
+    if value is None or isinstance(value, tuple):
+        return value
+    return (value,) if isinstance(value, (str, int)) else tuple(value)
+
+
+def _task_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given, checked against those that the task declares; masks become bool arrays."""
+    declared = {option.keyword: option for option in task_named(task).options}
+    unknown = sorted(set(options) - set(declared))
+    if unknown:
+        raise InputError(
+            f"{task} has no option {unknown[0]!r}; it takes {', '.join(declared) or 'none of its own'}."
+        )
+    missing = [name for name, option in declared.items() if option.required and options.get(name) is None]
+    if missing:
+        raise InputError(f"{task} needs {missing[0]}.")
+    checked = dict(options)
+    for name, option in declared.items():
+        if option.kind == "mask" and options.get(name) is not None:
+            checked[name] = mask_from_array(options[name])
+    return checked
+
+
+def mask_from_array(mask: Any) -> np.ndarray:
+    """A mask array as bool [H, W], True = known: values of at least half of the largest one."""
+    if "bool" in str(getattr(mask, "dtype", "")):
+        mask = mask * 1  # NumPy, torch and CuPy alike: integers, which every library hands over
+    values = from_array(mask)[0].pixels
+    if values.shape[2] != 1:
+        raise InputError(f"The mask has {values.shape[2]} channels; give one value a pixel (HxW).")
+    values = values[:, :, 0].astype(np.float64)
+    top = values.max()
+    return values >= top / 2 if top > 0 else np.zeros(values.shape, bool)

@@ -1,0 +1,1 @@
+"""The command line: `dipengine <task> IN -o OUT`, `dipengine doctor`."""

@@ -1,0 +1,33 @@
+"""Types of command-line arguments: each turns text into a value or says in one sentence what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def integer_list(text: str) -> tuple[int, ...]:
+    """`128` or `16,32,64`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 128 or 16,32,64") from None
+
+
+def mode_list(text: str) -> tuple[str, ...]:
+    """`nearest`, `bilinear`, or one a level, separated by commas."""
+    modes = tuple(text.split(","))
+    if not set(modes) <= {"nearest", "bilinear"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not nearest or bilinear (or one a level, separated by commas)")
+    return modes
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """`lo,hi`: two finite numbers, the first the smaller."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0,4095") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range: the first number must be below the second")
+    return low, high

@@ -1,0 +1,47 @@
+"""Entry point of the command line: parse, dispatch, turn errors into one sentence and an exit status.
+
+Exit status: 0 done, 1 the fit failed, 2 wrong use or unusable input, 130 interrupted (what there was is written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dipengine._version import __version__
+from dipengine.cli import doctor, restore
+from dipengine.errors import DipEngineError
+from dipengine.tasks import TASKS
+
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; task verbs and their options come from `dipengine.tasks`."""
+    parser = argparse.ArgumentParser(
+        prog="dipengine",
+        description="Deep image prior: restore an image with no training data, by fitting a network to it alone.",
+    )
+    parser.add_argument("--version", action="version", version=f"dipengine {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    for task in TASKS.values():
+        restore.add_parser(verbs, task)
+    doctor.add_parser(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except DipEngineError as error:
+        print(f"dipengine: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("dipengine: interrupted before there was anything to write.", file=sys.stderr)
+        return INTERRUPTED
+    except MemoryError:
+        print("dipengine: out of memory; try fewer --channels or a smaller image.", file=sys.stderr)
+        return 1

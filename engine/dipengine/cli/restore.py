@@ -1,0 +1,176 @@
+"""The verbs that restore one image: read, check everything that can fail early, fit, write beside and rename."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from dipengine.cli import arguments
+from dipengine.errors import InputError
+from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
+from dipengine.tasks.base import Task, TaskOption
+from dipengine.tasks.presets import PRESETS
+
+MAX_PIXELS = 200_000_000
+
+
+def add_parser(verbs: Any, task: Task) -> None:
+    """One verb: the task's own options, then the common ones."""
+    parser = verbs.add_parser(task.name, help=task.summary, description=task.summary[0].upper() + task.summary[1:] + ".")
+    parser.add_argument("input", metavar="IN", type=Path, help="PNG, JPEG, WebP, TIFF or FITS")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the format follows the ending")
+    own = parser.add_argument_group(f"options of {task.name}")
+    for option in task.options:
+        _add_task_option(own, option)
+    _add_common_options(parser.add_argument_group("fit"), parser.add_argument_group("files"))
+    parser.set_defaults(run=lambda parsed: run(task, parsed))
+
+
+def _add_task_option(group: Any, option: TaskOption) -> None:
+    name = f"--{option.name}"
+    if option.kind is bool:
+        group.add_argument(name, action="store_true", help=option.help)
+        return
+    shown = option.help if option.default is None else f"{option.help} (default: {option.default})"
+    group.add_argument(
+        name,
+        type=Path if option.kind == "mask" else option.kind,
+        default=option.default,
+        choices=option.choices,
+        required=option.required,
+        metavar=None if option.choices else option.name.upper(),
+        help=shown,
+    )
+
+
+def _add_common_options(fit: Any, files: Any) -> None:
+    presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+    fit.add_argument("--preset", choices=tuple(PRESETS), default="balanced", help=f"{presets} (default: balanced)")
+    fit.add_argument("--iterations", type=int, metavar="N", help="length of the fit, or its ceiling with --stop auto")
+    fit.add_argument("--stop", choices=STOPS, help="auto: where the outputs move least (ES-EMV); fixed: after N iterations")
+    fit.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same bits (default: 0)")
+    fit.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="default: auto")
+    fit.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: bf16 where the hardware has it")
+    fit.add_argument("--kernels", choices=("auto", "native", "torch"), help="native: the C++ core; torch: plain PyTorch")
+    fit.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    fit.add_argument("--upsample", type=arguments.mode_list, metavar="nearest|bilinear", help="upsampling in the decoder")
+    fit.add_argument("--channels", type=arguments.integer_list, metavar="128[,...]", help="channels of the generator")
+    fit.add_argument("--skips", type=arguments.integer_list, metavar="4[,...]", help="channels of the skips (0: none)")
+    fit.add_argument("--levels", type=int, metavar="5", help="number of scales of the generator")
+    fit.add_argument("--range", type=arguments.value_range, metavar="LO,HI", help="data values that map to 0 and 1")
+    files.add_argument("--truth", type=Path, metavar="GT", help="the undamaged image: PSNR and SSIM are reported")
+    files.add_argument("--record", type=Path, metavar="FILE.json", help="write every parameter and measurement here")
+    files.add_argument("--generator", type=Path, metavar="FILE.safetensors", help="keep the fitted generator here")
+    files.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger images (200 million)")
+    files.add_argument("--quiet", action="store_true", help="no progress; errors are shown all the same")
+
+
+def run(task: Task, parsed: argparse.Namespace) -> int:
+    """Restore one image; returns the exit status (130 when interrupted, with the output written)."""
+    # Parsing has no need of these; a wrong word on the command line is answered at once.
+    from dipengine.cli.main import INTERRUPTED
+    from dipengine.fitting.progress import ProgressBar
+    from dipengine.images import check_writable, read_image, write_image
+    from dipengine.restoration import plan_restoration, restore_image
+
+    settings = _settings(parsed)
+    check_writable(parsed.output)
+    for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors")):
+        _check_side_file(path, ending)
+    _check_distinct(parsed)
+    image = read_image(parsed.input, max_pixels=parsed.max_pixels)
+    options = _task_options(task, parsed, image)
+    truth = read_image(parsed.truth, max_pixels=parsed.max_pixels) if parsed.truth else None
+    plan = plan_restoration(image, task.name, options, settings)
+    problem = plan.problem
+    keeps_alpha = image.alpha is not None and not problem.fills_alpha
+    check_writable(parsed.output, image, alpha=keeps_alpha, scale=problem.scale)
+    bar = nullcontext() if parsed.quiet else ProgressBar(plan.recipe.iterations, task.name)
+    with bar as progress:
+        restored = restore_image(
+            image, task.name, options, settings, truth=truth, progress=progress, keep_on_interrupt=True, plan=plan
+        )
+    write_image(parsed.output, restored.pixels, image, alpha=restored.alpha, scale=restored.scale)
+    if parsed.generator:
+        restored.generator.save(parsed.generator)
+    if parsed.record:
+        _write_record(parsed.record, restored.record)
+    if not parsed.quiet:
+        print(_summary(parsed.output, restored.record), file=sys.stderr)
+    return INTERRUPTED if restored.record["stop_reason"] == "interrupted" else 0
+
+
+def _settings(parsed: argparse.Namespace) -> Settings:
+    names = ("preset", "iterations", "stop", "seed", "device", "precision", "kernels", "threads", "upsample", "channels",
+             "skips", "levels")
+    return Settings(**{name: getattr(parsed, name) for name in names}, value_range=parsed.range)
+
+
+def _task_options(task: Task, parsed: argparse.Namespace, image: Any) -> dict[str, Any]:
+    """The task's own options; mask files become bool arrays, turned already where --invert-mask says so."""
+    from dipengine.images import read_mask
+
+    options = {option.keyword: getattr(parsed, option.keyword) for option in task.options}
+    invert = options.pop("invert_mask", False)
+    for option in task.options:
+        if option.kind == "mask" and options[option.keyword] is not None:
+            options[option.keyword] = read_mask(
+                options[option.keyword], image.pixels.shape, invert=invert, max_pixels=parsed.max_pixels
+            )
+    return options
+
+
+def _check_side_file(path: Path | None, ending: str) -> None:
+    """A record or generator that could not be written must be refused before the fit, not after it."""
+    from dipengine.images.atomic import check_target
+
+    if path is None:
+        return
+    if path.suffix != ending:
+        raise InputError(f"{os.fspath(path)!r} should end in {ending}.")
+    check_target(path)
+
+
+def _check_distinct(parsed: argparse.Namespace) -> None:
+    """No output may be an input or another output: a run must never eat what it was given."""
+    inputs = [parsed.input, parsed.truth, getattr(parsed, "mask", None)]
+    outputs = [parsed.output, parsed.record, parsed.generator]
+    seen = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise InputError(f"{os.fspath(path)!r} is named twice; an output needs a path of its own.")
+        seen.add(path.resolve())
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    from dipengine.images.atomic import atomic_path
+
+    with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def _summary(output: Path, record: dict[str, Any]) -> str:
+    reasons = {
+        "iterations": "all iterations run",
+        "variance": "stopped where the outputs moved least",
+        "discrepancy": "fitted down to the noise",
+        "interrupted": "interrupted: the best so far was written",
+        "callback": "stopped by the caller",
+    }
+    text = (
+        f"{output}: {record['iterations']} iterations in {record['seconds']:.1f} s, "
+        f"image of iteration {record['delivered_iteration']} ({reasons[record['stop_reason']]})"
+    )
+    if record["psnr"] is not None:
+        text += f", PSNR {record['psnr']:.2f} dB"
+        if record["psnr_input"] is not None:
+            text += f" (input {record['psnr_input']:.2f} dB)"
+    return text

@@ -1,0 +1,38 @@
+"""The one place that reads environment variables.
+
+| variable | meaning | default |
+|---|---|---|
+| `DIPENGINE_THREADS` | threads of native ops and of PyTorch on the CPU | the cores this process may use |
+| `DIPENGINE_ISA` | highest instruction set of native ops: `portable`, `avx2`, `avx512`, `avx512bf16` (read by the core itself) | what the CPU has |
+| `DIPENGINE_KERNELS` | default of `--kernels`: `auto`, `native`, `torch` | `auto` |
+"""
+
+import os
+
+from dipengine.errors import InputError
+
+
+def default_threads() -> int:
+    """Threads for CPU work: `DIPENGINE_THREADS`, else the cores that this process may run on."""
+    text = os.environ.get("DIPENGINE_THREADS", "")
+    if not text:
+        return available_cores()
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"DIPENGINE_THREADS is {text!r}; set it to a whole number of at least 1, or unset it.")
+    return int(text)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on (its affinity mask, where the platform tells it)."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def default_kernels() -> str:
+    """Kernel backend when none is asked for: `DIPENGINE_KERNELS` or `auto`."""
+    value = os.environ.get("DIPENGINE_KERNELS", "") or "auto"
+    if value not in ("auto", "native", "torch"):
+        raise InputError(f"DIPENGINE_KERNELS is {value!r}; it takes auto, native or torch.")
+    return value

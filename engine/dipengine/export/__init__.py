@@ -1,0 +1,1 @@
+"""Finished generators as files: the generator file (safetensors)."""

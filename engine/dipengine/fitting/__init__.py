@@ -1,0 +1,1 @@
+"""Fitting: settings, placement, the loop, stopping, roll-back, metrics, record."""

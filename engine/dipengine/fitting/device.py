@@ -1,0 +1,82 @@
+"""Which device, precision and kernels a fit runs on: `auto` resolved, impossible wishes refused in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dipengine import environment
+from dipengine.errors import DependencyError, DeviceError
+from dipengine.fitting.settings import Settings
+from dipengine.kernels import backend, pool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a fit computes."""
+
+    device: str  # "cpu" or "cuda:N"
+    precision: str  # "fp32" or "bf16" (bf16 products with float32 accumulation, float32 weights)
+    kernels: str  # "native" or "torch"
+    threads: int  # CPU threads of PyTorch and of the native ops
+
+
+def require_torch():
+    """Import PyTorch, or say how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise DependencyError('Fitting needs PyTorch; install it with: pip install "dipengine[cpu]"') from error
+    return torch
+
+
+def place(settings: Settings) -> Placement:
+    """Resolve device, precision, kernels and threads. Raises DeviceError when what was asked for is not here."""
+    torch = require_torch()
+    device = _device(torch, settings.device)
+    kernels = backend.resolve(settings.kernels or environment.default_kernels())
+    if device != "cpu":
+        # The native CUDA kernels are later work: on a GPU the fit runs on PyTorch's ops.
+        if settings.kernels == "native":
+            raise DeviceError(f"Native kernels do not run on {device} in this version; use --kernels torch.")
+        kernels = "torch"
+    return Placement(device, _precision(torch, settings.precision, device), kernels, _threads(settings))
+
+
+def set_threads(placement: Placement) -> None:
+    """Apply the thread count to PyTorch and to the native pool of this process."""
+    import torch
+
+    torch.set_num_threads(placement.threads)
+    pool.set_threads(placement.threads)
+
+
+def _threads(settings: Settings) -> int:
+    return settings.threads or environment.default_threads()
+
+
+def _device(torch, wish: str) -> str:
+    if wish == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wish)
+    except (RuntimeError, ValueError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"There is no device {wish!r}; choose auto, cpu, or cuda:0 and so on.")
+    if device.type == "cpu":
+        return "cpu"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = device.index or 0
+    if index >= count:
+        found = f"{count} CUDA device(s) are" if count else "no CUDA device is"
+        raise DeviceError(f"Device {wish} is not available: {found} usable here; use --device cpu.")
+    return f"cuda:{index}"
+
+
+def _precision(torch, wish: str, device: str) -> str:
+    if wish != "auto":
+        return wish
+    if device == "cpu":
+        # Only worth it where the CPU multiplies bf16 itself.
+        return "bf16" if "avx512bf16" in backend.instruction_sets() else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"

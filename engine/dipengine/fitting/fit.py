@@ -1,0 +1,149 @@
+"""One fit: theta* = argmin E(A(f_theta(z)); x0), one iteration at a time, on PyTorch autograd over the fused kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dipengine.fitting.device import Placement
+from dipengine.fitting.rollback import Rollback
+from dipengine.generators.code import Code
+from dipengine.generators.initial import initial_parameters
+from dipengine.kernels import philox
+from dipengine.tasks.base import Problem, Recipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration yields."""
+
+    loss: float  # data term at the weights before the update
+    variance: float  # ES-EMV's V after this output
+    rolled_back: bool  # the loss was bad: weights and averages are those of the last good snapshot, nothing was learnt
+
+
+class Fit:
+    """State of one fit: generator, z, Adam, the running output average and the stopping statistic.
+
+    The canvas (design 3.9) is larger than the image where a side is not a multiple of 2^levels; the image lies in its
+    upper left corner, the loss sees only that window.
+    """
+
+    def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement) -> None:
+        import torch
+
+        from dipengine.generators.hourglass import HourglassNetwork
+        from dipengine.kernels.adam import Adam
+        from dipengine.kernels.masked_mse import OutputStatistics
+
+        self.problem = problem
+        self.placement = placement
+        self.seed = seed
+        channels = problem.target.shape[2]
+        self.code = _code(problem, recipe, seed)
+        generator = replace(recipe.generator, input_depth=self.code.depth, output_channels=channels)
+        self.recipe = recipe = replace(recipe, generator=generator)
+        self.canvas = generator.canvas(*problem.output_shape)
+        self.iteration = 0
+
+        device = torch.device(placement.device)
+        self._torch = torch
+        self._z = _to_tensor(torch, self.code.make(self.canvas), device)
+        dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
+        self._input = torch.empty_like(self._z, dtype=dtype)
+        self.network = HourglassNetwork(recipe.generator).to(device)
+        self.network.load_numpy(initial_parameters(recipe.generator, seed))
+        self.optimizer = Adam(self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels)
+        self._target = _to_tensor(torch, np.ascontiguousarray(problem.target), device)
+        self._mask = None
+        if problem.known is not None and not problem.known.all():
+            self._mask = _to_tensor(torch, problem.known[:, :, None].astype(np.float32), device)
+        decay = recipe.average_decay if recipe.average_decay is not None else 0.0
+        self.guard = Rollback(self, recipe.rollback_db)
+        self.statistics = OutputStatistics(channels, *problem.output_shape, device=device, average_decay=decay)
+
+    def step(self) -> Step:
+        """One iteration: perturb z, forward, data term, statistics, backward, Adam."""
+        from dipengine.kernels.masked_mse import masked_mse, track
+
+        kernels = self.placement.kernels
+        window = self.problem.output_shape
+        philox.perturb(
+            self._z, self.recipe.perturbation, self.seed, self.iteration, out=self._input, kernels=kernels
+        )
+        raw = self._forward(self._input)
+        if self.problem.operator is None:
+            loss = masked_mse(
+                raw, self._target, self._mask, window=window, statistics=self.statistics, kernels=kernels
+            )
+        else:
+            track(raw.detach(), window=window, statistics=self.statistics, kernels=kernels)
+            restored = self._torch.sigmoid(raw[:, :, : window[0], : window[1]])
+            loss = masked_mse(
+                self.problem.operator.apply(restored), self._target, self._mask, activation="none", kernels=kernels
+            )
+        self.iteration += 1
+        value = loss.item()
+        # Judged before the update: a snapshot then holds weights whose own loss was seen to be good.
+        if self.guard.check(self.iteration, value):
+            return Step(value, self.statistics.es_variance, True)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return Step(value, self.statistics.es_variance, False)
+
+    def snapshot(self) -> tuple:
+        """Weights, Adam's state and the running averages, copied."""
+        return self.optimizer.snapshot(), self.statistics.snapshot()
+
+    def restore(self, state: tuple) -> None:
+        """Return to a snapshot. The perturbation of z goes on counting, so the next attempt sees other noise."""
+        self.optimizer.restore(state[0])
+        self.statistics.restore(state[1])
+
+    def average(self) -> np.ndarray:
+        """The exponential average of the outputs, float32 [H, W, C] in [0, 1] (the last output where decay is 0)."""
+        return _to_array(self.statistics.average)
+
+    def residual(self) -> float:
+        """Mean squared difference between the output average and x0 over the known pixels (A the identity)."""
+        squares = (self.statistics.average - self._target).square_()
+        if self._mask is None:
+            return squares.mean().item()
+        return ((squares * self._mask).sum() / (self._mask.sum() * squares.shape[1])).item()
+
+    def render(self) -> np.ndarray:
+        """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
+        height, width = self.problem.output_shape
+        with self._torch.no_grad():
+            raw = self._forward(self._z.to(self._input.dtype))
+            return _to_array(self._torch.sigmoid(raw[:, :, :height, :width].float()))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All parameters by name, float32, copied."""
+        return self.network.numpy_parameters()
+
+    def _forward(self, z):
+        bf16 = self.placement.precision == "bf16"
+        device = self.placement.device.partition(":")[0]
+        with self._torch.autocast(device, dtype=self._torch.bfloat16, enabled=bf16):
+            return self.network(z)
+
+
+def _code(problem: Problem, recipe: Recipe, seed: int) -> Code:
+    """z as the recipe says; a guide image sets its depth."""
+    if recipe.code == "image":
+        return Code.of_image(problem.guide)
+    return Code(kind=recipe.code, depth=recipe.generator.input_depth, seed=seed)
+
+
+def _to_tensor(torch, array: np.ndarray, device):
+    """[H, W, C] -> [1, C, H, W] in channels_last memory."""
+    tensor = torch.from_numpy(array).permute(2, 0, 1)[None]
+    return tensor.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _to_array(tensor) -> np.ndarray:
+    """[1, C, H, W] -> [H, W, C], float32, copied."""
+    return tensor[0].permute(1, 2, 0).contiguous().cpu().numpy().copy()

@@ -1,0 +1,97 @@
+"""The record: one JSON object that says all that is needed to make a result again, and what was measured."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dipengine._version import __version__
+from dipengine.fitting.fit import Fit
+from dipengine.fitting.run import Outcome
+from dipengine.fitting.settings import Settings
+from dipengine.images import Image
+from dipengine.kernels import backend
+
+if TYPE_CHECKING:
+    from dipengine.restoration import Plan
+
+FORMAT = 1
+
+
+def make_record(
+    image: Image,
+    task: str,
+    settings: Settings,
+    plan: "Plan",
+    fit: Fit,
+    outcome: Outcome,
+    measured: dict[str, float | None],
+) -> dict[str, Any]:
+    """The record of a finished fit (JSON-able; `psnr` and `ssim` are null without the truth)."""
+    recipe = fit.recipe
+    losses = outcome.history.loss
+    height, width, channels = image.pixels.shape
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "task": task,
+        "preset": settings.preset,
+        "parameters": {
+            **plan.problem.parameters,
+            "iterations": recipe.iterations,
+            "stop": plan.stop,
+            "learning_rate": recipe.learning_rate,
+            "perturbation": recipe.perturbation,
+            "average_decay": recipe.average_decay,
+            "rollback_db": recipe.rollback_db,
+            "code": fit.code.to_dict(),
+            "generator": recipe.generator.to_dict(),
+        },
+        "input": {
+            "source": image.source or None,
+            "sha256": image.sha256,
+            "width": width,
+            "height": height,
+            "channels": channels,
+            "dtype": str(image.pixels.dtype),
+        },
+        "value_map": plan.values.to_dict(),
+        "canvas": list(fit.canvas),
+        "iterations": outcome.iterations,
+        "delivered_iteration": outcome.best_iteration,
+        "stop_reason": outcome.stop_reason,
+        "rollbacks": outcome.rollbacks,
+        "seconds": outcome.seconds,
+        "seconds_per_iteration": outcome.seconds / outcome.iterations if outcome.iterations else None,
+        "loss": _finite(losses[-1]) if losses else None,
+        "psnr_input": _finite(measured.get("psnr_input")),
+        "psnr": _finite(measured.get("psnr")),
+        "ssim": _finite(measured.get("ssim")),
+        "device": plan.placement.device,
+        "precision": plan.placement.precision,
+        "kernels": plan.placement.kernels,
+        "instruction_set": backend.instruction_set(),
+        "threads": plan.placement.threads,
+        "seed": settings.seed,
+        "peak_memory_bytes": peak_memory_bytes(plan.placement.device),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinities: identical images have no PSNR to state."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """Most memory held so far: of the process on the CPU, of PyTorch's allocator on a GPU."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows has no getrusage
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

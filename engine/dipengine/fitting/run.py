@@ -1,0 +1,122 @@
+"""Run one fit from start to delivered image: stopping, best state, interruption, history."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dipengine.fitting.device import Placement
+from dipengine.fitting.fit import Fit
+from dipengine.fitting.metrics import psnr
+from dipengine.fitting.progress import ProgressCallback, Report
+from dipengine.fitting.stopping import StopRule, VarianceWatch
+from dipengine.tasks.base import Problem, Recipe
+
+TRUTH_INTERVAL = 10  # iterations between PSNRs, when the truth is given
+RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known
+
+
+@dataclass
+class History:
+    """One entry an iteration; `psnr` holds (iteration, dB of the delivered image so far) where the truth is known."""
+
+    loss: list[float] = field(default_factory=list)
+    variance: list[float] = field(default_factory=list)
+    psnr: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished fit, in the generator's units."""
+
+    image: np.ndarray  # float32 [H, W, C] in [0, 1]: what the fit delivers
+    weights: dict[str, np.ndarray]  # of the state that `image` stems from
+    history: History
+    iterations: int  # run
+    best_iteration: int  # the one whose state is delivered
+    stop_reason: str  # "iterations", "variance", "discrepancy", "interrupted" or "callback"
+    rollbacks: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Best:
+    iteration: int
+    image: np.ndarray
+    weights: tuple  # an optimizer snapshot
+
+
+def run(
+    problem: Problem,
+    recipe: Recipe,
+    *,
+    stop: str,
+    seed: int,
+    placement: Placement,
+    truth: np.ndarray | None = None,
+    progress: ProgressCallback | None = None,
+    keep_on_interrupt: bool = False,
+) -> tuple[Fit, Outcome]:
+    """Fit `problem` by `recipe`; returns the fit (at the delivered state) and its outcome.
+
+    `truth` (float [H, W, C] in [0, 1]) is only measured against. With `keep_on_interrupt` a KeyboardInterrupt ends the
+    fit and delivers what there is; otherwise it propagates. Raises FitError when the fit diverges beyond repair.
+    """
+    fit = Fit(problem, recipe, seed, placement)
+    ceiling = recipe.iterations
+    watch = VarianceWatch(StopRule.for_run(ceiling, recipe.average_decay)) if stop == "auto" else None
+    history = History()
+    best: _Best | None = None
+    reason = "iterations"
+    start = time.perf_counter()
+    try:
+        for iteration in range(1, ceiling + 1):
+            step = fit.step()
+            history.loss.append(step.loss)
+            history.variance.append(step.variance)
+            if truth is not None and (iteration % TRUTH_INTERVAL == 0 or iteration in (1, ceiling)):
+                history.psnr.append((iteration, psnr(fit.average(), truth, 1.0)))
+            if watch is not None and not step.rolled_back:
+                watch.note(iteration, step.variance)
+                if watch.worth_keeping(iteration):
+                    best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
+                if watch.exhausted(iteration):
+                    reason = "variance"
+                elif _fits_to_the_noise(fit, iteration):
+                    best, reason = None, "discrepancy"
+            if progress is not None:
+                latest = history.psnr[-1][1] if history.psnr else None
+                if progress(Report(iteration, ceiling, step.loss, step.variance, latest)):
+                    reason = "callback"
+            if reason != "iterations":
+                break
+    except KeyboardInterrupt:
+        if not keep_on_interrupt or fit.iteration == 0:
+            raise
+        reason = "interrupted"
+    seconds = time.perf_counter() - start
+    if best is not None and best.iteration != watch.minimum + watch.rule.lag:
+        best = None  # a later minimum overtook it, and the run ended before that one's average was complete
+    image, delivered = _deliver(fit, best)
+    outcome = Outcome(
+        image, fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds
+    )
+    return fit, outcome
+
+
+def _fits_to_the_noise(fit: Fit, iteration: int) -> bool:
+    """The discrepancy principle: True when the delivered image's mean squared residual is down to sigma^2."""
+    sigma = fit.problem.sigma
+    return sigma is not None and iteration % RESIDUAL_INTERVAL == 0 and fit.residual() <= sigma**2
+
+
+def _deliver(fit: Fit, best: _Best | None) -> tuple[np.ndarray, int]:
+    """The kept state's image and iteration, else the last one's; the fit's weights are left at that state."""
+    if best is not None:
+        fit.optimizer.restore(best.weights)
+        return best.image, best.iteration
+    if fit.recipe.average_decay is not None:
+        return fit.average(), fit.iteration
+    return fit.render(), fit.iteration

@@ -1,0 +1,62 @@
+"""When to stop: the fit has learnt the image and begins to learn the noise where its outputs move least.
+
+ES-EMV (H. Wang et al., "Early Stopping for Deep Image Prior", TMLR 2023): the exponentially weighted variance of the
+outputs falls while the image is fitted and rises when noise is; its minimum lies close to the best output. O(1) memory:
+
+    d2 = mean |x - A|^2,   V <- (1-a) V + a (1-a) d2,   A <- (1-a) A + a x,   with A = x, V = 0 at the first frame.
+
+What is delivered is an average over iterations, and an exponential average of decay m looks back 1/(1-m) iterations in
+the mean: the average that is centred on the minimum is the one taken that many iterations later.
+
+Known noise needs no such statistic: by the discrepancy principle (Morozov 1966) the fit is done when the delivered
+image's mean squared residual has come down to the noise's variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATIENCE_SHARE = 1 / 5  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
+WARM_UP_SHARE = 1 / 12  # V starts at 0 and the first outputs are flat: a minimum there means nothing
+MIN_WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Thresholds of the stopping rule for a run of at most `ceiling` iterations."""
+
+    ceiling: int
+    patience: int  # iterations without a new minimum before the fit stops
+    warm_up: int  # iterations in which no minimum counts
+    lag: int  # iterations from the minimum to the average that is centred on it; at most the patience
+
+    @staticmethod
+    def for_run(ceiling: int, average_decay: float | None) -> "StopRule":
+        """The rule for a ceiling and the decay of the delivered average (None: no average)."""
+        warm_up = min(max(round(ceiling * WARM_UP_SHARE), MIN_WARM_UP), max(ceiling - 1, 0))
+        patience = max(round(ceiling * PATIENCE_SHARE), 1)
+        lag = round(1 / (1 - average_decay)) if average_decay else 0
+        return StopRule(ceiling, patience, warm_up, min(lag, patience))
+
+
+class VarianceWatch:
+    """Follows the outputs' variance of one fit, says which states to keep and when to stop."""
+
+    def __init__(self, rule: StopRule) -> None:
+        self.rule = rule
+        self._lowest = float("inf")
+        self.minimum = 0  # iteration of the lowest variance so far; 0: none yet
+
+    def note(self, iteration: int, variance: float) -> None:
+        """Take the variance after `iteration` (1 is the first)."""
+        past_warm_up = iteration > self.rule.warm_up or iteration >= self.rule.ceiling
+        if past_warm_up and variance < self._lowest:
+            self._lowest, self.minimum = variance, iteration
+
+    def worth_keeping(self, iteration: int) -> bool:
+        """True at the one iteration whose average is centred on the minimum so far."""
+        return self.minimum > 0 and iteration == self.minimum + self.rule.lag
+
+    def exhausted(self, iteration: int) -> bool:
+        """True when the lowest variance lies further back than the patience."""
+        return self.minimum > 0 and iteration - self.minimum >= self.rule.patience

@@ -1,0 +1,68 @@
+"""Write a file beside its target and rename it when it is whole: a crash, a full disk or Ctrl-C leaves the old one."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from dipengine.errors import DipEngineError, OutputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give an empty new file in the target's folder, with its suffix; on a clean exit it becomes the target.
+
+    The file is flushed to disk before it is renamed. On any error, KeyboardInterrupt included, it is removed and
+    the target stays as it was. A target that is a symbolic link keeps its name and its file is replaced. The new
+    file has the old one's permissions, or those of the umask. Raises OutputError for every OSError inside.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        # 0o666 through the umask: what open() would have given the target itself.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o7777)
+        _flush(temporary)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except DipEngineError:
+        raise
+    except OSError as error:
+        said = (error.strerror or str(error).partition(". ")[0]).replace(str(temporary), target.name)
+        raise OutputError(f"{path} cannot be written ({said}); free some space or choose another place.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Say early that a file cannot be put at `path`. Raises OutputError: a folder, no such folder, not writable."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder; give a file name inside it.")
+    if not target.parent.exists():
+        raise OutputError(f"The folder {target.parent} does not exist; create it or choose another output.")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent} is not a folder; choose another output.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {target.parent} is not writable; "
+                          "change its permissions or choose another output.")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is not a regular file; choose another output.")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    # The rename is done by now; a file system that cannot sync folders is no reason to call it failed.
+    with contextlib.suppress(OSError):
+        _flush(folder)

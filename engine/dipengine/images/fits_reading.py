@@ -1,0 +1,114 @@
+"""Read FITS images through astropy: integers stay integers, BLANK and NaN become missing pixels.
+
+The scaling follows the FITS standard 4.0, section 4.4.2.5 (BSCALE, BZERO, BLANK) and its table 11 (the BZERO
+values that mean unsigned integers).
+"""
+
+import warnings
+from types import ModuleType
+
+import numpy as np
+
+from dipengine.errors import DependencyError, ImageError
+from dipengine.images.image import FitsRecord, Image, Metadata
+from dipengine.images.limits import check_size
+
+
+def is_fits(start: bytes) -> bool:
+    """Whether a file that begins with these bytes is FITS."""
+    return start.startswith(b"SIMPLE  =")
+
+
+def load_fits() -> ModuleType:
+    """The module astropy.io.fits; DependencyError where astropy is missing."""
+    try:
+        from astropy.io import fits
+    except ImportError as error:
+        raise DependencyError('FITS needs astropy; install it with pip install "dipengine[astro]".') from error
+    return fits
+
+
+def read_fits(source: str, *, sha256: str, max_pixels: int) -> Image:
+    """The first HDU of `source` that holds an image: (H, W), or (C, H, W) with leading axes of length 1.
+
+    A pixel is known where every channel has a value. The other HDUs are kept as bytes, to be written back.
+    """
+    fits = load_fits()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # astropy warns of headers that it mends, and of what is refused below
+        try:
+            with fits.open(source, mode="readonly", memmap=False, do_not_scale_image_data=True) as hdus:
+                raw, record = _first_image(hdus, source, max_pixels)
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
+        except Exception as error:  # astropy raises whatever a broken header or table leads it into
+            raise ImageError(f"{source} is damaged or cut short and cannot be read as FITS "
+                             f"({type(error).__name__}); fetch or export it again.") from error
+    values, missing = _physical(raw, record.header)
+    pixels, known = _check_values(_channels_last(values), _channels_last(missing), source)
+    return Image(pixels=pixels, known=known, source=source, format="fits", sha256=sha256,
+                 metadata=Metadata(fits=record))
+
+
+def _first_image(hdus, source: str, max_pixels: int) -> tuple[np.ndarray, FitsRecord]:
+    for position, hdu in enumerate(hdus):
+        if not hdu.is_image or not hdu.shape:
+            continue
+        axes = tuple(hdu.shape)
+        if len(axes) < 2 or any(length != 1 for length in axes[:-3]):
+            raise ImageError(f"{source} holds an array of {' x '.join(map(str, axes))} in HDU {position}; "
+                             "give an image of (height, width) or (channels, height, width).")
+        channels = axes[-3] if len(axes) > 2 else 1
+        check_size(source, axes[-2], axes[-1], channels, max_pixels)
+        header = hdu.header.copy()
+        span = hdu.fileinfo()
+        with open(source, "rb") as file:
+            before = file.read(span["hdrLoc"])
+            file.seek(span["datLoc"] + span["datSpan"])
+            after = file.read()
+        primary_length = 0
+        if position > 0:
+            primary = hdus[0].fileinfo()
+            primary_length = primary["datLoc"] + primary["datSpan"]
+        return np.asarray(hdu.data), FitsRecord(header, axes, before, after, primary_length)
+    raise ImageError(f"{source} holds no image (tables or empty HDUs only); give a FITS file with image data.")
+
+
+def _physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:
+    """Values in physical units and native byte order, and where they are missing; same shape as `raw`."""
+    raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+    scale, zero = float(header.get("BSCALE", 1)), float(header.get("BZERO", 0))
+    if raw.dtype.kind == "f":
+        if (scale, zero) != (1.0, 0.0):
+            raw = (raw.astype(np.float64) * scale + zero).astype(raw.dtype)
+        return raw, np.isnan(raw)
+    blank = header.get("BLANK")
+    missing = np.zeros(raw.shape, bool) if blank is None else raw == blank
+    if (scale, zero) == (1.0, 0.0):
+        return raw, missing
+    bits = 8 * raw.itemsize
+    if scale == 1.0 and zero == (-128.0 if bits == 8 else 2.0 ** (bits - 1)):
+        flipped = raw.view(f"u{raw.itemsize}") ^ np.array(1 << (bits - 1), f"u{raw.itemsize}")
+        return (flipped.view(np.int8) if bits == 8 else flipped), missing
+    # Other scalings stand for real numbers: as many bits as hold the stored integers exactly.
+    values = (raw * scale + zero).astype(np.float32 if bits <= 16 else np.float64)
+    values[missing] = np.nan
+    return values, missing
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """H x W x C of (..., C, H, W) or (H, W), C-contiguous."""
+    planes = array.reshape((-1,) + array.shape[-2:])
+    return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
+
+
+def _check_values(pixels: np.ndarray, missing: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if pixels.dtype.kind == "f" and np.isinf(pixels).any():
+        raise ImageError(f"{source} holds infinite values; write NaN where pixels are missing.")
+    known = ~missing.any(axis=2)
+    if not known.any():
+        raise ImageError(f"{source} has no known pixel (every one is NaN or BLANK in some channel); "
+                         "give an image with data.")
+    return pixels, None if known.all() else known

@@ -1,0 +1,65 @@
+"""Write FITS through astropy: the pixels under the header that they came with, between the HDUs that lay around."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from dipengine._version import __version__
+from dipengine.images.fits_reading import load_fits
+from dipengine.images.image import FitsRecord, Image
+from dipengine.images.wcs import scale_wcs
+
+# The pixels are new: what was computed from the old ones, or says how they were packed, must not stay.
+_STALE_KEYS = ("BSCALE", "BZERO", "BLANK", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM")
+
+
+def write_fits(path: Path, pixels: np.ndarray, like: Image, *, scale: float = 1) -> None:
+    """Write H x W x C pixels as (H, W) or (C, H, W), with as many axes as the file that they came from.
+
+    Header and WCS (scaled) of `like` are kept, a HISTORY card is added. At scale 1 all other HDUs are written back
+    byte for byte. At other scales only the primary HDU is: planes and catalogues in the old pixel coordinates would
+    not fit any more. A compressed image is written uncompressed. Raises OSError where the disk refuses.
+    """
+    fits = load_fits()
+    record = like.metadata.fits
+    planes = np.moveaxis(pixels, -1, 0)
+    data = np.ascontiguousarray(planes.reshape(_axes(record, planes.shape)))
+    header = _header(fits, record, scale)
+    before, after = b"", b""
+    if record is not None:
+        before = record.before if scale == 1 else record.before[: record.primary_length]
+        after = record.after if scale == 1 else b""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cards that astropy mends
+        if before:
+            path.write_bytes(before)
+            with fits.open(path, mode="append", memmap=False) as hdus:
+                hdus.append(fits.ImageHDU(data, header))
+                hdus.flush(output_verify="silentfix+ignore")
+        else:
+            fits.PrimaryHDU(data, header).writeto(path, overwrite=True, output_verify="silentfix+ignore")
+    if after:
+        with open(path, "ab") as file:
+            file.write(after)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _axes(record: FitsRecord | None, planes: tuple[int, int, int]) -> tuple[int, ...]:
+    channels, height, width = planes
+    if record is None or (channels > 1 and len(record.axes) == 2):
+        return (height, width) if channels == 1 else planes
+    leading = len(record.axes) - 3
+    return (height, width) if leading < 0 else (1,) * leading + planes
+
+
+def _header(fits, record: FitsRecord | None, scale: float):
+    header = fits.Header() if record is None else record.header.copy()
+    for key in _STALE_KEYS:
+        header.remove(key, ignore_missing=True, remove_all=True)
+    if scale != 1:
+        scale_wcs(header, scale)
+    header.add_history(f"restored by dipengine {__version__}")
+    return header

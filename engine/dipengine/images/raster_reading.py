@@ -1,0 +1,88 @@
+"""Read PNG, JPEG, WebP, TIFF, GIF and HEIF/AVIF through libvips (Pillow and scikit-image cut 16-bit RGB PNG to 8)."""
+
+import numpy as np
+
+from dipengine.errors import ImageError
+from dipengine.images.image import Image, Metadata
+from dipengine.images.limits import check_size
+from dipengine.images.orientation import upright
+from dipengine.images.vips import load_pyvips, reason
+
+# libvips would also open documents, vector graphics and whatever ImageMagick knows: those loaders stay shut.
+_FORMATS = {"Png": "png", "Jpeg": "jpeg", "Webp": "webp", "Tiff": "tiff", "Nsgif": "gif", "Gif": "gif", "Heif": "heif"}
+# libvips does not know a TIFF as one when its directory, often the last thing in the file, is cut off.
+_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_KEPT_FIELDS = frozenset(("icc-profile-data", "exif-data", "xmp-data", "iptc-data", "photoshop-data",
+                          "resolution-unit", "image-description", "gainmap-data"))
+_KEPT_PREFIXES = ("exif-ifd", "png-comment-", "magickprofile-")
+# libvips gives 1 pixel per millimetre to a file that states no resolution.
+_UNSTATED_RESOLUTION = (1.0, 1.0)
+
+
+def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
+    """The image in the file `source`, upright; see `read_image` for what is kept and what is refused."""
+    pyvips = load_pyvips()
+    try:
+        stream = pyvips.Source.new_from_file(source)
+        file_format = _format(pyvips, stream, source)
+        opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
+        _check_header(opened, source, max_pixels)
+        stored = opened.numpy().reshape(opened.height, opened.width, opened.bands)
+    except pyvips.Error as error:
+        raise ImageError(f"{source} is damaged, cut short or of an unusual kind, and cannot be decoded "
+                         f"({reason(error)}); fetch or export it again.") from error
+    except MemoryError as error:
+        raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
+    metadata = _metadata(opened)
+    pixels, alpha = _split(upright(stored, metadata.orientation), _has_alpha(opened))
+    if pixels.dtype.kind == "f" and not all(np.isfinite(p).all() for p in (pixels, alpha) if p is not None):
+        raise ImageError(f"{source} holds NaN or infinite values; replace them, and give their places as a mask.")
+    return Image(pixels=pixels, alpha=alpha, source=source, format=file_format, sha256=sha256, metadata=metadata)
+
+
+def _format(pyvips, stream, source: str) -> str:
+    loader = pyvips.vips_lib.vips_foreign_find_load_source(stream.pointer)
+    name = "" if loader == pyvips.ffi.NULL else pyvips.ffi.string(loader).decode()
+    file_format = _FORMATS.get(name.removeprefix("VipsForeignLoad").removesuffix("Source"))
+    if file_format is None and _starts_like_an_image(source):
+        raise ImageError(f"{source} is damaged or cut short and cannot be decoded; fetch or export it again.")
+    if file_format is None:
+        raise ImageError(f"{source} is not an image of a kind that is read here; "
+                         "give PNG, JPEG, WebP, TIFF, GIF, HEIF, AVIF or FITS.")
+    return file_format
+
+
+def _starts_like_an_image(source: str) -> bool:
+    with open(source, "rb") as file:
+        return file.read(4).startswith(_SIGNATURES)
+
+
+def _check_header(opened, source: str, max_pixels: int) -> None:
+    if opened.get_n_pages() > 1:
+        raise ImageError(f"{source} holds {opened.get_n_pages()} pages or frames; save the one you want as a file.")
+    check_size(source, opened.height, opened.width, opened.bands, max_pixels)
+
+
+def _metadata(opened) -> Metadata:
+    names = [name for name in opened.get_fields() if name in _KEPT_FIELDS or name.startswith(_KEPT_PREFIXES)]
+    fields = {name: opened.get(name) for name in names}
+    resolution = (opened.xres, opened.yres)
+    orientation = opened.get("orientation") if opened.get_typeof("orientation") else 1
+    return Metadata(
+        interpretation=str(opened.interpretation),
+        orientation=orientation if 1 <= orientation <= 8 else 1,
+        resolution=None if resolution == _UNSTATED_RESOLUTION else resolution,
+        fields={name: value for name, value in fields.items() if isinstance(value, (bytes, str, int, float))},
+    )
+
+
+def _has_alpha(opened) -> bool:
+    # libvips counts every channel beyond grey or RGB as alpha; more than one of them is data.
+    colours = {"cmyk": 4, "b-w": 1, "grey16": 1}.get(str(opened.interpretation), 3)
+    return opened.hasalpha() and opened.bands == colours + 1
+
+
+def _split(stored: np.ndarray, has_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if not has_alpha:
+        return stored, None
+    return np.ascontiguousarray(stored[..., :-1]), np.ascontiguousarray(stored[..., -1])

@@ -1,0 +1,51 @@
+"""Read an image file: the checks that every file gets, then the reader of its format."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from dipengine.errors import ImageError
+from dipengine.images.fits_reading import is_fits, read_fits
+from dipengine.images.image import Image
+from dipengine.images.limits import MAX_PIXELS
+from dipengine.images.raster_reading import read_raster
+
+
+def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file.
+
+    Bit depth, channels and metadata are kept as they are; palettes and 1-bit images become 8-bit. The pixels come
+    upright (EXIF orientation applied). A FITS image keeps its row order (row 0 is FITS row 1), and its NaN and
+    BLANK pixels are missing: `Image.known` is False there. A grey image with a second channel and an RGB image
+    with a fourth have alpha; a TIFF of more channels has colour channels alone.
+
+    Raises ImageError (a missing, empty, damaged, animated or multi-page file, NaN or infinity where they mean
+    nothing, more than `max_pixels` pixels by its header) and DependencyError (FITS without astropy).
+    """
+    source = os.fspath(path)
+    check_readable(Path(source))
+    try:
+        with open(source, "rb") as file:
+            start = file.read(16)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{source} cannot be opened ({error.strerror or error}); check its permissions.") from error
+    reader = read_fits if is_fits(start) else read_raster
+    return reader(source, sha256=digest, max_pixels=max_pixels)
+
+
+def check_readable(path: Path) -> None:
+    """Refuse, in one sentence, what is not a file with something in it."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be opened ({error}); check its name and permissions.") from error
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder; give one image file.")
+    if not path.is_file():
+        raise ImageError(f"{path} is not a regular file; give an image file on disk.")
+    if status.st_size == 0:
+        raise ImageError(f"{path} is empty; fetch or export the image again.")

@@ -1,0 +1,118 @@
+"""The affine map between an image's own units and the generator's [0, 1].
+
+Written against the array's own namespace (NumPy, CuPy), computed in float64 a block of rows at a time: a float64
+image loses nothing inside the map, and no second copy of the image in float64 is ever held.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dipengine.errors import InputError
+
+_BLOCK_ELEMENTS = 1 << 21
+
+
+@dataclass(frozen=True)
+class ValueMap:
+    """unit = (value - low) / (high - low), with `low` < `high` in data units. One map per image or series."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and math.isfinite(self.high - self.low)):
+            raise InputError(f"The value range {self.low:g},{self.high:g} is not finite; "
+                             "give --range lo,hi (value_range) with two finite numbers.")
+        if self.low >= self.high:
+            raise InputError(f"The value range {self.low:g},{self.high:g} is empty; "
+                             "give --range lo,hi (value_range) with lo below hi.")
+
+    @classmethod
+    def for_image(
+        cls, pixels: Any, known: Any = None, value_range: Sequence[float] | None = None, *, data_units: bool = False
+    ) -> "ValueMap":
+        """The map of an image: `value_range` if given; 0..255 or 0..65535 for uint8 and uint16; else its own range.
+
+        pixels: H x W x C; known: H x W bool or None (all). data_units: take the range of the known pixels for uint8
+        and uint16 too (FITS: `Image.in_data_units`). A constant image gets high = low + 1, or the next value that
+        differs from low where low is too large for that. Raises InputError: no known pixel, a value that is not
+        finite, a bad range.
+        """
+        if value_range is not None:
+            if len(value_range) != 2:
+                raise InputError(f"The value range has {len(value_range)} numbers; give two, lo,hi.")
+            return cls(float(value_range[0]), float(value_range[1]))
+        if pixels.dtype.name in ("uint8", "uint16") and not data_units:
+            return cls(0.0, float(2 ** (8 * pixels.dtype.itemsize) - 1))
+        values = pixels if known is None else pixels[known]
+        if math.prod(values.shape) == 0:
+            raise InputError("The image has no known pixel, so that its range is unknown; "
+                             "give a mask with some white in it.")
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError("The image holds NaN or infinite values among its known pixels; replace or mask them.")
+        if low == high:
+            high = max(low + 1.0, math.nextafter(low, math.inf))
+        return cls(low, high)
+
+    @property
+    def span(self) -> float:
+        """Data units per unit: multiply by it what is a difference (sigma), not a value."""
+        return self.high - self.low
+
+    def to_unit(self, pixels: Any) -> Any:
+        """Float32 array of the pixels' shape: low maps to 0, high to 1, nothing is clipped; NaN (missing) gives 0."""
+        xp = namespace(pixels)
+        unit = xp.empty(pixels.shape, dtype=xp.float32)
+        for rows in _blocks(pixels.shape):
+            block = (pixels[rows].astype(xp.float64) - self.low) / self.span
+            unit[rows] = xp.where(xp.isnan(block), 0.0, block).astype(xp.float32)
+        return unit
+
+    def from_unit(self, unit: Any, dtype: Any) -> Any:
+        """Array of `dtype` in data units: integers rounded to nearest (half to even) and clipped to the dtype's
+        range, floats not clipped."""
+        xp = namespace(unit)
+        dtype = xp.dtype(dtype)
+        values = xp.empty(unit.shape, dtype=dtype)
+        limits = _integer_limits(xp, dtype)
+        for rows in _blocks(unit.shape):
+            block = unit[rows].astype(xp.float64) * self.span + self.low
+            if limits is not None:
+                block = xp.clip(xp.rint(block), *limits)
+            values[rows] = block.astype(dtype)
+        return values
+
+    def to_dict(self) -> dict[str, float]:
+        """{"low": ..., "high": ...}, for records."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, float]) -> "ValueMap":
+        """The map that `to_dict` wrote."""
+        return cls(float(record["low"]), float(record["high"]))
+
+
+def namespace(array: Any) -> Any:
+    """The module whose functions work on `array`: the array API's answer, else the package of its type."""
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__()
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def _integer_limits(xp: Any, dtype: Any) -> tuple[float, float] | None:
+    if dtype.kind not in "iu":
+        return None
+    info = xp.iinfo(dtype)
+    low, high = float(info.min), float(info.max)
+    # 2^63 - 1 and 2^64 - 1 round up in float64, past what the cast can take.
+    return low, high if int(high) <= int(info.max) else math.nextafter(high, 0.0)
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield slice(start, start + rows)

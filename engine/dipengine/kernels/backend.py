@@ -1,0 +1,70 @@
+"""Which kernels run: the native C++ core where it is built, else their plain twins in PyTorch (or NumPy)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dipengine.errors import DeviceError, InputError
+
+try:
+    from dipengine import _native as native
+except ImportError as _error:
+    native = None
+    _reason = str(_error)
+else:
+    _reason = ""
+
+BUILD_COMMAND = "pip install --force-reinstall --no-deps dipengine   (or, in a source tree: pip install -e .)"
+KERNELS = ("auto", "native", "torch")
+_ORDER = ("portable", "avx2", "avx512", "avx512bf16")
+
+
+def native_available() -> bool:
+    """True where the compiled module `dipengine._native` can be imported."""
+    return native is not None
+
+
+def native_error() -> str:
+    """Why the compiled module cannot be imported; empty where it can."""
+    return _reason
+
+
+def resolve(kernels: str) -> str:
+    """ "native" or "torch" for "auto", "native" or "torch".
+
+    Raises DeviceError when native kernels are asked for and not built, InputError for another word.
+    """
+    if kernels not in KERNELS:
+        raise InputError(f"There are no kernels {kernels!r}; choose auto, native or torch.")
+    if kernels == "native" and native is None:
+        raise DeviceError(f"The native core is not built ({_reason}); build it with: {BUILD_COMMAND}")
+    if kernels == "auto":
+        return "torch" if native is None else "native"
+    return kernels
+
+
+def build_info() -> dict[str, Any]:
+    """What the native core was built from: version, abi_version, compiler, build_type, instruction_sets_built (list),
+    cuda (in words); and instruction_set, the one in use. Raises DeviceError where it is not built."""
+    resolve("native")
+    return {**native.build_info(), "instruction_set": native.cpu_isa()}
+
+
+def instruction_set() -> str:
+    """The instruction set of the native core in use ("none" where it is not built): the CPU's best, or DIPENGINE_ISA."""
+    return native.cpu_isa() if native is not None else "none"
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """All instruction sets that native kernels may use here, lowest first; empty where the core is not built."""
+    if native is None:
+        return ()
+    return _ORDER[: _ORDER.index(native.cpu_isa()) + 1]
+
+
+
+def set_threads(threads: int) -> None:
+    """Give this process's native ops `threads` threads (1 to 1024), the calling one counted. No bit depends on it."""
+    from dipengine.kernels import pool
+
+    pool.set_threads(threads)

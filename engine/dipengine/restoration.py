@@ -1,0 +1,166 @@
+"""From an image to a restored one: value map, task, preset, fit, delivery, record. Command line and Python both end here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dipengine.errors import InputError
+from dipengine.export.generator_file import FittedGenerator
+from dipengine.fitting import metrics
+from dipengine.fitting.device import Placement, place, set_threads
+from dipengine.fitting.progress import ProgressCallback
+from dipengine.fitting.record import make_record
+from dipengine.fitting.run import History, Outcome, run
+from dipengine.fitting.settings import Settings
+from dipengine.images import Image, ValueMap
+from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
+from dipengine.tasks.presets import preset_named
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A restored image with what led to it."""
+
+    pixels: np.ndarray  # [H, W, C], the input's dtype and units
+    alpha: np.ndarray | None  # [H, W], or None
+    scale: int  # output size over input size
+    history: History
+    generator: FittedGenerator
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first iteration."""
+
+    problem: Problem
+    recipe: Recipe
+    stop: str
+    values: ValueMap
+    placement: Placement
+
+
+def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settings: Settings) -> Plan:
+    """Decide value map, problem, recipe, stop rule and placement. Raises InputError or DeviceError."""
+    preset = preset_named(settings.preset)
+    mask = options.get("mask")
+    known = image.known
+    if mask is not None and mask.shape == image.pixels.shape[:2]:
+        # A float image's range is that of its known pixels: what hides under the mask must not stretch it.
+        known = (known if known is not None else True) & (~mask if options.get("invert_mask") else mask)
+        if not known.any():
+            raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
+    values = ValueMap.for_image(
+        image.pixels, known, settings.value_range, data_units=image.in_data_units
+    )
+    data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
+    problem = task_named(task).problem(data, settings.preset, **options)
+    recipe = apply_overrides(
+        apply_preset(problem.recipe, settings.preset),
+        iterations=settings.iterations,
+        levels=settings.levels,
+        channels=settings.channels,
+        skips=settings.skips,
+        upsample=settings.upsample,
+    )
+    return Plan(problem, recipe, settings.stop or preset.stop, values, place(settings))
+
+
+def restore_image(
+    image: Image,
+    task: str,
+    options: Mapping[str, Any],
+    settings: Settings,
+    *,
+    truth: Image | None = None,
+    progress: ProgressCallback | None = None,
+    keep_on_interrupt: bool = False,
+    plan: Plan | None = None,
+) -> Restoration:
+    """Restore one image.
+
+    `options` are the task's own (`Task.options`, masks as bool arrays); `truth` is measured against and never fitted to.
+    Raises InputError for wrong options, DeviceError for a device that is not here, FitError for a fit beyond repair.
+    """
+    plan = plan or plan_restoration(image, task, options, settings)
+    problem, values = plan.problem, plan.values
+    truth_unit = None
+    if truth is not None:
+        wanted = (*problem.output_shape, image.pixels.shape[2])
+        if truth.pixels.shape != wanted:
+            raise InputError(
+                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(wanted)}; "
+                f"they must agree in size and channels."
+            )
+        truth_unit = values.to_unit(truth.pixels)
+    set_threads(plan.placement)
+    fit, outcome = run(
+        problem,
+        plan.recipe,
+        stop=plan.stop,
+        seed=settings.seed,
+        placement=plan.placement,
+        truth=truth_unit,
+        progress=progress,
+        keep_on_interrupt=keep_on_interrupt,
+    )
+    pixels = values.from_unit(outcome.image, image.pixels.dtype)
+    if problem.keep_known and problem.known is not None:
+        pixels = np.where(problem.known[:, :, None], image.pixels, pixels)
+    generator = FittedGenerator(
+        task=task,
+        architecture=fit.recipe.generator,
+        parameters=outcome.weights,
+        code=fit.code,
+        canvas=fit.canvas,
+        crop=problem.output_shape,
+        values=values,
+        dtype=str(image.pixels.dtype),
+        delivered=outcome.image,
+        source_sha256=image.sha256,
+        iteration=outcome.best_iteration,
+        seed=settings.seed,
+    )
+    measured = _measure(pixels, image, truth, values) if truth is not None else {}
+    record = make_record(image, task, settings, plan, fit, outcome, measured)
+    return Restoration(pixels, _delivered_alpha(image, problem), problem.scale, outcome.history, generator, record)
+
+
+def _measure(pixels: np.ndarray, image: Image, truth: Image, values: ValueMap) -> dict[str, float | None]:
+    """PSNR and SSIM of what is delivered, after rounding to the input's dtype, as anybody would find them in the file."""
+    span = values.span
+    same_size = image.pixels.shape == truth.pixels.shape
+    return {
+        "psnr_input": metrics.psnr(image.pixels, truth.pixels, span) if same_size and image.known is None else None,
+        "psnr": metrics.psnr(pixels, truth.pixels, span),
+        "ssim": metrics.ssim(pixels, truth.pixels, span),
+    }
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} pixels with {shape[2]} channel(s)"
+
+
+def _unit_alpha(image: Image) -> np.ndarray | None:
+    """Transparency, float32 [H, W]: 0 clear, 1 opaque."""
+    if image.alpha is None:
+        return None
+    dtype = image.alpha.dtype
+    opaque = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    return image.alpha.astype(np.float32) / np.float32(opaque)
+
+
+def _delivered_alpha(image: Image, problem: Problem) -> np.ndarray | None:
+    """The input's transparency, enlarged with the image; none where it told what to fill in."""
+    if image.alpha is None or problem.fills_alpha:
+        return None
+    if problem.scale == 1:
+        return image.alpha
+    from dipengine.images.resizing import enlarge
+
+    return enlarge(image.alpha, problem.scale)

@@ -1,0 +1,72 @@
+"""Builds the Python package: setuptools for the Python files, CMake for the compiled module `dipengine._native`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "engine/dipengine/_version.py").read_text()).group(1)
+
+
+class BuildWithCMake(build_ext):
+    """Configure and build CMakeLists.txt; the module goes where setuptools wants it (in place for an editable install).
+
+    CMAKE_ARGS in the environment is passed on, for instance -DDIPENGINE_CUDA=ON.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        configure = [
+            "cmake", "-S", str(ROOT), "-B", str(build), *generator, "-DDIPENGINE_PYTHON=ON",
+            f"-DDIPENGINE_MODULE_DIR={module.parent}", f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}", *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        self._run(configure)
+        self._run(["cmake", "--build", str(build), "--target", "_native", "--parallel", str(os.cpu_count() or 1)])
+
+    def _run(self, command: list[str]) -> None:
+        # Quiet unless it fails; then everything.
+        environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        if result.returncode != 0 or self.verbose > 1:
+            print(result.stdout, file=sys.stderr)
+        if result.returncode != 0:
+            raise SystemExit(f"Building the native core failed in: {' '.join(command)}")
+
+
+FITTING = ["torch>=2.9", "onnx"]
+
+setup(
+    name="dipengine",
+    version=VERSION,
+    description="Deep image prior, fast enough to be a tool: denoising, super-resolution, inpainting with no training data",
+    long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "bindings/third_party/dlpack/README.md"],
+    python_requires=">=3.11",
+    package_dir={"": "engine"},
+    packages=find_packages("engine"),
+    ext_modules=[Extension("dipengine._native", sources=[])],
+    cmdclass={"build_ext": BuildWithCMake},
+    entry_points={"console_scripts": ["dipengine = dipengine.cli.main:main"]},
+    install_requires=["numpy>=1.26", "pyvips[binary]>=3.0", "safetensors>=0.4", "tqdm>=4.60"],
+    extras_require={
+        "cpu": [*FITTING, "onnxruntime"],
+        "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
+        "render": ["onnxruntime"],
+        "astro": ["astropy"],
+        "test": ["pytest", "hypothesis", "scikit-image", "astropy", "pillow"],
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,30 @@
+"""Shared by all tests: a small picture with its damaged versions, and the quickest settings that still fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+# A network that fits something within a second; what it restores is not judged.
+TINY = {"channels": 8, "levels": 2, "iterations": 12, "stop": "fixed", "threads": 1}
+
+
+def synthetic_picture(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Smooth shades with an edge and a disc, float64 [H, W, C] in [0, 1]."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    shade = 0.3 + 0.4 * x + 0.2 * np.sin(6 * y)
+    disc = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.04) * 0.3
+    planes = [np.clip(shade * (1 - 0.2 * c) + disc * (c % 2), 0, 1) for c in range(channels)]
+    return np.stack(planes, axis=-1)
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """uint8 [40, 52, 3]: sides that no power of two divides."""
+    return np.rint(synthetic_picture(40, 52) * 255).astype(np.uint8)
+
+
+@pytest.fixture
+def noisy(picture: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 25, picture.shape)
+    return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)

@@ -1,0 +1,204 @@
+"""The command line as a user meets it: outputs, records, exit statuses, one-sentence errors, nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dipengine.cli.main import main
+from dipengine.images import Image, read_image, write_image
+
+QUICK = ["--channels", "8", "--levels", "2", "--iterations", "12", "--stop", "fixed", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture
+def folder(tmp_path, noisy, picture):
+    """noisy.png, truth.png and mask.png (white = known)."""
+    mask = np.full((*noisy.shape[:2], 1), 255, np.uint8)
+    mask[10:20, 10:30] = 0
+    for name, pixels in (("noisy", noisy), ("truth", picture), ("mask", mask)):
+        write_image(tmp_path / f"{name}.png", pixels, Image(pixels))
+    return tmp_path
+
+
+def run(*arguments) -> int:
+    """Exit status of the command line, whether argparse or dipengine ends it."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return leaving.code
+
+
+def files(folder) -> set[str]:
+    return set(os.listdir(folder))
+
+
+def test_denoise_writes_image_record_and_generator(folder, capsys):
+    status = run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--sigma", "25", "--truth",
+                 folder / "truth.png", "--record", folder / "r.json", "--generator", folder / "g.safetensors", *QUICK)
+    assert status == 0
+    assert read_image(folder / "out.png").pixels.shape == read_image(folder / "noisy.png").pixels.shape
+    record = json.loads((folder / "r.json").read_text())
+    wanted = {
+        "format", "task", "preset", "parameters", "value_map", "iterations", "stop_reason", "rollbacks", "seconds",
+        "seconds_per_iteration", "loss", "psnr_input", "psnr", "ssim", "device", "precision", "kernels", "seed",
+        "peak_memory_bytes", "version",
+    }
+    assert wanted <= set(record)
+    assert record["input"]["sha256"] == read_image(folder / "noisy.png").sha256
+    assert record["parameters"]["sigma"] == 25
+    assert (folder / "g.safetensors").stat().st_size > 1000
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "verb, extra, shape",
+    [
+        ("dejpeg", [], (40, 52, 3)),
+        ("superres", ["--factor", "2"], (80, 104, 3)),
+        ("inpaint", ["--mask", "mask.png"], (40, 52, 3)),
+        ("inpaint", ["--random-missing", "0.5"], (40, 52, 3)),
+        ("inpaint", ["--mask", "mask.png", "--invert-mask", "--recipe", "text"], (40, 52, 3)),
+    ],
+)
+def test_every_task_from_the_command_line(folder, verb, extra, shape):
+    extra = [folder / word if word.endswith(".png") else word for word in extra]
+    assert run(verb, folder / "noisy.png", "-o", folder / "out.tif", *extra, *QUICK) == 0
+    assert read_image(folder / "out.tif").pixels.shape == shape
+
+
+def test_the_truth_leaves_the_bytes_of_the_output_alone(folder):
+    for name, extra in (("blind", []), ("seeing", ["--truth", folder / "truth.png"])):
+        assert run("denoise", folder / "noisy.png", "-o", folder / f"{name}.png", *extra, *QUICK) == 0
+    assert (folder / "blind.png").read_bytes() == (folder / "seeing.png").read_bytes()
+
+
+def test_sixteen_bits_come_back_with_their_low_bits_alive(folder, picture):
+    deep = (picture.astype(np.uint16) << 8) + np.arange(picture.size, dtype=np.uint16).reshape(picture.shape) % 256
+    write_image(folder / "deep.png", deep, Image(deep))
+    assert run("denoise", folder / "deep.png", "-o", folder / "out.png", *QUICK) == 0
+    out = read_image(folder / "out.png").pixels
+    assert out.dtype == np.uint16
+    assert len(np.unique(out & 255)) > 200
+
+
+def test_transparency_survives(folder, picture):
+    alpha = np.full(picture.shape[:2], 255, np.uint8)
+    alpha[:5] = 7
+    write_image(folder / "a.png", picture, Image(picture), alpha=alpha)
+    assert run("denoise", folder / "a.png", "-o", folder / "out.png", *QUICK) == 0
+    np.testing.assert_array_equal(read_image(folder / "out.png").alpha, alpha)
+    assert run("superres", folder / "a.png", "-o", folder / "big.png", "--factor", "2", *QUICK) == 0
+    assert read_image(folder / "big.png").alpha.shape == (80, 104)
+
+
+def test_inpainting_by_transparency_gives_an_opaque_image(folder, picture):
+    alpha = np.full(picture.shape[:2], 255, np.uint8)
+    alpha[5:15, 5:15] = 0
+    write_image(folder / "a.png", picture, Image(picture), alpha=alpha)
+    assert run("inpaint", folder / "a.png", "-o", folder / "out.png", *QUICK) == 0
+    assert read_image(folder / "out.png").alpha is None
+    assert run("inpaint", folder / "a.png", "-o", folder / "out.jpg", *QUICK) == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["denoise", "missing.png", "-o", "out.png"], "missing.png"),
+        (["denoise", "empty.png", "-o", "out.png"], "empty"),
+        (["denoise", "text.png", "-o", "out.png"], "text.png"),
+        (["denoise", "cut.png", "-o", "out.png"], "cut.png"),
+        (["denoise", ".", "-o", "out.png"], "folder"),
+        (["denoise", "noisy.png", "-o", "nowhere/out.png"], "folder"),
+        (["denoise", "noisy.png", "-o", "out.xyz"], "xyz"),
+        (["denoise", "noisy.png", "-o", "out.png", "--sigma", "-3"], "sigma"),
+        (["denoise", "noisy.png", "-o", "out.png", "--device", "cuda:9"], "cuda:9"),
+        (["denoise", "noisy.png", "-o", "out.png", "--iterations", "0"], "iterations"),
+        (["denoise", "noisy.png", "-o", "noisy.png"], "named twice"),
+        (["denoise", "noisy.png", "-o", "out.png", "--record", "out.txt"], ".json"),
+        (["denoise", "noisy.png", "-o", "out.png", "--record", "nowhere/r.json"], "folder"),
+        (["denoise", "noisy.png", "-o", "out.png", "--max-pixels", "100"], "pixels"),
+        (["denoise", "noisy.png", "-o", "out.png", "--truth", "small.png"], "truth"),
+        (["denoise", "noisy.png", "-o", "out.png", "--range", "5,5"], "range"),
+        (["denoise", "noisy.png", "-o", "out.png", "--upsample", "cubic"], "nearest"),
+        (["denoise", "noisy.png"], "-o"),
+        (["superres", "noisy.png", "-o", "out.png", "--factor", "0"], "factor"),
+        (["superres", "noisy.png", "-o", "out.png"], "factor"),
+        (["inpaint", "noisy.png", "-o", "out.png"], "missing"),
+        (["inpaint", "noisy.png", "-o", "out.png", "--mask", "small.png"], "small.png"),
+        (["inpaint", "noisy.png", "-o", "out.png", "--mask", "black.png"], "known"),
+        (["colourise", "noisy.png"], "colourise"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_use_is_one_sentence_status_two_and_nothing_written(folder, words, message, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("this is not a picture")
+    (folder / "cut.png").write_bytes((folder / "noisy.png").read_bytes()[:700])
+    for name, value in (("small", 255), ("black", 0)):
+        pixels = np.full((40, 52, 1) if name == "black" else (5, 5, 1), value, np.uint8)
+        write_image(folder / f"{name}.png", pixels, Image(pixels))
+    before = files(folder)
+    restores = len(words) > 1 and words[0] != "colourise"
+    assert run(*words, *(QUICK[:-1] if restores and "--iterations" not in words else [])) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("dipengine")
+    assert files(folder) == before
+
+
+def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
+    fits = pytest.importorskip("astropy.io.fits")
+    tifffile = pytest.importorskip("tifffile")
+    values = np.linspace(0, 100, 40 * 52, dtype=np.float32).reshape(40, 52)
+    values[3, 4] = np.nan
+    tifffile.imwrite(folder / "nan.tif", values)
+    assert run("denoise", folder / "nan.tif", "-o", folder / "out.tif", *QUICK) == 2
+    fits.writeto(folder / "nan.fits", values)
+    assert run("denoise", folder / "nan.fits", "-o", folder / "out.fits", *QUICK) == 0
+    assert np.isfinite(fits.getdata(folder / "out.fits")).all()
+
+
+def test_quiet_silences_progress_but_not_errors(folder, capfd):
+    assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", *QUICK) == 0
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out == ""
+    assert run("denoise", folder / "gone.png", "-o", folder / "out.png", *QUICK) == 2
+    assert "gone.png" in capfd.readouterr().err
+
+
+def test_ctrl_c_writes_what_there_is(folder):
+    command = [sys.executable, "-m", "dipengine", "denoise", "noisy.png", "-o", "out.png", "--channels", "8", "--levels",
+               "2", "--iterations", "1000000", "--threads", "1", "--record", "r.json", "--stop", "fixed"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
+    # The progress bar says when the fit has begun.
+    seen = b""
+    while b"loss=" not in seen:
+        seen += os.read(process.stderr.fileno(), 4096)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert read_image(folder / "out.png").pixels.shape == (40, 52, 3)
+    record = json.loads((folder / "r.json").read_text())
+    assert record["stop_reason"] == "interrupted" and record["iterations"] > 0
+
+
+def test_doctor_reports_and_names_remedies(capsys):
+    status = run("doctor")
+    out = capsys.readouterr().out
+    assert "dipengine" in out and "PyTorch" in out and "instruction set" in out and "CUDA" in out
+    assert status == 0
+
+
+def test_help_names_every_task(capsys):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    for verb in ("denoise", "dejpeg", "superres", "inpaint", "doctor"):
+        assert verb in out

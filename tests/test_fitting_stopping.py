@@ -1,0 +1,77 @@
+"""ES-EMV keeps the state at a minimum of the variance, not at its start, and waits as long as its patience says."""
+
+import numpy as np
+import pytest
+
+import dipengine
+from conftest import TINY
+from dipengine.fitting.stopping import StopRule, VarianceWatch
+
+
+def follow(variances, ceiling, decay=0.99):
+    """Feed a sequence; return (iteration stopped or None, iteration kept last or None)."""
+    watch = VarianceWatch(StopRule.for_run(ceiling, decay))
+    kept = None
+    for iteration, variance in enumerate(variances, 1):
+        watch.note(iteration, variance)
+        if watch.worth_keeping(iteration):
+            kept = iteration
+        if watch.exhausted(iteration):
+            return iteration, kept
+    return None, kept
+
+
+def test_stops_one_patience_after_the_minimum_and_keeps_the_average_centred_on_it():
+    iterations = np.arange(1, 1001)
+    stopped, kept = follow((iterations - 400) ** 2 + 1.0, 1000)
+    assert stopped == 400 + StopRule.for_run(1000, 0.99).patience
+    assert kept == 400 + 100
+
+
+def test_without_an_average_the_minimum_itself_is_kept():
+    iterations = np.arange(1, 1001)
+    assert follow((iterations - 400) ** 2 + 1.0, 1000, decay=None)[1] == 400
+
+
+def test_the_variance_of_the_first_frames_is_not_a_minimum():
+    # V starts at 0: without the warm-up guard the first frame would win.
+    iterations = np.arange(1, 1001)
+    variances = np.where(iterations < 50, 0.0, (iterations - 500.0) ** 2 + 1)
+    assert follow(variances, 1000, decay=None)[1] == 500
+
+
+def test_a_variance_that_keeps_falling_runs_to_the_ceiling():
+    stopped, kept = follow(1.0 / np.arange(1, 601), 600, decay=None)
+    assert stopped is None and kept == 600
+
+
+@pytest.mark.parametrize("ceiling", [1, 2, 30])
+def test_the_shortest_runs_end_at_their_ceiling_at_the_latest(ceiling):
+    stopped, _ = follow(np.ones(ceiling), ceiling)
+    assert stopped is None or stopped <= ceiling
+
+
+def test_the_kept_state_is_never_beyond_the_patience():
+    for ceiling in (10, 100, 300, 1000):
+        rule = StopRule.for_run(ceiling, 0.99)
+        assert rule.lag <= rule.patience
+
+
+def test_patience_scales_with_the_ceiling():
+    assert StopRule.for_run(6000, 0.99).patience == 10 * StopRule.for_run(600, 0.99).patience
+
+
+def test_known_noise_stops_by_discrepancy_at_the_residual_of_the_noise(picture):
+    noisy = np.clip(picture + np.random.default_rng(0).normal(0, 25, picture.shape), 0, 255).astype(np.float32)
+    settings = {**TINY, "channels": 16, "iterations": 600, "stop": "auto", "value_range": (0, 255)}
+    result = dipengine.denoise(noisy, sigma=25, **settings)
+    assert result.record["stop_reason"] == "discrepancy"
+    residual = np.mean((result.image - noisy) ** 2)
+    assert 0.9 * 25**2 < residual <= 25**2 * 1.0001
+
+
+def test_auto_stop_ends_before_its_ceiling_and_says_so(noisy):
+    settings = {**TINY, "channels": 16, "iterations": 1000, "stop": "auto"}
+    result = dipengine.denoise(noisy, **settings)
+    assert result.record["stop_reason"] == "variance"
+    assert result.record["delivered_iteration"] < result.record["iterations"] < 1000
