@@ -13,6 +13,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "engine/dipengine/_version.py").read_text()).group(1)
 
+# The environment's own tools come last: in an isolated build, pip has put those of the build requirements first.
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+
 
 class BuildWithCMake(build_ext):
     """Configure and build CMakeLists.txt; the module goes where setuptools wants it (in place for an editable install).
@@ -25,22 +28,27 @@ class BuildWithCMake(build_ext):
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         module.parent.mkdir(parents=True, exist_ok=True)
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        configure = [
+        # A cache from an isolated build names tools in a folder that is gone.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
+        self._run([
             "cmake", "-S", str(ROOT), "-B", str(build), *generator, "-DDIPENGINE_PYTHON=ON",
             f"-DDIPENGINE_MODULE_DIR={module.parent}", f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}", *os.environ.get("CMAKE_ARGS", "").split(),
-        ]
-        self._run(configure)
+        ])
         self._run(["cmake", "--build", str(build), "--target", "_native", "--parallel", str(os.cpu_count() or 1)])
 
     def _run(self, command: list[str]) -> None:
         # Quiet unless it fails; then everything.
-        environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        if result.returncode != 0 or self.verbose > 1:
-            print(result.stdout, file=sys.stderr)
+        tool = shutil.which(command[0], path=SEARCH_PATH)
+        if tool is None:
+            raise SystemExit(f"{command[0]} was not found; install it with: pip install cmake ninja pybind11")
+        result = subprocess.run(
+            [tool, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"PATH": SEARCH_PATH},
+        )
         if result.returncode != 0:
+            print(result.stdout, file=sys.stderr)
             raise SystemExit(f"Building the native core failed in: {' '.join(command)}")
 
 
@@ -66,7 +74,7 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
         "render": ["onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "scikit-image", "astropy", "pillow"],
+        "test": ["pytest", "hypothesis", "scikit-image", "astropy", "pillow", "cmake", "ninja"],
     },
     zip_safe=False,
 )

@@ -54,12 +54,21 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
   return api;
 }
 
+// __dlpack__ refuses a tensor that autograd watches; the exchange table hands it out. Reading it does no harm.
+bool requires_grad(py::handle object) {
+  const py::object flag = py::getattr(object, "requires_grad", py::none());
+  return flag.ptr() == Py_True;
+}
+
 }  // namespace
 
 Tensor::Tensor(py::handle object, const char* name, Access access) : name_(name) {
   const DLPackExchangeAPI* exchange = exchange_of(Py_TYPE(object.ptr()));
   if (exchange != nullptr) {
     if (exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor_) != 0) throw py::error_already_set();
+    if (access == Access::write && requires_grad(object)) {
+      raise("InputError", "The tensor '%s' requires grad, so it cannot be written in place; detach it.", name_);
+    }
   } else {
     take_capsule(object, access);
   }
@@ -115,6 +124,7 @@ int64_t Tensor::count() const {
 }
 
 bool Tensor::contiguous_from(int first) const {
+  if (count() == 0) return true;  // strides of an empty tensor mean nothing
   int64_t expected = 1;
   for (int i = tensor_.ndim - 1; i >= first; --i) {
     if (tensor_.shape[i] != 1 && stride(i) != expected) return false;

@@ -1,6 +1,6 @@
 // One tile of masked_mse on a CPU; compiled once per instruction set, and in float64 for the portable one.
 //
-// A row is taken in chunks of 256 elements, which stay in the first-level cache while a series of short loops, one for
+// A row is taken in chunks of 240 elements, which stay in the first-level cache while a series of short loops, one for
 // each thing asked for, goes over them: every loop is free of branches and vectorises, and no combination of options
 // needs a kernel of its own. Memory is read and written once: with everything on, 20 bytes read and 16 written per
 // element in float32, some 30 floating-point operations.
@@ -14,9 +14,9 @@
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 namespace {
 
-constexpr int kChunk = 256;
+constexpr int kChunk = 240;  // a multiple of the lanes, and of 2, 3 and 4 channels
 constexpr int kLanes = 16;
-static_assert(kChunk % kLanes == 0, "a chunk begins at lane 0");
+static_assert(kChunk % kLanes == 0 && kMaskedMseTileElements % kChunk == 0, "a chunk begins at lane 0");
 
 void load(const float* __restrict from, float* __restrict to, int n) {
   for (int i = 0; i < n; ++i) to[i] = from[i];
@@ -38,6 +38,14 @@ void store(const double* __restrict from, double* __restrict to, int n) {
   for (int i = 0; i < n; ++i) to[i] = from[i];
 }
 #endif
+
+// weights[i] = mask[i / repeat], a chunk's part: begins at a whole pixel
+template <int repeat, typename Real>
+void repeat_weights(const Real* __restrict mask, Real* __restrict weights, int pixels) {
+  for (int i = 0; i < pixels; ++i) {
+    for (int channel = 0; channel < repeat; ++channel) weights[repeat * i + channel] = mask[i];
+  }
+}
 
 // x = sigmoid(x), slope = its derivative
 template <typename Real>
@@ -103,18 +111,14 @@ struct Tile {
 
   void load_weights(int64_t outer, int64_t row, int64_t start, int n) {
     const Real* mask = at<const Real>(p.mask, outer, row);
-    if (p.mask_repeat == 1) {
-      load(mask + start, s.weight, n);
-      return;
+    switch (p.mask_repeat) {  // the usual numbers of channels, vectorised
+      case 1: return load(mask + start, s.weight, n);
+      case 2: return repeat_weights<2>(mask + start / 2, s.weight, n / 2);
+      case 3: return repeat_weights<3>(mask + start / 3, s.weight, n / 3);
+      case 4: return repeat_weights<4>(mask + start / 4, s.weight, n / 4);
+      default: break;
     }
-    int64_t index = start / p.mask_repeat, used = start % p.mask_repeat;
-    for (int i = 0; i < n; ++i) {
-      s.weight[i] = mask[index];
-      if (++used == p.mask_repeat) {
-        used = 0;
-        ++index;
-      }
-    }
+    for (int i = 0; i < n; ++i) s.weight[i] = mask[(start + i) / p.mask_repeat];
   }
 
   void compare_with_target(int64_t outer, int64_t row, int64_t start, int n) {

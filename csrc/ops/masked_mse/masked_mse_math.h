@@ -5,7 +5,9 @@
 
 namespace dipengine {
 
-// Tiles of one fit: whole rows where several fit into kTileElements, pieces of one row where one does not.
+constexpr int64_t kMaskedMseTileElements = 8160;  // at most, in a tile; a multiple of the CPU kernel's chunk
+
+// Tiles of one fit: whole rows where several fit into a tile, pieces of one row where one does not.
 struct MaskedMseTiling {
   int64_t rows_per_tile, row_blocks;  // blocks of rows
   int64_t piece, pieces;              // elements per piece of a row, pieces per row
@@ -13,11 +15,10 @@ struct MaskedMseTiling {
 };
 
 DIPENGINE_HD MaskedMseTiling masked_mse_tiling(int64_t outer, int64_t rows, int64_t inner) {
-  constexpr int64_t kTileElements = 8192;
   MaskedMseTiling t;
-  t.piece = inner < kTileElements ? inner : kTileElements;
+  t.piece = inner < kMaskedMseTileElements ? inner : kMaskedMseTileElements;
   t.pieces = (inner + t.piece - 1) / t.piece;
-  t.rows_per_tile = t.pieces > 1 ? 1 : kTileElements / inner;
+  t.rows_per_tile = t.pieces > 1 ? 1 : kMaskedMseTileElements / inner;
   t.row_blocks = (rows + t.rows_per_tile - 1) / t.rows_per_tile;
   t.tiles = outer * t.row_blocks * t.pieces;
   return t;

@@ -13,10 +13,11 @@ from typing import Any
 from dipengine.cli import arguments
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
+from dipengine.images import MAX_PIXELS
 from dipengine.tasks.base import Task, TaskOption
 from dipengine.tasks.presets import PRESETS
 
-MAX_PIXELS = 200_000_000
+_METAVARS = {"mask": "FILE", int: "N", float: "X", str: "TEXT"}
 
 
 def add_parser(verbs: Any, task: Task) -> None:
@@ -43,7 +44,7 @@ def _add_task_option(group: Any, option: TaskOption) -> None:
         default=option.default,
         choices=option.choices,
         required=option.required,
-        metavar=None if option.choices else option.name.upper(),
+        metavar=None if option.choices else _METAVARS[option.kind],
         help=shown,
     )
 

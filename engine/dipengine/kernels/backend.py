@@ -14,7 +14,7 @@ except ImportError as _error:
 else:
     _reason = ""
 
-BUILD_COMMAND = "pip install --force-reinstall --no-deps dipengine   (or, in a source tree: pip install -e .)"
+BUILD_COMMAND = "pip install --force-reinstall --no-deps -e .   (in the source tree)"
 KERNELS = ("auto", "native", "torch")
 _ORDER = ("portable", "avx2", "avx512", "avx512bf16")
 

@@ -1,0 +1,123 @@
+"""The C++ core by itself: its tests under sanitizers, the installed package in a host, symbols, versions, CUDA option."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dipengine._version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+SEARCH_PATH = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
+CMAKE = shutil.which("cmake", path=SEARCH_PATH)
+CORES = str(os.cpu_count() or 1)
+
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the source tree"),
+    pytest.mark.skipif(CMAKE is None, reason='needs cmake: pip install "dipengine[test]"'),
+]
+
+
+def run(*command: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env=os.environ | {"PATH": SEARCH_PATH} | environment
+    )
+    assert not check or result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result
+
+
+def configure(source: Path, build: Path, *options: str, check: bool = True, **environment: str):
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
+    return run(CMAKE, "-S", source, "-B", build, *generator, *options, check=check, **environment)
+
+
+def build(source: Path, folder: Path, *options: str) -> Path:
+    configure(source, folder, *options)
+    run(CMAKE, "--build", folder, "--parallel", CORES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory) -> Path:
+    """The core built as a C++ host would build it: no Python, no tests."""
+    return build(ROOT, tmp_path_factory.mktemp("core"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_cpp_tests_pass_under_sanitizers(tmp_path, sanitizers):
+    folder = build(ROOT, tmp_path / "build", "-DDIPENGINE_TESTS=ON", f"-DDIPENGINE_SANITIZE={sanitizers}",
+                   "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1")
+    result = run(folder / "tests/cpp/dipengine_tests", UBSAN_OPTIONS="print_stacktrace=1")
+    assert re.search(r"^[3-9]\d tests, 0 failed$", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_installed_package_serves_c_and_cpp_hosts(core, tmp_path):
+    run(CMAKE, "--install", core, "--prefix", tmp_path / "prefix")
+    host = build(ROOT / "tests/cpp/host", tmp_path / "host", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+    drawn = [np.float32(word) for word in run(host / "host_c").stdout.split()]
+    from dipengine.kernels import philox
+
+    assert drawn == list(philox.uniform(42, 0, 0, 3, kernels="torch"))
+    version, parameter, isa = run(host / "host_cpp", DIPENGINE_ISA="portable").stdout.split()
+    assert (version, isa) == (__version__, "portable")
+    assert float(parameter) == pytest.approx(0.75)  # Adam's first step is lr times the gradient's sign
+
+
+def test_library_has_a_soname_of_its_abi_and_exports_its_own_functions_alone(core):
+    header = (ROOT / "csrc/include/dipengine/dipengine.h").read_text()
+    abi = re.search(r"#define DIPENGINE_ABI_VERSION (\d+)", header).group(1)
+    library = core / f"libdipengine.so.{__version__}"
+    assert f"libdipengine.so.{abi}]" in run("readelf", "-d", library).stdout
+    exported = [line.split()[-1] for line in run("nm", "-D", "--defined-only", library).stdout.splitlines()]
+    assert len(exported) > 10 and all(name.startswith("dipengine_") for name in exported)
+
+
+def test_kernels_share_no_symbol_between_instruction_sets(core):
+    # A weak (inline) function compiled for AVX-512 could be the copy that the linker keeps for everybody.
+    objects = [path for path in core.rglob("*_cpu.cpp.o")]
+    assert objects
+    for path in objects:
+        symbols = [line.split() for line in run("nm", path).stdout.splitlines()]
+        assert not [words for words in symbols if words[-2] in "WVu"], path
+
+
+def test_cuda_on_without_a_compiler_fails_with_the_remedy(tmp_path):
+    result = configure(ROOT, tmp_path, "-DDIPENGINE_CUDA=ON", "-DCMAKE_CUDA_COMPILER=", check=False, CUDACXX="/nonexistent/nvcc")
+    message = " ".join(result.stderr.split())
+    assert result.returncode != 0
+    assert "no working CUDA compiler was found; install the CUDA toolkit" in message
+
+
+def test_an_unknown_cuda_option_is_refused(tmp_path):
+    result = configure(ROOT, tmp_path, "-DDIPENGINE_CUDA=MAYBE", check=False)
+    assert result.returncode != 0 and "takes AUTO, ON or OFF" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_formulas_compile_for_cuda_devices(tmp_path):
+    formulas = sorted((ROOT / "csrc").rglob("*_math.h")) + [
+        path for path in sorted((ROOT / "csrc/math").glob("*.h")) if path.name != "host_device.h"
+    ]
+    includes = "\n".join(f'#include "{path.relative_to(ROOT / "csrc")}"' for path in formulas)
+    source = tmp_path / "formulas.cu"
+    source.write_text(f"""{includes}
+__global__ void formulas(float* out, unsigned i) {{
+  const dipengine::PhiloxBlock b = dipengine::philox_block({{i, 1, 2}}, i);
+  const dipengine::NormalPair n = dipengine::normal_pair(b.w0, b.w1);
+  const dipengine::Sigmoid<float> s = dipengine::sigmoid(n.even);
+  const auto scalars = dipengine::adam_scalars<float>(i, 0.01, 0.9, 0.999, 1e-8);
+  float m = n.odd, v = s.slope;
+  out[i] = dipengine::adam_update(scalars, s.value, dipengine::float_from_bf16(dipengine::bf16_from_float(m)), m, v);
+  out[i] += dipengine::weighted_square(m, v) + dipengine::masked_mse_tiling(1, i, 3).tiles;
+}}
+""")
+    run("nvcc", "-std=c++17", "-fmad=false", "-arch=compute_80", "-ptx", "-I", ROOT / "csrc", source, "-o", tmp_path / "formulas.ptx")
+    assert "fma.rn.f32" in (tmp_path / "formulas.ptx").read_text()
