@@ -33,9 +33,10 @@ $(VENV)/built: $(VENV)/torch $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e ".[cpu]"
 	touch $@
 
-$(VENV)/tested-with: $(VENV)/built
+# One build serves both: whoever asks for the tests' environment first has the demo's too.
+$(VENV)/tested-with: $(VENV)/torch $(SOURCES)
 	$(PIP) install -q -c constraints.txt -e ".[cpu,test,astro]"
-	touch $@
+	touch $(VENV)/built $@
 
 clean:
 	rm -rf $(VENV) build dist demo/out engine/dipengine/_native*.so engine/*.egg-info

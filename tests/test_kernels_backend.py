@@ -45,17 +45,17 @@ def test_the_environment_caps_the_instruction_set():
 
 def test_the_pool_has_the_threads_asked_for():
     try:
-        backend.set_threads(3)
+        pool.set_threads(3)
         assert pool.get().threads == 3
         with pytest.raises(InputError):
-            backend.set_threads(0)
+            pool.set_threads(0)
     finally:
-        backend.set_threads(2)
+        pool.set_threads(2)
 
 
 def test_a_forked_child_makes_its_own_pool():
     code = (
-        "import os\nfrom dipengine.kernels import philox, pool, backend\nbackend.set_threads(2)\n"
+        "import os\nfrom dipengine.kernels import philox, pool\npool.set_threads(2)\n"
         "first = philox.uniform(1, 2, 3, 100000, kernels='native')\nchild = os.fork()\n"
         "if child == 0:\n    second = philox.uniform(1, 2, 3, 100000, kernels='native')\n"
         "    os._exit(0 if (first == second).all() and pool.get().threads >= 1 else 1)\n"

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dipengine.errors import InputError  # noqa: E402
-from dipengine.kernels import backend  # noqa: E402
+from dipengine.kernels import backend, pool  # noqa: E402
 from dipengine.kernels.masked_mse import OutputStatistics, masked_mse, track  # noqa: E402
 
 BOTH = pytest.mark.parametrize("kernels", ["native", "torch"])
@@ -167,13 +167,13 @@ def test_native_bits_do_not_depend_on_threads_or_instruction_set():
         for isa in ("portable", "avx2", "avx512"):
             for threads in (1, 2, 5):
                 backend.native.set_cpu_isa(isa)
-                backend.set_threads(threads)
+                pool.set_threads(threads)
                 statistics = OutputStatistics(3, 127, 101)
                 loss, gradient = evaluate(raw, target, known, (127, 101), "native", statistics=statistics)
                 results.append((loss, gradient, statistics.average))
     finally:
         backend.native.set_cpu_isa(None)
-        backend.set_threads(2)
+        pool.set_threads(2)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
 

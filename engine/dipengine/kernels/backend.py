@@ -60,11 +60,3 @@ def instruction_sets() -> tuple[str, ...]:
     if native is None:
         return ()
     return _ORDER[: _ORDER.index(native.cpu_isa()) + 1]
-
-
-
-def set_threads(threads: int) -> None:
-    """Give this process's native ops `threads` threads (1 to 1024), the calling one counted. No bit depends on it."""
-    from dipengine.kernels import pool
-
-    pool.set_threads(threads)
