@@ -69,5 +69,6 @@ dipengine_pool* pool_of(py::handle pool);
 void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
+void bind_conv(py::module_& module);
 
 }  // namespace dipengine_python

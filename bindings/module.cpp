@@ -66,4 +66,5 @@ PYBIND11_MODULE(_native, module) {
   bind_philox(module);
   bind_masked_mse(module);
   bind_adam(module);
+  bind_conv(module);
 }

@@ -45,9 +45,17 @@ struct Tables {
 #define DIPENGINE_DECLARE_AVX512(Type, name)
 #define DIPENGINE_TABLE_AVX512(name) nullptr
 #endif
+#if defined(DIPENGINE_WITH_AVX512BF16)
+#define DIPENGINE_DECLARE_AVX512BF16(Type, name) namespace avx512bf16 { extern const Type name; }
+#define DIPENGINE_TABLE_AVX512BF16(name) &avx512bf16::name
+#else
+#define DIPENGINE_DECLARE_AVX512BF16(Type, name)
+#define DIPENGINE_TABLE_AVX512BF16(name) nullptr
+#endif
 #define DIPENGINE_TABLES(Type, name, tables)               \
   namespace portable { extern const Type name; }           \
   DIPENGINE_DECLARE_AVX2(Type, name)                       \
   DIPENGINE_DECLARE_AVX512(Type, name)                     \
+  DIPENGINE_DECLARE_AVX512BF16(Type, name)                 \
   static constexpr Tables<Type> tables{                    \
-      {&portable::name, DIPENGINE_TABLE_AVX2(name), DIPENGINE_TABLE_AVX512(name), nullptr}};
+      {&portable::name, DIPENGINE_TABLE_AVX2(name), DIPENGINE_TABLE_AVX512(name), DIPENGINE_TABLE_AVX512BF16(name)}};

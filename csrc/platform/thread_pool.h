@@ -19,4 +19,23 @@ void run_tasks(dipengine_pool* pool, int64_t count, const Task& task) {
       const_cast<void*>(static_cast<const void*>(&task)));
 }
 
+// A free one of numbered scratch areas, claimed in `busy`; as many areas as the pool has threads are always enough.
+constexpr int kMostScratch = 1024;
+static inline int claim_scratch(unsigned char* busy) {
+  for (int slot = 0;; slot = (slot + 1) % kMostScratch) {
+    if (__atomic_exchange_n(&busy[slot], 1, __ATOMIC_ACQUIRE) == 0) return slot;
+  }
+}
+
+// run_tasks for a callable `void(int64_t index, int slot)`, slot below dipengine_pool_size(pool).
+template <typename Task>
+void run_tasks_with_scratch(dipengine_pool* pool, int64_t count, const Task& task) {
+  unsigned char busy[kMostScratch] = {};
+  run_tasks(pool, count, [&](int64_t index) {
+    const int slot = claim_scratch(busy);
+    task(index, slot);
+    __atomic_store_n(&busy[slot], 0, __ATOMIC_RELEASE);
+  });
+}
+
 }  // namespace dipengine

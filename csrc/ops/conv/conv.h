@@ -1,0 +1,109 @@
+/* The generator's convolutions, forward and backward, with everything between two raw outputs folded in:
+ *
+ *   raw[r] = bias + sum over sources s, taps t of  W[t, s]^T u_s[stride * r + t - pad]
+ *   u_s    = upsample(outer(leaky_relu(inner(x_s))))       inner, outer: per-channel affine maps, each optional
+ *
+ * A source is the raw output of an earlier convolution: `inner` is that one's BatchNorm, `outer` the BatchNorm of the
+ * concatenation that it stands in. Nothing normalised, upsampled or concatenated is ever stored. With it come the mean
+ * and the biased variance of raw per channel (of the values as stored), for the BatchNorm that follows.
+ *
+ * Backward takes the gradient of that BatchNorm's folded form, d_raw = A * g + B * raw + C per channel, formed while
+ * loading (design 3.7; S. Ioffe, C. Szegedy 2015), and yields d_weight, d_bias and for each source
+ *
+ *   without outer:  g_s = leaky_relu'(inner(x_s)) * du,   sum = sum g_s,  product = sum g_s * (x_s - centre)
+ *   with outer:     g_s = du,                             sum = sum g_s,  product = sum g_s * leaky_relu(inner(x_s))
+ *
+ * at the source's own resolution; du is the gradient behind outer, before the upsampling.
+ *
+ * Upsampled sources (x2, nearest or bilinear with half-pixel centres; kernel 3, stride 1). Mixing channels commutes with
+ * any linear map of pixels, so with S_t the shift by tap t, P the padding and U the upsampling
+ *
+ *   raw = sum_t S_t P U (x W_t)                            d_x = sum_t E_t W_t^T,   d_W_t = x^T E_t,   E_t = (S_t P U)^T d_raw
+ *
+ * Nine products a *low-resolution* pixel in all three, against 36: 4x fewer, with the raw taps and no cancellation in
+ * rounded operands, for nearest and bilinear alike.
+ *
+ * Images are [height, width, channels], channels contiguous. The products run in bfloat16 with float32 sums where the
+ * images are bfloat16 and the CPU has such products, else in float32 (float64). Same bits at any number of threads.
+ */
+#ifndef DIPENGINE_OPS_CONV_H_
+#define DIPENGINE_OPS_CONV_H_
+
+#include "dipengine/dipengine.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { DIPENGINE_CONV_MAX_SOURCES = 2, DIPENGINE_CONV_MAX_KERNEL = 7 };
+
+typedef enum dipengine_upsample {
+  DIPENGINE_UPSAMPLE_NONE = 0,
+  DIPENGINE_UPSAMPLE_NEAREST = 1,
+  DIPENGINE_UPSAMPLE_BILINEAR = 2
+} dipengine_upsample;
+
+typedef enum dipengine_padding { DIPENGINE_PADDING_REFLECTION = 0, DIPENGINE_PADDING_ZERO = 1 } dipengine_padding;
+
+/* [height, width, channels]; strides in elements. */
+typedef struct dipengine_pixels {
+  void* data;
+  int64_t row_stride, pixel_stride;
+} dipengine_pixels;
+
+/* Per-channel affine map of float64 coefficients: scale * x + shift; absent where scale is NULL. */
+typedef struct dipengine_affine {
+  const double* scale;
+  const double* shift;
+} dipengine_affine;
+
+typedef struct dipengine_conv_source {
+  int64_t height, width, channels; /* of x */
+  int32_t upsample;                /* dipengine_upsample */
+  int32_t accumulate;              /* backward: add to what d_x holds, before sum and product are taken */
+  dipengine_pixels x;              /* params.dtype */
+  dipengine_affine inner, outer;
+  double slope; /* of the leaky ReLU behind inner; 1: none */
+  /* backward only */
+  dipengine_pixels d_x;             /* g_s, params.dtype; optional */
+  const double* centre;             /* [channels], or NULL: zero */
+  double *sum, *product;            /* [channels], both or none */
+} dipengine_conv_source;
+
+typedef struct dipengine_conv_params {
+  size_t struct_size;
+  size_t source_size; /* sizeof(dipengine_conv_source) */
+  dipengine_pool* pool;
+  void* workspace; /* 64-byte aligned */
+  size_t workspace_bytes;
+  dipengine_conv_source* sources; /* in the order of the weight's input channels; at most one upsampled */
+  int32_t sources_count;          /* 1 or 2 */
+  int32_t dtype;                  /* of the images: float32, bfloat16 or float64 */
+  int32_t raw_dtype;              /* of raw: dtype, or float32 beside bfloat16 */
+  int32_t gradient_dtype;         /* of g: likewise */
+  int32_t kernel, stride, pad;    /* kernel 1 to 7; pad below the (upsampled) source's sides */
+  int32_t padding;                /* dipengine_padding: of the normalised source */
+  int64_t height, width, channels; /* of raw: floor((side + 2 pad - kernel) / stride) + 1 */
+  const void* weight;             /* [kernel, kernel, channels in, channels out], float32 (float64 beside float64) */
+  const void* bias;               /* [channels], likewise; optional */
+  dipengine_pixels raw;           /* forward: output. Backward: read where raw_scale is given */
+  double *mean, *variance;        /* forward, [channels]; both or none */
+  /* backward only */
+  dipengine_pixels gradient;      /* g */
+  const double *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [channels]; NULL: d_raw = g */
+  void* d_weight;                 /* as weight; optional */
+  void* d_bias;                   /* as bias; optional */
+} dipengine_conv_params;
+
+/* Bytes of workspace for params as they will be run, with the instruction set and the pool in use. */
+DIPENGINE_API dipengine_status dipengine_conv_forward_workspace(const dipengine_conv_params* params, size_t* bytes);
+DIPENGINE_API dipengine_status dipengine_conv_backward_workspace(const dipengine_conv_params* params, size_t* bytes);
+
+DIPENGINE_API dipengine_status dipengine_conv_forward(const dipengine_conv_params* params);
+DIPENGINE_API dipengine_status dipengine_conv_backward(const dipengine_conv_params* params);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

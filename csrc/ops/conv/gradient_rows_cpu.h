@@ -1,0 +1,156 @@
+// Rows of the convolutions' backward pass on a CPU: d_raw while loading, the source's gradient while storing, and packing.
+#pragma once
+
+#include "ops/conv/rows_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+// d_raw = A g + B raw + C, coefficients [channels padded]; without B the gradient is g itself.
+template <typename Real>
+struct GradientMap {
+  bool folded;
+  Real *gradient_scale, *raw_scale, *shift;
+
+  void carve(Carver& carver, int64_t padded) {
+    for (Real** array : {&gradient_scale, &raw_scale, &shift}) *array = carver.take<Real>(padded);
+  }
+
+  void fill(const dipengine_conv_params& p, int64_t padded) {
+    folded = p.raw_scale != nullptr;
+    for (int64_t c = 0; c < padded; ++c) {
+      const bool given = folded && c < p.channels;
+      gradient_scale[c] = given ? static_cast<Real>(p.gradient_scale[c]) : Real(0);
+      raw_scale[c] = given ? static_cast<Real>(p.raw_scale[c]) : Real(0);
+      shift[c] = given ? static_cast<Real>(p.gradient_shift[c]) : Real(0);
+    }
+  }
+};
+
+template <typename Real, typename Gradient, typename Stored>
+DIPENGINE_INLINE typename Vec<Real>::Register d_raw_lanes(const GradientMap<Real>& map, const Gradient* g, const Stored* raw,
+                                                          int64_t c, int lanes) {
+  using V = Vec<Real>;
+  const bool whole = lanes == V::size;
+  const typename V::Register gradient = whole ? V::load(g + c) : V::load_part(g + c, lanes);
+  if (!map.folded) return gradient;
+  const typename V::Register x = whole ? V::load(raw + c) : V::load_part(raw + c, lanes);
+  return V::fma(V::load(map.gradient_scale + c), gradient, V::fma(V::load(map.raw_scale + c), x, V::load(map.shift + c)));
+}
+
+// Columns [begin, end) of row r of d_raw, to [end - begin][padded channels]; zero outside the image.
+template <typename Real, typename Gradient, typename Stored, typename Element>
+static void load_gradient_row(const dipengine_conv_params& p, const GradientMap<Real>& map, int64_t r, int64_t begin, int64_t end,
+                              Element* to) {
+  using V = Vec<Real>;
+  const int64_t padded = round_up(p.channels, V::size);
+  if (r < 0 || r >= p.height) {
+    memset(to, 0, static_cast<size_t>((end - begin) * padded) * sizeof(Element));
+    return;
+  }
+  const Gradient* g = static_cast<const Gradient*>(p.gradient.data) + r * p.gradient.row_stride;
+  const Stored* raw = static_cast<const Stored*>(p.raw.data) + (map.folded ? r * p.raw.row_stride : 0);
+  for (int64_t q = begin; q < end; ++q, to += padded) {
+    if (q < 0 || q >= p.width) {
+      memset(to, 0, static_cast<size_t>(padded) * sizeof(Element));
+      continue;
+    }
+    const Gradient* at = g + q * p.gradient.pixel_stride;
+    const Stored* beside = map.folded ? raw + q * p.raw.pixel_stride : raw;
+    int64_t c = 0;
+    for (; c + V::size <= p.channels; c += V::size) V::store(to + c, d_raw_lanes(map, at, beside, c, V::size));
+    if (c < p.channels) V::store(to + c, d_raw_lanes(map, at, beside, c, static_cast<int>(p.channels - c)));
+  }
+}
+
+// sum[c] += d_raw over row r.
+template <typename Real, typename Gradient, typename Stored>
+static void add_gradient_row(const dipengine_conv_params& p, const GradientMap<Real>& map, int64_t r, double* sum) {
+  using V = Vec<Real>;
+  const Gradient* g = static_cast<const Gradient*>(p.gradient.data) + r * p.gradient.row_stride;
+  const Stored* raw = static_cast<const Stored*>(p.raw.data) + (map.folded ? r * p.raw.row_stride : 0);
+  for (int64_t c = 0; c < p.channels; c += V::size) {
+    const int lanes = static_cast<int>(least(V::size, p.channels - c));
+    typename V::Register row = V::zero();
+    for (int64_t q = 0; q < p.width; ++q) {
+      const Stored* beside = map.folded ? raw + q * p.raw.pixel_stride : raw;
+      row = V::add(row, d_raw_lanes(map, g + q * p.gradient.pixel_stride, beside, c, lanes));
+    }
+    Real values[V::size];
+    V::store(values, row);
+    for (int i = 0; i < lanes; ++i) sum[c + i] += static_cast<double>(values[i]);
+  }
+}
+
+// One register's columns of a row of du. x: the source's raw values; sums in float64 per chunk, or null.
+template <typename Real, typename Stored>
+DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const Prologue<Real>& prologue, const Real* centre,
+                                           const Real* du, ptrdiff_t stride, int64_t pixels, int64_t c, int lanes, const Stored* x,
+                                           Stored* d_x, double* sum, double* product) {
+  using V = Vec<Real>;
+  const bool whole = lanes == V::size;
+  const typename V::Register scale = V::load(prologue.inner_scale + c), shift = V::load(prologue.inner_shift + c);
+  const typename V::Register slope = V::set(prologue.slope), one = V::set(Real(1)), middle = V::load(centre + c);
+  typename V::Register first = V::zero(), second = V::zero();
+  const bool needs_x = sum != nullptr || (!prologue.has_outer && prologue.has_inner);
+  for (int64_t w = 0; w < pixels; ++w) {
+    typename V::Register g = V::load(du + w * stride);
+    typename V::Register other = V::zero();
+    if (needs_x) {
+      const Stored* at = x + w * s.x.pixel_stride + c;
+      const typename V::Register value = whole ? V::load(at) : V::load_part(at, lanes);
+      const typename V::Register inner = V::fma(value, scale, shift);
+      if (prologue.has_outer) {
+        other = V::where_positive(inner, inner, V::mul(inner, slope));
+      } else {
+        g = V::mul(g, V::where_positive(inner, one, slope));
+        other = V::sub(value, middle);
+      }
+    }
+    Stored* to = d_x + w * s.d_x.pixel_stride + c;
+    if (s.accumulate != 0) g = V::add(g, whole ? V::load(to) : V::load_part(to, lanes));
+    if (whole) {
+      V::store(to, g);
+    } else {
+      V::store_part(to, g, lanes);
+    }
+    first = V::add(first, g);
+    second = V::fma(g, other, second);
+  }
+  if (sum == nullptr) return;
+  Real values[V::size], products[V::size];
+  V::store(values, first);
+  V::store(products, second);
+  for (int i = 0; i < lanes; ++i) {
+    sum[c + i] += static_cast<double>(values[i]);
+    product[c + i] += static_cast<double>(products[i]);
+  }
+}
+
+// [pixels][padded] -> [groups][padded][kPair], a missing last pixel as zero. With kPair 1 nothing moves.
+template <typename Element>
+static const Element* pack_pixels(const Element* from, int64_t pixels, int64_t pixel_stride, int64_t padded, Element* to) {
+  constexpr int kPair = Mac<Element>::kPair;
+  if constexpr (kPair == 1) {
+    if (pixel_stride == padded) return from;
+    for (int64_t w = 0; w < pixels; ++w) memcpy(to + w * padded, from + w * pixel_stride, static_cast<size_t>(padded) * sizeof(Element));
+    return to;
+  }
+#if defined(__AVX512BF16__)
+  if constexpr (kPair == 2) {
+    const __m256i zero = _mm256_setzero_si256();
+    for (int64_t w = 0; w < pixels; w += 2) {
+      const Element *one = from + w * pixel_stride, *two = one + pixel_stride;
+      Element* out = to + w * padded;
+      for (int64_t c = 0; c < padded; c += 16) {
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(one + c));
+        const __m256i b = w + 1 < pixels ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(two + c)) : zero;
+        const __m512i low = _mm512_cvtepu16_epi32(a), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
+        _mm512_storeu_si512(out + 2 * c, _mm512_or_si512(low, high));
+      }
+    }
+  }
+#endif
+  return to;
+}
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

@@ -1,0 +1,184 @@
+// Rows of the convolutions on a CPU: what is folded into loading an operand and into storing a result.
+//
+//   Prologue       x -> outer(leaky_relu(inner(x))), per channel
+//   load_pixel     one pixel of a source, normalised, as packed elements
+//   store_raw      a row of sums: bias, rounding, BatchNorm's moments of what was stored
+//   load_gradient  one pixel of d_raw = A g + B raw + C
+//   store_gradient a row of du: slope, accumulation, the two sums that BatchNorm's backward asks for
+//
+// Channels are padded to whole registers with zeros, in buffers and in coefficient arrays.
+#pragma once
+
+#include "ops/conv/product_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+DIPENGINE_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+DIPENGINE_INLINE int64_t ceil_divide(int64_t n, int64_t step) { return (n + step - 1) / step; }
+DIPENGINE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+DIPENGINE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Hands out pieces of the workspace, 64-byte aligned; with a null base it only counts.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    char* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    return reinterpret_cast<T*>(piece);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+template <typename Real>
+struct Prologue {
+  bool has_inner, has_outer;
+  Real slope;
+  Real *inner_scale, *inner_shift, *outer_scale, *outer_shift;  // [channels padded]
+
+  void carve(Carver& carver, int64_t padded) {
+    for (Real** array : {&inner_scale, &inner_shift, &outer_scale, &outer_shift}) *array = carver.take<Real>(padded);
+  }
+
+  void fill(const dipengine_conv_source& source, int64_t padded) {
+    has_inner = source.inner.scale != nullptr || source.slope != 1;
+    has_outer = source.outer.scale != nullptr;
+    slope = static_cast<Real>(source.slope);
+    fill_affine(source.inner, source.channels, padded, inner_scale, inner_shift);
+    fill_affine(source.outer, source.channels, padded, outer_scale, outer_shift);
+  }
+
+ private:
+  static void fill_affine(const dipengine_affine& affine, int64_t channels, int64_t padded, Real* scale, Real* shift) {
+    for (int64_t c = 0; c < padded; ++c) {
+      const bool given = affine.scale != nullptr && c < channels;
+      scale[c] = given ? static_cast<Real>(affine.scale[c]) : Real(c < channels);
+      shift[c] = given ? static_cast<Real>(affine.shift[c]) : Real(0);
+    }
+  }
+};
+
+template <typename Real, bool kInner, bool kOuter>
+DIPENGINE_INLINE typename Vec<Real>::Register normalise(const Prologue<Real>& p, typename Vec<Real>::Register x, int64_t c) {
+  using V = Vec<Real>;
+  if (kInner) {
+    x = V::fma(x, V::load(p.inner_scale + c), V::load(p.inner_shift + c));
+    x = V::where_positive(x, x, V::mul(x, V::set(p.slope)));
+  }
+  if (kOuter) x = V::fma(x, V::load(p.outer_scale + c), V::load(p.outer_shift + c));
+  return x;
+}
+
+template <typename Real, bool kInner, bool kOuter, typename Stored, typename Element>
+DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to) {
+  using V = Vec<Real>;
+  int64_t c = 0;
+  for (; c + V::size <= channels; c += V::size) V::store(to + c, normalise<Real, kInner, kOuter>(p, V::load(from + c), c));
+  if (c < channels) {
+    V::store(to + c, normalise<Real, kInner, kOuter>(p, V::load_part(from + c, static_cast<int>(channels - c)), c));
+  }
+}
+
+template <typename Real, typename Stored, typename Element>
+DIPENGINE_INLINE void load_pixel(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to) {
+  if (p.has_inner && p.has_outer) return load_pixel_as<Real, true, true>(p, from, channels, to);
+  if (p.has_inner) return load_pixel_as<Real, true, false>(p, from, channels, to);
+  if (p.has_outer) return load_pixel_as<Real, false, true>(p, from, channels, to);
+  load_pixel_as<Real, false, false>(p, from, channels, to);
+}
+
+// Padded columns [begin, end) of padded row `y` of a source, normalised, to [end - begin][padded channels].
+template <typename Real, typename Stored, typename Element>
+static void load_row(const dipengine_conv_source& s, const Prologue<Real>& p, int padding, int64_t y, int64_t begin, int64_t end,
+                     Element* to) {
+  const int64_t padded = round_up(s.channels, Vec<Real>::size);
+  const int64_t row = padded_index(y, s.height, padding);
+  const Stored* from = static_cast<const Stored*>(s.x.data) + row * s.x.row_stride;
+  for (int64_t u = begin; u < end; ++u, to += padded) {
+    const int64_t i = padded_index(u, s.width, padding);
+    if (row < 0 || i < 0) {
+      memset(to, 0, static_cast<size_t>(padded) * sizeof(Element));
+    } else {
+      load_pixel(p, from + i * s.x.pixel_stride, s.channels, to);
+    }
+  }
+}
+
+// Means and centred squares of channels over the pixels of a chunk, merged row by row (T. Chan, G. Golub, R. LeVeque 1979).
+struct Moments {
+  double *mean, *m2;  // [channels padded]
+};
+
+DIPENGINE_INLINE void merge_moments(double count_a, double* mean_a, double* m2_a, double count_b, double mean_b, double m2_b) {
+  const double total = count_a + count_b, delta = mean_b - *mean_a;
+  *mean_a += delta * (count_b / total);
+  *m2_a += m2_b + delta * delta * (count_a * count_b / total);
+}
+
+// One register's columns of a row of sums: [pixels], `stride` apart. `before` pixels were merged into the moments.
+template <typename Real, typename Raw>
+DIPENGINE_INLINE void store_raw_lanes(const Real* sums, ptrdiff_t stride, int64_t pixels, int lanes, const Real* bias, Raw* raw,
+                                      int64_t pixel_stride, int64_t before, double* mean, double* m2) {
+  using V = Vec<Real>;
+  const bool whole = lanes == V::size;
+  const typename V::Register shift_out = bias == nullptr ? V::zero() : V::load(bias);
+  auto put = [&](int64_t w) {
+    const typename V::Register x = V::add(V::load(sums + w * stride), shift_out);
+    if (whole) {
+      V::store(raw + w * pixel_stride, x);
+    } else {
+      V::store_part(raw + w * pixel_stride, x, lanes);
+    }
+  };
+  auto stored = [&](int64_t w) {
+    return whole ? V::load(raw + w * pixel_stride) : V::load_part(raw + w * pixel_stride, lanes);
+  };
+  if (mean == nullptr) {
+    for (int64_t w = 0; w < pixels; ++w) put(w);
+    return;
+  }
+  // Sums about a value near the mean: neither cancels where |mean| is far above the standard deviation.
+  put(0);
+  Real near[V::size];
+  V::store(near, stored(0));
+  if (before > 0) {
+    for (int i = 0; i < lanes; ++i) near[i] = static_cast<Real>(mean[i]);
+  }
+  const typename V::Register centre = V::load(near);
+  typename V::Register first = V::zero(), second = V::zero();
+  for (int64_t w = 0; w < pixels; ++w) {
+    put(w);
+    const typename V::Register x = V::sub(stored(w), centre);
+    first = V::add(first, x);
+    second = V::fma(x, x, second);
+  }
+  Real sum[V::size], square[V::size];
+  V::store(sum, first);
+  V::store(square, second);
+  const double n = static_cast<double>(pixels);
+  for (int i = 0; i < lanes; ++i) {
+    const double offset = static_cast<double>(sum[i]) / n;
+    const double row_m2 = static_cast<double>(square[i]) - offset * offset * n;
+    merge_moments(static_cast<double>(before), mean + i, m2 + i, n, static_cast<double>(near[i]) + offset,
+                  row_m2 > 0 ? row_m2 : 0);
+  }
+}
+
+// A row of sums [pixels][kBlock] as `columns` channels of raw; bias and moments at their first channel, or null.
+template <typename Real, typename Raw>
+static void store_raw(const Real* sums, int64_t pixels, int columns, const Real* bias, Raw* raw, int64_t pixel_stride,
+                      int64_t before, Moments moments) {
+  constexpr int kWidth = Vec<Real>::size;
+  for (int c = 0; c < columns; c += kWidth) {
+    const int lanes = columns - c < kWidth ? columns - c : kWidth;
+    store_raw_lanes(sums + c, kBlock<Real>, pixels, lanes, bias == nullptr ? nullptr : bias + c, raw + c, pixel_stride, before,
+                    moments.mean == nullptr ? nullptr : moments.mean + c, moments.m2 == nullptr ? nullptr : moments.m2 + c);
+  }
+}
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
