@@ -52,7 +52,7 @@ class Fit:
         self._z = _to_tensor(torch, self.code.make(self.canvas), device)
         dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
         self._input = torch.empty_like(self._z, dtype=dtype)
-        self.network = HourglassNetwork(recipe.generator).to(device)
+        self.network = HourglassNetwork(recipe.generator, kernels=placement.kernels).to(device)
         self.network.load_numpy(initial_parameters(recipe.generator, seed))
         self.optimizer = Adam(self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels)
         self._target = _to_tensor(torch, np.ascontiguousarray(problem.target), device)

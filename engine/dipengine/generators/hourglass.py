@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dipengine.errors import InputError
 from dipengine.generators.architecture import NORM_EPSILON, Hourglass
+from dipengine.generators.fused import FusedHourglass, evaluate, supports
 from dipengine.generators.initial import initial_parameters
 
 
@@ -25,9 +26,11 @@ class HourglassNetwork(nn.Module):
     parameters' dtype. Keeps channels_last tensors channels_last.
     """
 
-    def __init__(self, architecture: Hourglass) -> None:
+    def __init__(self, architecture: Hourglass, *, kernels: str = "torch") -> None:
+        """kernels: "torch", or "native" for the fused ops where they can do the architecture (on a CPU)."""
         super().__init__()
         self.architecture = architecture
+        self._fused = FusedHourglass(architecture) if kernels == "native" and supports(architecture) else None
         for spec in architecture.parameters():
             *path, leaf = spec.name.split(".")
             owner: nn.Module = self
@@ -52,6 +55,8 @@ class HourglassNetwork(nn.Module):
         images, or a size that does not halve evenly, would silently be another network.
         """
         self._check_input(z)
+        if self._fused is not None and z.is_cpu:
+            return evaluate(self._fused, z, dict(self.named_parameters()))
         x = self._level(0, z)
         # bfloat16 logits have 8 bits: too coarse for the sigmoid's output, and the head costs next to nothing.
         with torch.autocast(z.device.type, enabled=False):
