@@ -115,7 +115,7 @@ class FusedHourglass:
             source = Source(raw.x, upsample, inner=raw.fold, slope=raw.slope)
             moments = _numbers(raw.x.shape[2]), _numbers(raw.x.shape[2])
             conv.norm_statistics(source, moments, kernels=self.kernels)
-            outer = conv.norm_fold(moments, gamma[channels], beta[channels], NORM_EPSILON)
+            outer = conv.norm_fold(moments, gamma[channels], beta[channels], NORM_EPSILON, kernels=self.kernels)
             parts.append((raw, upsample, moments, outer, gamma[channels]))
         self._merges[f"level{i}"] = tuple(parts)
         return [Source(raw.x, upsample, inner=raw.fold, outer=outer, slope=raw.slope) for raw, upsample, _, outer, _ in parts]
@@ -125,7 +125,8 @@ class FusedHourglass:
         weight, settings = self._geometry(name, stride)
         conv.forward(sources, weight, raw.x, moments=raw.moments, kernels=self.kernels, **settings)
         raw.fold = conv.norm_fold(
-            raw.moments, self._weights[f"{name}.norm.gamma"], self._weights[f"{name}.norm.beta"], NORM_EPSILON
+            raw.moments, self._weights[f"{name}.norm.gamma"], self._weights[f"{name}.norm.beta"], NORM_EPSILON,
+            kernels=self.kernels,
         )
         return raw
 
@@ -168,7 +169,8 @@ class FusedHourglass:
         raw = self._raws[name]
         weight, settings = self._geometry(name, stride)
         coefficients, d_gamma, d_beta = conv.norm_fold_gradient(
-            raw.pixels, raw.moments, self._weights[f"{name}.norm.gamma"], NORM_EPSILON, *raw.sums, centred=True
+            raw.pixels, raw.moments, self._weights[f"{name}.norm.gamma"], NORM_EPSILON, *raw.sums, centred=True,
+            kernels=self.kernels,
         )
         d_weight = torch.empty_like(weight)
         conv.backward(sources, weight, raw.gradient, raw=raw.x, coefficients=coefficients, d_weight=d_weight,
@@ -191,7 +193,8 @@ class FusedHourglass:
         pixels = self._raws[f"level{i}.up"].pixels
         d_gammas, d_betas = [], []
         for (raw, upsample, moments, _, gamma), sums in zip(parts, totals):
-            coefficients, d_gamma, d_beta = conv.norm_fold_gradient(pixels, moments, gamma, NORM_EPSILON, *sums, centred=False)
+            coefficients, d_gamma, d_beta = conv.norm_fold_gradient(pixels, moments, gamma, NORM_EPSILON, *sums, centred=False,
+                                                                     kernels=self.kernels)
             d_gammas.append(d_gamma)
             d_betas.append(d_beta)
             target = Source(raw.x, upsample, inner=raw.fold, slope=raw.slope, d_x=raw.gradient, centre=raw.moments[0],

@@ -168,21 +168,33 @@ def norm_backward(source: Source, g: Tensor, coefficients: Triple | None = None,
     _store_gradient(source, d_t)
 
 
-def norm_fold(moments: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor | None, eps: float) -> Affine:
+def norm_fold(moments: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor | None, eps: float, *, kernels: str = "auto") -> Affine:
     """gamma (v - mean) / sqrt(variance + eps) + beta as scale * v + shift, float64 [C]; gamma, beta in any dtype."""
+    scale, shift = torch.empty_like(moments[0]), torch.empty_like(moments[0])
+    if backend.resolve(kernels) == "native":
+        native.norm_fold(*moments, gamma.double(), None if beta is None else beta.double(), eps, scale, shift)
+        return scale, shift
     mean, variance = moments
-    scale = gamma.double() / torch.sqrt(variance + eps)
-    shift = -scale * mean
+    torch.div(gamma.double(), torch.sqrt(variance + eps), out=scale)
+    torch.mul(-scale, mean, out=shift)
     return scale, shift if beta is None else shift + beta.double()
 
 
 def norm_fold_gradient(
-    count: int, moments: tuple[Tensor, Tensor], gamma: Tensor, eps: float, total: Tensor, product: Tensor, *, centred: bool
+    count: int, moments: tuple[Tensor, Tensor], gamma: Tensor, eps: float, total: Tensor, product: Tensor, *, centred: bool,
+    kernels: str = "auto",
 ) -> tuple[Triple, Tensor, Tensor]:
     """A norm's backward: ((A, B, C), d_gamma, d_beta), float64 [C]. See csrc/ops/norm/norm.h.
 
     total, product: the sums of g and of g * (v - mean) (g * v where not `centred`) over the `count` values behind it.
     """
+    if backend.resolve(kernels) == "native":
+        a, b, c, d_gamma, d_beta = torch.empty(5, total.numel(), dtype=torch.float64).unbind()
+        native.norm_fold_gradient(
+            count=count, mean=moments[0], variance=moments[1], gamma=gamma.double(), eps=eps, sum=total, product=product,
+            centred=centred, coefficients=[a, b, c], d_gamma=d_gamma, d_beta=d_beta,
+        )
+        return (a, b, c), d_gamma, d_beta
     mean, variance = moments
     inverse = torch.rsqrt(variance + eps)
     product = product if centred else product - mean * total
