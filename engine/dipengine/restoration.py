@@ -12,7 +12,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics
-from dipengine.fitting.device import Placement, place, set_threads
+from dipengine.fitting.device import Placement, place
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
 from dipengine.fitting.run import History, Outcome, run
@@ -98,7 +98,6 @@ def restore_image(
                 f"they must agree in size and channels."
             )
         truth_unit = values.to_unit(truth.pixels)
-    set_threads(plan.placement)
     fit, outcome = run(
         problem,
         plan.recipe,

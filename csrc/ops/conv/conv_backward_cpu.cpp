@@ -65,6 +65,7 @@ struct Backward {
     int blocks;        // of channels
     Element* panels;   // [blocks][taps][groups][columns][kPair]
     int64_t panel_size;
+    bool narrow;       // few channels: all taps of a kernel row share the lanes of one product
     bool swapped;      // weight gradient as [channels out][channels in]: fewer idle lanes where few come out
     int64_t tap_size;  // elements of one tap's weight gradient
     Real* d_weight;    // [chunks][taps][tap_size]
@@ -93,6 +94,7 @@ struct Backward {
     Element* x_packed[DIPENGINE_CONV_MAX_SOURCES];           // ring [x_capacity][kernel][column groups][padded][kPair]
     int64_t x_held[DIPENGINE_CONV_MAX_SOURCES][64];
     Real* sums;                                              // [columns of a data gradient][kBlock]
+    Real* narrow;                                            // [columns of a data gradient][kBlock]
     Real* vertical;                                          // [2 columns + 2 margin][kBlock]
     Element* mapped;                                         // E_t: [9][batch pixels][padded]
     Element* mapped_packed;                                  // [9][batch groups][padded][kPair]
@@ -109,6 +111,8 @@ struct Backward {
       s.first = inputs;
       s.blocks = static_cast<int>(ceil_divide(s.source->channels, kBlock<Real>));
       s.panel_size = static_cast<int64_t>(taps) * groups * kBlock<Real> * kPair;
+      s.narrow = s.source->upsample == DIPENGINE_UPSAMPLE_NONE && p.stride == 1 && p.kernel > 1 &&
+                 p.kernel * s.source->channels <= kBlock<Real>;
       s.swapped = p.channels < V::size && s.source->channels > p.channels;
       s.tap_size = s.swapped ? p.channels * s.padded : s.source->channels * padded;
       inputs += s.source->channels;
@@ -189,6 +193,7 @@ struct Backward {
       }
     }
     s.sums = carver.take<Real>(widest * kBlock<Real>);
+    s.narrow = carver.take<Real>((widest + p.kernel) * kBlock<Real>);
     if (up != nullptr) {
       s.vertical = carver.take<Real>(d_columns() * kBlock<Real>);
       s.mapped = carver.take<Element>(9 * batch_pixels() * padded);
@@ -223,6 +228,7 @@ struct Backward {
       const int i = task < jobs[0] ? 0 : 1;
       const int block = static_cast<int>(i == 0 ? task : task - jobs[0]);
       const Prepared& s = sources[i];
+      if (s.narrow) return pack_narrow(s);
       int plain[kMaxSegments];
       for (int t = 0; t < taps; ++t) plain[t] = t;
       pack_transposed<Element, Real>(p, s.first, s.source->channels, inputs, block, vectors_of(s, block),
@@ -235,6 +241,25 @@ struct Backward {
     run_tasks_with_scratch(p.pool, chunks, [&](int64_t chunk, int slot) { run_chunk(chunk, slot); });
     finish();
   }
+
+  // [ky][groups of channels out][lane kx * channels + c][kPair]
+  void pack_narrow(const Prepared& s) const {
+    const int64_t channels = s.source->channels, lanes = narrow_vectors(s) * V::size;
+    memset(s.panels, 0, static_cast<size_t>(p.kernel * groups * lanes * kPair) * sizeof(Element));
+    for (int t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Real* from = static_cast<const Real*>(p.weight) + (t * inputs + s.first + c) * p.channels;
+        Element* to = s.panels + (t / p.kernel * groups * lanes + t % p.kernel * channels + c) * kPair;
+        for (int64_t o = 0; o < p.channels; ++o) {
+          Element rounded[V::size];
+          V::store(rounded, V::set(from[o]));
+          to[o / kPair * lanes * kPair + o % kPair] = rounded[0];
+        }
+      }
+    }
+  }
+
+  int narrow_vectors(const Prepared& s) const { return p.kernel * s.source->channels > V::size ? 2 : 1; }
 
   void fill_map(AxisTerms* terms, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) {
@@ -402,6 +427,7 @@ struct Backward {
   // sums[u - u_begin] (+)= the data gradient of padded row iy.
   void add_padded_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, int block,
                       bool accumulate) const {
+    if (s.narrow) return add_narrow_row(area, s, iy, begin, u_begin, u_end, accumulate);
     const int vectors = vectors_of(s, block);
     const int64_t tap_elements = static_cast<int64_t>(groups) * vectors * V::size * kPair;
     const int phase_y = static_cast<int>(iy % p.stride);
@@ -430,6 +456,27 @@ struct Backward {
                             area.sums + (u - u_begin) * kBlock<Real>, p.stride * kBlock<Real>, accumulate);
         }
         panel += across * down * tap_elements;
+      }
+    }
+  }
+
+  // The same for few channels: first all taps of a kernel row at output column q, in lanes side by side, then
+  // sums[u] = sum over kx of what lies at q = u - kx.
+  void add_narrow_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, bool accumulate) const {
+    const int64_t first = u_begin - p.kernel + 1, channels = s.source->channels;
+    Segments<Element> segments;
+    segments.count = p.kernel;
+    for (int ky = 0; ky < p.kernel; ++ky) {
+      const Element* row = iy < ky || iy - ky >= p.height ? zeros : d_row(area, iy - ky, begin);
+      segments.start[ky] = row + (first - begin + kMargin) * padded;
+    }
+    multiply<Element>(u_end - first, segments, padded, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
+    for (int64_t u = u_begin; u < u_end; ++u) {
+      Real* to = area.sums + (u - u_begin) * kBlock<Real>;
+      for (int64_t c = 0; c < channels; ++c) {
+        Real sum = accumulate ? to[c] : Real(0);
+        for (int kx = 0; kx < p.kernel; ++kx) sum += area.narrow[(u - kx - first) * kBlock<Real> + kx * channels + c];
+        to[c] = sum;
       }
     }
   }

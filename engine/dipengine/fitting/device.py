@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dipengine import environment
@@ -42,12 +44,23 @@ def place(settings: Settings) -> Placement:
     return Placement(device, _precision(torch, settings.precision, device), kernels, _threads(settings))
 
 
-def set_threads(placement: Placement) -> None:
-    """Apply the thread count to PyTorch and to the native pool of this process."""
+@contextmanager
+def threads(placement: Placement, *, torch_is_idle: bool) -> Iterator[None]:
+    """Within: the thread count for the native pool and for PyTorch, whose own count returns afterwards.
+
+    torch_is_idle: PyTorch has only small change to do between native ops. Then it gets one thread: its OpenMP workers
+    spin for milliseconds after every parallel region, on the cores that the native pool needs (measured: a quarter of an
+    iteration).
+    """
     import torch
 
-    torch.set_num_threads(placement.threads)
+    before = torch.get_num_threads()
     pool.set_threads(placement.threads)
+    torch.set_num_threads(1 if torch_is_idle else placement.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _threads(settings: Settings) -> int:
