@@ -34,6 +34,32 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     assert_one_sentence(error)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_truncated_tiff_of_64_bits_is_refused(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "whole.tif", noise("float64", 3, (60, 80)), photometric="rgb", compression=compression)
+    data = (tmp_path / "whole.tif").read_bytes()
+    read_image(tmp_path / "whole.tif")
+    for share in (0.02, 0.3, 0.9, 0.995):
+        (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ImageError, match="cut short") as error:
+            read_image(tmp_path / "cut.tif")
+        assert_one_sentence(error)
+
+
+def test_64_bit_tiff_meets_the_same_refusals(tmp_path):
+    sample = noise("float64", 1)[..., 0]
+    tifffile.imwrite(tmp_path / "large.tif", sample)
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([sample, sample]), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "complex.tif", sample.astype(np.complex64))
+    sample[3, 4] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", sample)
+    cases = {"large.tif": "--max-pixels", "pages.tif": "2 pages", "complex.tif": "unusual kind", "nan.tif": "NaN"}
+    for name, words in cases.items():
+        with pytest.raises(ImageError, match=words) as error:
+            read_image(tmp_path / name, max_pixels=100 if name == "large.tif" else 10_000)
+        assert_one_sentence(error)
+
+
 def test_a_png_with_a_flipped_bit_is_refused(tmp_path):
     write_png(tmp_path / "in.png", noise("uint8", size=(60, 60)))
     data = bytearray((tmp_path / "in.png").read_bytes())

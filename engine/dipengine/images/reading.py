@@ -12,7 +12,7 @@ from dipengine.images.raster_reading import read_raster
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file.
+    """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file (FITS also gzip-compressed).
 
     Bit depth, channels and metadata are kept as they are; palettes and 1-bit images become 8-bit. The pixels come
     upright (EXIF orientation applied). A FITS image keeps its row order (row 0 is FITS row 1), and its NaN and
@@ -26,12 +26,10 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
     check_readable(Path(source))
     try:
         with open(source, "rb") as file:
-            start = file.read(16)
-            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ImageError(f"{source} cannot be opened ({error.strerror or error}); check its permissions.") from error
-    reader = read_fits if is_fits(start) else read_raster
+    reader = read_fits if is_fits(source) else read_raster
     return reader(source, sha256=digest, max_pixels=max_pixels)
 
 

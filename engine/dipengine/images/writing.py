@@ -58,7 +58,7 @@ def write_image(
     try:
         with atomic_path(path) as temporary:
             if file_format.name == "fits":
-                write_fits(temporary, pixels, like, scale=scale)
+                write_fits(temporary, pixels, like, scale=scale, packed=os.fspath(path).lower().endswith(".gz"))
             else:
                 write_raster(temporary, file_format, pixels, like, alpha=alpha, scale=scale)
     except MemoryError as error:
