@@ -52,7 +52,7 @@ class BuildWithCMake(build_ext):
             raise SystemExit(f"Building the native core failed in: {' '.join(command)}")
 
 
-FITTING = ["torch>=2.9", "onnx"]
+FITTING = ["torch>=2.9", "onnx", "scikit-image>=0.22"]
 
 setup(
     name="dipengine",
@@ -74,7 +74,7 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
         "render": ["onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "scikit-image", "astropy", "pillow", "cmake", "ninja"],
+        "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],
     },
     zip_safe=False,
 )

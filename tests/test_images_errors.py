@@ -1,5 +1,6 @@
 """What cannot be read or written is refused with one sentence, and bombs before they are decoded."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -189,9 +190,13 @@ def test_size_limits_of_the_format_count_after_upscaling(tmp_path):
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, whom permissions do not stop
-    with pytest.raises(OutputError, match="not writable"):
+    def refuse(*_):  # tests may run as root, whom permissions do not stop
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=r"not writable \(Permission denied\)") as error:
         check_writable(tmp_path / "x.png")
+    assert_one_sentence(error)
 
 
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dipengine import environment
-from dipengine.errors import DependencyError, DeviceError
+from dipengine.errors import DependencyError, DeviceError, FitError
 from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
@@ -48,6 +50,20 @@ def set_threads(placement: Placement) -> None:
 
     torch.set_num_threads(placement.threads)
     pool.set_threads(placement.threads)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns what PyTorch and NumPy raise when memory runs out, on the CPU or a GPU, into a FitError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for GPUs only.
+        said = str(error)
+        if not (isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said):
+            raise
+        raise FitError("The fit needs more memory than there is; use a smaller image, fewer channels or the preset fast, "
+                       "or another device.") from error
 
 
 def _threads(settings: Settings) -> int:

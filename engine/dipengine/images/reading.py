@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from dipengine.errors import ImageError
+from dipengine.errors import ImageError, InputError
 from dipengine.images.fits_reading import is_fits, read_fits
 from dipengine.images.image import Image
 from dipengine.images.limits import MAX_PIXELS
@@ -22,6 +22,8 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
     Raises ImageError (a missing, empty, damaged, animated or multi-page file, NaN or infinity where they mean
     nothing, more than `max_pixels` pixels by its header) and DependencyError (FITS without astropy).
     """
+    if max_pixels < 1:
+        raise InputError(f"max-pixels is {max_pixels}; ask for at least 1.")
     source = os.fspath(path)
     check_readable(Path(source))
     try:

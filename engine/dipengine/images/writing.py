@@ -20,7 +20,7 @@ def check_writable(
     """Check that an image can be written to `path`: folder, extension, needed package, and, given `like`, its kind.
 
     like: the image whose dtype, channels and size (times `scale`) the output will have; alpha: whether an alpha
-    channel will be written. Raises OutputError and DependencyError. Nothing is created.
+    channel will be written. Raises OutputError and DependencyError. Nothing is left behind.
     """
     check_target(path)
     file_format = format_for(path)
