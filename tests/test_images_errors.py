@@ -85,6 +85,17 @@ def test_missing_empty_folder_and_foreign_files_are_refused(tmp_path):
         assert_one_sentence(error)
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")
+    open(name, "wb").write(b"x")
+    with pytest.raises(ImageError, match="UTF-8") as error:
+        read_image(name)
+    assert_one_sentence(error)
+    with pytest.raises(OutputError, match="UTF-8") as error:
+        check_writable(name)
+    assert_one_sentence(error)
+
+
 def test_animations_and_pages_are_refused(tmp_path):
     frames = [PIL.Image.fromarray(smooth() // (k + 1)) for k in range(3)]
     for suffix in ("gif", "webp", "tif"):

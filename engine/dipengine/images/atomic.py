@@ -43,6 +43,8 @@ def check_target(path: str | os.PathLike) -> None:
     Whether a folder takes files (permissions, read-only and network file systems, quotas) is found out by making one.
     """
     target = Path(os.path.realpath(path))
+    if not printable_name(target):
+        raise OutputError(f"{str(target)!r} is not a valid UTF-8 name, which libvips cannot write to; choose another output.")
     if target.is_dir():
         raise OutputError(f"{path} is a folder; give a file name inside it.")
     if not target.parent.exists():
@@ -58,6 +60,15 @@ def check_target(path: str | os.PathLike) -> None:
     except OSError as error:
         raise OutputError(f"The folder {target.parent} is not writable ({error.strerror or error}); "
                           "change its permissions or choose another output.") from error
+
+
+def printable_name(path: Path) -> bool:
+    """Whether a path's bytes are valid UTF-8; others reach Python as surrogates, which no library takes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _beside(target: Path) -> Path:

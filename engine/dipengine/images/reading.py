@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dipengine.errors import ImageError, InputError
+from dipengine.images.atomic import printable_name
 from dipengine.images.fits_reading import is_fits, read_fits
 from dipengine.images.image import Image
 from dipengine.images.limits import MAX_PIXELS
@@ -37,6 +38,8 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
 
 def check_readable(path: Path) -> None:
     """Refuse, in one sentence, what is not a file with something in it."""
+    if not printable_name(path):
+        raise ImageError(f"{str(path)!r} has a name that is not valid UTF-8, which libvips cannot open; rename the file.")
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
