@@ -51,6 +51,7 @@ def make_record(
             "learning_rate": recipe.learning_rate,
             "perturbation": recipe.perturbation,
             "average_decay": recipe.average_decay,
+            "average_warm_up": recipe.average_warm_up,
             "rollback_db": recipe.rollback_db,
             "code": fit.code.to_dict(),
             "generator": recipe.generator.to_dict(),
@@ -91,7 +92,7 @@ def _stop_rule(plan: "Plan", fit: Fit) -> dict[str, Any] | None:
     """The thresholds of stop="auto", in iterations, and ES-EMV's weight of a new output."""
     if plan.stop != "auto":
         return None
-    rule = StopRule.for_run(fit.recipe.iterations, fit.recipe.average_decay)
+    rule = StopRule.for_recipe(fit.recipe)
     return {**asdict(rule), "es_alpha": fit.statistics.es_alpha}
 
 

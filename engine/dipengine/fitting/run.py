@@ -66,7 +66,7 @@ def run(
     """
     fit = Fit(problem, recipe, seed, placement)
     ceiling = recipe.iterations
-    watch = VarianceWatch(StopRule.for_run(ceiling, recipe.average_decay)) if stop == "auto" else None
+    watch = VarianceWatch(StopRule.for_recipe(recipe)) if stop == "auto" else None
     history = History()
     best: _Best | None = None
     reason = "iterations"
@@ -97,7 +97,7 @@ def run(
             raise
         reason = "interrupted"
     seconds = time.perf_counter() - start
-    if best is not None and best.iteration != watch.minimum + watch.rule.lag:
+    if best is not None and best.iteration != watch.minimum + watch.rule.lag_after(watch.minimum):
         best = None  # a later minimum overtook it, and the run ended before that one's average was complete
     image, delivered = _deliver(fit, best)
     outcome = Outcome(
