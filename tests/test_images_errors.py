@@ -5,14 +5,16 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from importlib.util import find_spec
 
 import numpy as np
 import PIL.Image
 import pytest
+import pyvips
 import tifffile
 from image_samples import noise, png_chunk, png_header, smooth, write_png
 
-from dipengine.errors import ImageError, InputError, OutputError
+from dipengine.errors import DependencyError, ImageError, InputError, OutputError
 from dipengine.images import Image, check_writable, read_image, write_image
 
 
@@ -45,6 +47,18 @@ def test_a_truncated_tiff_of_64_bits_is_refused(tmp_path, compression):
         with pytest.raises(ImageError, match="cut short") as error:
             read_image(tmp_path / "cut.tif")
         assert_one_sentence(error)
+
+
+def test_packing_that_needs_imagecodecs_says_how_to_get_it(tmp_path):
+    sample = noise("float64", 1)
+    picture = pyvips.Image.new_from_memory(sample, sample.shape[1], sample.shape[0], 1, "double")
+    picture.tiffsave(str(tmp_path / "lzw.tif"), compression="lzw")
+    if find_spec("imagecodecs") is not None:
+        np.testing.assert_array_equal(read_image(tmp_path / "lzw.tif").pixels, sample)
+        return
+    with pytest.raises(DependencyError, match="pip install imagecodecs") as error:
+        read_image(tmp_path / "lzw.tif")
+    assert_one_sentence(error)
 
 
 def test_64_bit_tiff_meets_the_same_refusals(tmp_path):
