@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dipengine import environment
-from dipengine.errors import DependencyError, DeviceError
+from dipengine.errors import DependencyError, DeviceError, FitError
 from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
@@ -61,6 +61,20 @@ def threads(placement: Placement, *, torch_is_idle: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns what PyTorch and NumPy raise when memory runs out, on the CPU or a GPU, into a FitError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for GPUs only.
+        said = str(error)
+        if not (isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said):
+            raise
+        raise FitError("The fit needs more memory than there is; use a smaller image, fewer channels or the preset fast, "
+                       "or another device.") from error
 
 
 def _threads(settings: Settings) -> int:

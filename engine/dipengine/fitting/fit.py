@@ -64,7 +64,9 @@ class Fit:
             self._mask = _to_tensor(torch, problem.known[:, :, None].astype(np.float32), device)
         decay = recipe.average_decay if recipe.average_decay is not None else 0.0
         self.guard = Rollback(self, recipe.rollback_db)
-        self.statistics = OutputStatistics(channels, *problem.output_shape, device=device, average_decay=decay)
+        self.statistics = OutputStatistics(
+            channels, *problem.output_shape, device=device, average_decay=decay, warm_up=recipe.average_warm_up
+        )
 
     def step(self) -> Step:
         """One iteration: perturb z, forward, data term, statistics, backward, Adam."""

@@ -74,7 +74,7 @@ def _run(
 ) -> Outcome:
     recipe = fit.recipe
     ceiling = recipe.iterations
-    watch = VarianceWatch(StopRule.for_run(ceiling, recipe.average_decay)) if stop == "auto" else None
+    watch = VarianceWatch(StopRule.for_recipe(recipe)) if stop == "auto" else None
     history = History()
     best: _Best | None = None
     reason = "iterations"
@@ -105,7 +105,7 @@ def _run(
             raise
         reason = "interrupted"
     seconds = time.perf_counter() - start
-    if best is not None and best.iteration != watch.minimum + watch.rule.lag:
+    if best is not None and best.iteration != watch.minimum + watch.rule.lag_after(watch.minimum):
         best = None  # a later minimum overtook it, and the run ended before that one's average was complete
     image, delivered = _deliver(fit, best)
     return Outcome(image, fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds)
