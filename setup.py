@@ -52,7 +52,7 @@ class BuildWithCMake(build_ext):
             raise SystemExit(f"Building the native core failed in: {' '.join(command)}")
 
 
-FITTING = ["torch>=2.9", "onnx"]
+FITTING = ["torch>=2.9", "onnx", "scikit-image>=0.22"]
 
 setup(
     name="dipengine",
@@ -68,13 +68,13 @@ setup(
     ext_modules=[Extension("dipengine._native", sources=[])],
     cmdclass={"build_ext": BuildWithCMake},
     entry_points={"console_scripts": ["dipengine = dipengine.cli.main:main"]},
-    install_requires=["numpy>=1.26", "pyvips[binary]>=3.0", "safetensors>=0.4", "tqdm>=4.60"],
+    install_requires=["numpy>=1.26", "pyvips[binary]>=3.0", "safetensors>=0.4", "tifffile>=2023.1", "tqdm>=4.60"],
     extras_require={
         "cpu": [*FITTING, "onnxruntime"],
         "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
         "render": ["onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "scikit-image", "astropy", "pillow", "cmake", "ninja"],
+        "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],
     },
     zip_safe=False,
 )

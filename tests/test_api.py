@@ -93,6 +93,20 @@ def test_inpainting_keeps_known_pixels_and_changes_missing_ones(picture):
     assert (fitted.image[mask > 0] != damaged[mask > 0]).any()
 
 
+def test_alpha_of_an_array_is_kept_enlarged_or_taken_for_the_mask(picture):
+    alpha = np.full((*picture.shape[:2], 1), 255, np.uint8)
+    alpha[5:15, 5:15] = 0
+    image = np.concatenate([picture, alpha], axis=2)
+    denoised = dipengine.denoise(image, alpha=True, **TINY).image
+    np.testing.assert_array_equal(denoised[:, :, 3:], alpha)
+    np.testing.assert_array_equal(denoised[:, :, :3], dipengine.denoise(picture, **TINY).image)
+    assert dipengine.super_resolve(image, 2, alpha=True, **TINY).image.shape == (80, 104, 4)
+    whole = dipengine.inpaint(image, alpha=True, **TINY).image
+    masked = dipengine.inpaint(picture, alpha[:, :, 0], **TINY).image
+    np.testing.assert_array_equal(whole[:, :, :3], masked)
+    assert (whole[:, :, 3] == 255).all()
+
+
 def test_missing_pixels_never_reach_the_fit(picture):
     mask = np.ones(picture.shape[:2], bool)
     mask[5:15, 5:15] = False

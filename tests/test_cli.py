@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -123,7 +124,9 @@ def test_inpainting_by_transparency_gives_an_opaque_image(folder, picture):
         (["denoise", "noisy.png", "-o", "out.png", "--record", "out.txt"], ".json"),
         (["denoise", "noisy.png", "-o", "out.png", "--record", "nowhere/r.json"], "folder"),
         (["denoise", "noisy.png", "-o", "out.png", "--max-pixels", "100"], "pixels"),
+        (["denoise", "noisy.png", "-o", "out.png", "--max-pixels", "-1"], "max-pixels"),
         (["denoise", "noisy.png", "-o", "out.png", "--truth", "small.png"], "truth"),
+        (["denoise", "noisy.png", "-o", "out.png", "--truth", "deep.png"], "uint16"),
         (["denoise", "noisy.png", "-o", "out.png", "--range", "5,5"], "range"),
         (["denoise", "noisy.png", "-o", "out.png", "--upsample", "cubic"], "nearest"),
         (["denoise", "noisy.png"], "-o"),
@@ -144,6 +147,8 @@ def test_wrong_use_is_one_sentence_status_two_and_nothing_written(folder, words,
     for name, value in (("small", 255), ("black", 0)):
         pixels = np.full((40, 52, 1) if name == "black" else (5, 5, 1), value, np.uint8)
         write_image(folder / f"{name}.png", pixels, Image(pixels))
+    deep = np.zeros((40, 52, 3), np.uint16)
+    write_image(folder / "deep.png", deep, Image(deep))
     before = files(folder)
     restores = len(words) > 1 and words[0] != "colourise"
     assert run(*words, *(QUICK[:-1] if restores and "--iterations" not in words else [])) == 2
@@ -163,6 +168,40 @@ def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
     fits.writeto(folder / "nan.fits", values)
     assert run("denoise", folder / "nan.fits", "-o", folder / "out.fits", *QUICK) == 0
     assert np.isfinite(fits.getdata(folder / "out.fits")).all()
+
+
+def test_a_range_may_begin_with_a_minus(folder):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(folder / "float.tif", np.linspace(-40, 100, 40 * 52, dtype=np.float32).reshape(40, 52))
+    assert run("denoise", folder / "float.tif", "-o", folder / "out.tif", "--range", "-50,100", "--record",
+               folder / "r.json", *QUICK) == 0
+    assert json.loads((folder / "r.json").read_text())["value_map"] == {"low": -50.0, "high": 100.0}
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_a_fit_does_not_need_anybody_to_listen(folder, stderr):
+    words = [sys.executable, "-m", "dipengine", "denoise", "noisy.png", "-o", "out.png", *QUICK[:-1]]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(words)} {stderr}"], cwd=folder, timeout=120)
+    assert done.returncode == 0
+    assert read_image(folder / "out.png").pixels.shape == (40, 52, 3)
+
+
+def test_memory_that_runs_out_is_one_sentence(folder, capsys):
+    status = run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--channels", "1000000000", *QUICK[2:])
+    assert status == 1
+    error = capsys.readouterr().err
+    assert "memory" in error and len(error.strip().splitlines()) == 1
+    assert not (folder / "out.png").exists()
+
+
+def test_the_record_tells_masks_and_stop_rules_apart(folder):
+    for name, extra in (("a", []), ("b", ["--invert-mask"]), ("c", ["--stop", "auto"])):
+        assert run("inpaint", folder / "noisy.png", "-o", folder / f"{name}.png", "--mask", folder / "mask.png",
+                   "--record", folder / f"{name}.json", *QUICK, *extra) == 0
+    a, b, c = (json.loads((folder / f"{name}.json").read_text()) for name in "abc")
+    assert a["input"]["known_sha256"] == c["input"]["known_sha256"] != b["input"]["known_sha256"]
+    assert a["parameters"]["stop_rule"] is None
+    assert c["parameters"]["stop_rule"]["patience"] > 0
 
 
 def test_quiet_silences_progress_but_not_errors(folder, capfd):

@@ -8,9 +8,9 @@ from conftest import TINY
 from dipengine.fitting.stopping import StopRule, VarianceWatch
 
 
-def follow(variances, ceiling, decay=0.99):
+def follow(variances, ceiling, decay=0.99, warm_up=False):
     """Feed a sequence; return (iteration stopped or None, iteration kept last or None)."""
-    watch = VarianceWatch(StopRule.for_run(ceiling, decay))
+    watch = VarianceWatch(StopRule.for_run(ceiling, decay, warm_up))
     kept = None
     for iteration, variance in enumerate(variances, 1):
         watch.note(iteration, variance)
@@ -26,6 +26,12 @@ def test_stops_one_patience_after_the_minimum_and_keeps_the_average_centred_on_i
     stopped, kept = follow((iterations - 400) ** 2 + 1.0, 1000)
     assert stopped == 400 + StopRule.for_run(1000, 0.99).patience
     assert kept == 400 + 100
+
+
+@pytest.mark.parametrize("minimum, kept", [(180, 200), (400, 444), (950, 1050)])
+def test_an_average_that_warms_up_is_centred_on_the_minimum_after_a_tenth_of_the_run(minimum, kept):
+    iterations = np.arange(1, 1201)
+    assert follow((iterations - minimum) ** 2 + 1.0, 1080, warm_up=True)[1] == kept
 
 
 def test_without_an_average_the_minimum_itself_is_kept():

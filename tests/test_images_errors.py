@@ -1,17 +1,20 @@
 """What cannot be read or written is refused with one sentence, and bombs before they are decoded."""
 
+import errno
 import os
 import subprocess
 import sys
 import tracemalloc
+from importlib.util import find_spec
 
 import numpy as np
 import PIL.Image
 import pytest
+import pyvips
 import tifffile
 from image_samples import noise, png_chunk, png_header, smooth, write_png
 
-from dipengine.errors import ImageError, InputError, OutputError
+from dipengine.errors import DependencyError, ImageError, InputError, OutputError
 from dipengine.images import Image, check_writable, read_image, write_image
 
 
@@ -32,6 +35,44 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     with pytest.raises(ImageError, match="cut short") as error:
         read_image(cut)
     assert_one_sentence(error)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_truncated_tiff_of_64_bits_is_refused(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "whole.tif", noise("float64", 3, (60, 80)), photometric="rgb", compression=compression)
+    data = (tmp_path / "whole.tif").read_bytes()
+    read_image(tmp_path / "whole.tif")
+    for share in (0.02, 0.3, 0.9, 0.995):
+        (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ImageError, match="cut short") as error:
+            read_image(tmp_path / "cut.tif")
+        assert_one_sentence(error)
+
+
+def test_packing_that_needs_imagecodecs_says_how_to_get_it(tmp_path):
+    sample = noise("float64", 1)
+    picture = pyvips.Image.new_from_memory(sample, sample.shape[1], sample.shape[0], 1, "double")
+    picture.tiffsave(str(tmp_path / "lzw.tif"), compression="lzw")
+    if find_spec("imagecodecs") is not None:
+        np.testing.assert_array_equal(read_image(tmp_path / "lzw.tif").pixels, sample)
+        return
+    with pytest.raises(DependencyError, match="pip install imagecodecs") as error:
+        read_image(tmp_path / "lzw.tif")
+    assert_one_sentence(error)
+
+
+def test_64_bit_tiff_meets_the_same_refusals(tmp_path):
+    sample = noise("float64", 1)[..., 0]
+    tifffile.imwrite(tmp_path / "large.tif", sample)
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([sample, sample]), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "complex.tif", sample.astype(np.complex64))
+    sample[3, 4] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", sample)
+    cases = {"large.tif": "--max-pixels", "pages.tif": "2 pages", "complex.tif": "unusual kind", "nan.tif": "NaN"}
+    for name, words in cases.items():
+        with pytest.raises(ImageError, match=words) as error:
+            read_image(tmp_path / name, max_pixels=100 if name == "large.tif" else 10_000)
+        assert_one_sentence(error)
 
 
 def test_a_png_with_a_flipped_bit_is_refused(tmp_path):
@@ -56,6 +97,17 @@ def test_missing_empty_folder_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(ImageError, match=words) as error:
             read_image(f"{tmp_path}/{name}")
         assert_one_sentence(error)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png")
+    open(name, "wb").write(b"x")
+    with pytest.raises(ImageError, match="UTF-8") as error:
+        read_image(name)
+    assert_one_sentence(error)
+    with pytest.raises(OutputError, match="UTF-8") as error:
+        check_writable(name)
+    assert_one_sentence(error)
 
 
 def test_animations_and_pages_are_refused(tmp_path):
@@ -163,9 +215,13 @@ def test_size_limits_of_the_format_count_after_upscaling(tmp_path):
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, whom permissions do not stop
-    with pytest.raises(OutputError, match="not writable"):
+    def refuse(*_):  # tests may run as root, whom permissions do not stop
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=r"not writable \(Permission denied\)") as error:
         check_writable(tmp_path / "x.png")
+    assert_one_sentence(error)
 
 
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path):

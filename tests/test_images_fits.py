@@ -1,5 +1,6 @@
 """FITS: values, missing pixels, header and world coordinates survive, judged by astropy."""
 
+import gzip
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ from dipengine.images import check_writable, read_image, write_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::astropy.wcs.FITSFixedWarning")
 
+GZIP = b"\x1f\x8b"
 PIXELS = np.array([[0.0, 0.0], [3.0, 5.0], [36.5, 22.0], [-0.5, 10.25]])
 
 
@@ -149,6 +151,45 @@ def test_a_tile_compressed_image_is_read_and_written_back_plain(tmp_path):
     with fits.open(tmp_path / "out.fits") as back:
         assert isinstance(back["SCI"], fits.ImageHDU) and back["SCI"].header["OBJECT"] == "M1"
         np.testing.assert_array_equal(back["SCI"].data, sample)
+
+
+@pytest.mark.parametrize("target", ["out.fits", "out.FITS.gz", "out.fit.gz"])
+def test_a_gzip_compressed_file_is_read_and_written_with_all_its_hdus(tmp_path, target):
+    sample = noise("int16", 1)[..., 0]
+    table = fits.BinTableHDU.from_columns([fits.Column("flux", "E", array=np.arange(5.0))], name="CAT")
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(sample, sky_header(), name="SCI"), table]
+    fits.HDUList(hdus).writeto(tmp_path / "in.fits.gz")
+    assert (tmp_path / "in.fits.gz").read_bytes()[:2] == GZIP
+    image = read_image(tmp_path / "in.fits.gz")
+    np.testing.assert_array_equal(image.pixels[..., 0], sample)
+    write_image(tmp_path / target, image.pixels + 1, image)
+    assert ((tmp_path / target).read_bytes()[:2] == GZIP) == target.endswith("gz")
+    with fits.open(tmp_path / target) as back:
+        assert [hdu.name for hdu in back] == ["PRIMARY", "SCI", "CAT"] and back["SCI"].header["OBJECT"] == "M1"
+        np.testing.assert_array_equal(back["SCI"].data, sample + 1)
+        np.testing.assert_array_equal(back["CAT"].data["flux"], np.arange(5.0))
+
+
+def test_gzip_files_are_the_same_bytes_for_the_same_image(tmp_path):
+    fits.PrimaryHDU(noise("int16", 1)[..., 0]).writeto(tmp_path / "in.fits")
+    image = read_image(tmp_path / "in.fits")
+    for name in ("a.fits.gz", "b.fits.gz"):
+        write_image(tmp_path / name, image.pixels, image)
+    assert (tmp_path / "a.fits.gz").read_bytes() == (tmp_path / "b.fits.gz").read_bytes()
+
+
+def test_damaged_foreign_and_explosive_gzip_files_are_refused(tmp_path):
+    hdus = [fits.PrimaryHDU(noise("int16", 1)[..., 0]), fits.ImageHDU(np.zeros((500, 500)))]
+    fits.HDUList(hdus).writeto(tmp_path / "in.fits.gz")
+    whole = (tmp_path / "in.fits.gz").read_bytes()
+    (tmp_path / "head.fits.gz").write_bytes(whole[:12])
+    (tmp_path / "cut.fits.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.fits.gz").write_bytes(gzip.compress(b"once upon a time"))
+    cases = {"head": "holds no FITS", "cut": "damaged", "text": "holds no FITS", "in": "bytes besides its image"}
+    for name, words in cases.items():
+        with pytest.raises(ImageError, match=words) as error:
+            read_image(tmp_path / f"{name}.fits.gz", max_pixels=23 * 37)
+        assert "\n" not in str(error.value) and ";" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["cd", "pc", "sip"])

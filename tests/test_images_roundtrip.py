@@ -10,7 +10,7 @@ from image_samples import noise, read_png, smooth, write_png
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
-from dipengine.images import Image, read_image, write_image
+from dipengine.images import Image, Metadata, read_image, write_image
 
 ICC = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><x:any name='value'/></x:xmpmeta>"
@@ -63,6 +63,40 @@ def test_float64_pixels_go_into_tiff_unrounded(tmp_path):
     sample = noise("float64", 1)
     write_image(tmp_path / "out.tif", sample, Image(pixels=sample))
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), sample[..., 0])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "uint64"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_of_64_bits_a_sample_is_read(tmp_path, dtype, channels, planes, compression):
+    sample = noise(dtype, channels)
+    stored = np.moveaxis(sample, -1, 0) if planes == "separate" else sample
+    photometric = "rgb" if channels in (3, 4) else "minisblack"
+    tifffile.imwrite(tmp_path / "in.tif", sample[..., 0] if channels == 1 else stored, photometric=photometric,
+                     planarconfig=None if channels == 1 else planes, compression=compression, iccprofile=ICC,
+                     resolution=(240, 120), resolutionunit="inch")
+    image = read_image(tmp_path / "in.tif")
+    colours = channels - 1 if channels in (2, 4) else channels
+    assert image.format == "tiff" and image.dtype == dtype and image.channels == colours
+    np.testing.assert_array_equal(image.pixels, sample[..., :colours])
+    if channels in (2, 4):
+        np.testing.assert_array_equal(image.alpha, sample[..., -1])
+    assert image.metadata.icc_profile == ICC
+    assert image.metadata.resolution == pytest.approx((240 / 25.4, 120 / 25.4))
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_float64_tiff_comes_back_as_it_was_written(tmp_path, orientation):
+    sample = noise("float64", 3)
+    like = Image(sample, metadata=Metadata(orientation=orientation, resolution=(8.0, 4.0),
+                                           fields={"icc-profile-data": ICC, "xmp-data": XMP}))
+    write_image(tmp_path / "out.tif", sample, like)
+    back = read_image(tmp_path / "out.tif")
+    np.testing.assert_array_equal(back.pixels, sample)
+    assert back.metadata.orientation == orientation
+    assert back.metadata.resolution == pytest.approx((8.0, 4.0), rel=1e-6)  # a ratio of whole numbers in the file
+    assert dict(back.metadata.fields) == dict(like.metadata.fields)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -132,6 +132,22 @@ def test_statistics_follow_their_definition(kernels, dtype, layout):
 
 
 @BOTH
+def test_a_young_average_that_warms_up_looks_back_over_a_tenth_of_the_run(kernels):
+    statistics = OutputStatistics(1, 4, 4, average_decay=0.9, warm_up=True)
+    expected = None
+    for frame in range(100):
+        raw = torch.full((1, 1, 4, 4), float(np.log((frame + 1) / (200 - frame))))  # the output is (frame + 1) / 201
+        track(raw, statistics=statistics, kernels=kernels)
+        decay = min(0.9, (frame + 1) / (frame + 10))
+        output = (frame + 1) / 201
+        expected = output if expected is None else decay * expected + (1 - decay) * output
+        assert float(statistics.average[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-5)
+        if frame == 70:  # on a ramp, the distance behind the newest output is the mean age: (70 + 10) / 10, less the ends
+            assert (output - expected) * 201 == pytest.approx(7, abs=1)
+    assert (output - expected) * 201 == pytest.approx(9, abs=0.5)  # warm: decay / (1 - decay)
+
+
+@BOTH
 def test_an_average_without_decay_is_the_last_output(kernels):
     statistics = OutputStatistics(3, 8, 8, average_decay=0.0)
     for seed in range(3):

@@ -19,6 +19,7 @@ def data(height=8, width=6, channels=3, **changes) -> TaskData:
 def test_paper_preset_is_the_recipe_as_it_stands():
     for recipe in (DENOISE, *INPAINT.values()):
         assert apply_preset(recipe, "paper") == recipe
+        assert not recipe.average_warm_up
     assert PRESETS["paper"].stop == "fixed"
     assert DENOISE.iterations == 1800
 
@@ -30,7 +31,7 @@ def test_denoising_recipe_is_the_papers_network():
 def test_balanced_turns_to_nearest_and_averages():
     recipe = apply_preset(INPAINT["missing50"], "balanced")
     assert set(recipe.generator.upsample) == {"nearest"}
-    assert recipe.average_decay == 0.99
+    assert (recipe.average_decay, recipe.average_warm_up) == (0.99, True)
     assert recipe.generator.channels_up == INPAINT["missing50"].generator.channels_up
 
 

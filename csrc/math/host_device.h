@@ -20,7 +20,29 @@
 namespace dipengine {
 
 // a * b + c, rounded once.
+#if defined(__CUDACC__) || defined(__FMA__) || defined(__FP_FAST_FMAF)
 DIPENGINE_HD float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+// Without the instruction, fmaf is a call into the C library, which no loop is vectorised around. In float64 the product
+// is exact, so only the sum rounds; rounding it to odd (its last bit set where it is inexact) makes the second rounding,
+// to float32, correct. S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 2008.
+DIPENGINE_HD float fma(float a, float b, float c) {
+  const double product = static_cast<double>(a) * static_cast<double>(b), addend = static_cast<double>(c);
+  double sum = product + addend;
+  const double part = sum - product;
+  const double error = (product - (sum - part)) + (addend - part);  // sum + error is exact
+  // Without comparisons: SSE2 has none of 64-bit integers, and a branch would keep loops from being vectorised.
+  uint64_t bits, rest;
+  memcpy(&bits, &sum, sizeof(bits));
+  memcpy(&rest, &error, sizeof(rest));
+  const uint64_t opposite = (bits ^ rest) >> 63, size = rest & 0x7fffffffffffffffu;
+  const uint64_t infinite = (bits & 0x7ff0000000000000u) + 0x0010000000000000u;  // in its top bit; NaN too
+  const uint64_t inexact = ((size | (0 - size)) & ~infinite) >> 63;
+  bits = (bits - (opposite & inexact)) | inexact;
+  memcpy(&sum, &bits, sizeof(sum));
+  return static_cast<float>(sum);
+}
+#endif
 DIPENGINE_HD double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
 // Correctly rounded square root.

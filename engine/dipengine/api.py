@@ -14,6 +14,7 @@ from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.run import History
 from dipengine.fitting.settings import Settings
 from dipengine.images import from_array
+from dipengine.images.image import opaque
 from dipengine.restoration import restore_image
 from dipengine.tasks import task_named
 
@@ -33,6 +34,7 @@ def restore(
     task: str = "denoise",
     *,
     axes: str | None = None,
+    alpha: bool = False,
     truth: Any = None,
     progress: ProgressCallback | None = None,
     preset: str = "balanced",
@@ -55,8 +57,10 @@ def restore(
     image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
         16-bit unsigned integers by their dtype's range, everything else in data units (mapped by the range of the known
         pixels; `value_range=(low, high)` overrides).
+    alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
+        inpainting took it for the mask).
     task: "denoise", "dejpeg", "superres" or "inpaint"; `options` are the task's own (see the function of that name).
-    truth: the undamaged image, to be measured against; it never influences the result.
+    truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
     stop: "auto" (ES-EMV) or "fixed". seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
@@ -67,7 +71,7 @@ def restore(
     precision or kernels asked for are not there, FitError for a fit that diverges, DependencyError without PyTorch.
     """
     task_options = _task_options(task, options)
-    source, back = from_array(image, axes=axes)
+    source, back = from_array(image, axes=axes, alpha=alpha)
     settings = Settings(
         preset=preset,
         iterations=iterations,
@@ -83,9 +87,10 @@ def restore(
         levels=levels,
         value_range=value_range,
     )
-    truth_image = from_array(truth, axes=axes)[0] if truth is not None else None
+    truth_image = from_array(truth, axes=axes, alpha=alpha)[0] if truth is not None else None
     restored = restore_image(source, task, task_options, settings, truth=truth_image, progress=progress)
-    return Result(back(restored.pixels), restored.history, restored.generator, restored.record)
+    pixels = _with_alpha(restored.pixels, restored.alpha) if alpha else restored.pixels
+    return Result(back(pixels), restored.history, restored.generator, restored.record)
 
 
 def denoise(image: Any, *, sigma: float | None = None, **common: Any) -> Result:
@@ -116,6 +121,7 @@ def inpaint(
     """Fill in missing pixels.
 
     mask: HxW array, non-zero (at least half of its largest value) where the pixel is known; `invert_mask` turns it.
+        Without one, `alpha=True` takes the transparent pixels for missing.
     recipe: "text", "hole", "large-hole", "missing50", "missing98". random_missing: drop this fraction at random instead.
     known: "keep" returns known pixels as they came, "fit" as the generator paints them. See `restore`.
     """
@@ -123,6 +129,13 @@ def inpaint(
         image, "inpaint", mask=mask, recipe=recipe, invert_mask=invert_mask, random_missing=random_missing,
         known=known, **common,
     )
+
+
+def _with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """[H, W, C + 1]: the pixels and their transparency, opaque where None."""
+    if alpha is None:
+        alpha = np.full(pixels.shape[:2], opaque(pixels.dtype), pixels.dtype)
+    return np.concatenate([pixels, alpha[:, :, None]], axis=2)
 
 
 def _tuple(value: Any) -> tuple | None:

@@ -12,12 +12,13 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics
-from dipengine.fitting.device import Placement, place, set_threads
+from dipengine.fitting.device import Placement, memory_errors, place
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
 from dipengine.fitting.run import History, Outcome, run
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, ValueMap
+from dipengine.images.image import opaque
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
 from dipengine.tasks.presets import preset_named
 
@@ -97,18 +98,19 @@ def restore_image(
                 f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(wanted)}; "
                 f"they must agree in size and channels."
             )
+        _check_units(image, truth)
         truth_unit = values.to_unit(truth.pixels)
-    set_threads(plan.placement)
-    fit, outcome = run(
-        problem,
-        plan.recipe,
-        stop=plan.stop,
-        seed=settings.seed,
-        placement=plan.placement,
-        truth=truth_unit,
-        progress=progress,
-        keep_on_interrupt=keep_on_interrupt,
-    )
+    with memory_errors():
+        fit, outcome = run(
+            problem,
+            plan.recipe,
+            stop=plan.stop,
+            seed=settings.seed,
+            placement=plan.placement,
+            truth=truth_unit,
+            progress=progress,
+            keep_on_interrupt=keep_on_interrupt,
+        )
     pixels = values.from_unit(outcome.image, image.pixels.dtype)
     if problem.keep_known and problem.known is not None:
         pixels = np.where(problem.known[:, :, None], image.pixels, pixels)
@@ -142,6 +144,15 @@ def _measure(pixels: np.ndarray, image: Image, truth: Image, values: ValueMap) -
     }
 
 
+def _check_units(image: Image, truth: Image) -> None:
+    """8 and 16 bits stand for one range of light in two units: comparing them would measure nothing."""
+    kinds = {image.pixels.dtype.name, truth.pixels.dtype.name}
+    if kinds == {"uint8", "uint16"} and not image.in_data_units:
+        raise InputError(
+            f"The truth is {truth.pixels.dtype} and the image {image.pixels.dtype}; convert one to the other's bit depth."
+        )
+
+
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} pixels with {shape[2]} channel(s)"
 
@@ -150,9 +161,7 @@ def _unit_alpha(image: Image) -> np.ndarray | None:
     """Transparency, float32 [H, W]: 0 clear, 1 opaque."""
     if image.alpha is None:
         return None
-    dtype = image.alpha.dtype
-    opaque = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
-    return image.alpha.astype(np.float32) / np.float32(opaque)
+    return image.alpha.astype(np.float32) / np.float32(opaque(image.alpha.dtype))
 
 
 def _delivered_alpha(image: Image, problem: Problem) -> np.ndarray | None:

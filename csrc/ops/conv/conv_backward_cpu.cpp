@@ -10,6 +10,7 @@
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
 #include "ops/conv/gradient_rows_cpu.h"
+#include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -27,13 +28,12 @@ constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw besi
 // Transposed weights as multiply()'s B: for block `block` of a source's channels, [taps][groups of channels out][columns][kPair],
 // taps in the order given.
 template <typename Element, typename Real>
-void pack_transposed(const Params& p, int64_t first, int64_t channels, int64_t inputs, int block, int vectors, const int* taps,
-                     Element* to) {
+void pack_transposed(const Params& p, const Real* weight, int count, const int* taps, int64_t first, int64_t channels, int64_t inputs,
+                     int block, int vectors, Element* to) {
   constexpr int kPair = Mac<Element>::kPair, kWidth = Vec<Real>::size;
   const int64_t groups = ceil_divide(p.channels, kPair), columns = vectors * kWidth;
-  const Real* weight = static_cast<const Real*>(p.weight);
   Element row[kWidth];
-  for (int t = 0; t < p.kernel * p.kernel; ++t, to += groups * columns * kPair) {
+  for (int t = 0; t < count; ++t, to += groups * columns * kPair) {
     for (int64_t n = 0; n < columns; ++n) {
       const int64_t c = block * kBlock<Real> + n;
       const Real* from = weight + (taps[t] * inputs + first + c) * p.channels;
@@ -65,6 +65,7 @@ struct Backward {
     int blocks;        // of channels
     Element* panels;   // [blocks][taps][groups][columns][kPair]
     int64_t panel_size;
+    bool narrow;       // few channels: all taps of a kernel row share the lanes of one product
     bool swapped;      // weight gradient as [channels out][channels in]: fewer idle lanes where few come out
     int64_t tap_size;  // elements of one tap's weight gradient
     Real* d_weight;    // [chunks][taps][tap_size]
@@ -75,6 +76,8 @@ struct Backward {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;
+  const bool winograd;   // of the data gradient
+  Real* transformed;     // the turned weights in Winograd's form, [16][in][out]
   int64_t inputs = 0, padded, grid_height, grid_width, chunks, chunk_rows, columns, column_blocks, batch_rows;
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
@@ -93,12 +96,15 @@ struct Backward {
     Element* x_packed[DIPENGINE_CONV_MAX_SOURCES];           // ring [x_capacity][kernel][column groups][padded][kPair]
     int64_t x_held[DIPENGINE_CONV_MAX_SOURCES][64];
     Real* sums;                                              // [columns of a data gradient][kBlock]
+    Real* narrow;                                            // [columns of a data gradient][kBlock]
     Real* vertical;                                          // [2 columns + 2 margin][kBlock]
+    Element* tiles;                                          // Winograd's [16][tiles][padded]
+    Real* products;                                          // [16][tiles][kBlock]
     Element* mapped;                                         // E_t: [9][batch pixels][padded]
     Element* mapped_packed;                                  // [9][batch groups][padded][kPair]
   };
 
-  explicit Backward(const Params& params) : p(params) {
+  explicit Backward(const Params& params) : p(params), winograd(winograd_suits(params)) {
     taps = p.kernel * p.kernel;
     groups = static_cast<int>(ceil_divide(p.channels, kPair));
     padded = round_up(p.channels, V::size);
@@ -108,7 +114,9 @@ struct Backward {
       s.padded = round_up(s.source->channels, V::size);
       s.first = inputs;
       s.blocks = static_cast<int>(ceil_divide(s.source->channels, kBlock<Real>));
-      s.panel_size = static_cast<int64_t>(taps) * groups * kBlock<Real> * kPair;
+      s.panel_size = static_cast<int64_t>(winograd ? kWinogradPlanes : taps) * groups * kBlock<Real> * kPair;
+      s.narrow = s.source->upsample == DIPENGINE_UPSAMPLE_NONE && p.stride == 1 && p.kernel > 1 &&
+                 p.kernel * s.source->channels <= kBlock<Real>;
       s.swapped = p.channels < V::size && s.source->channels > p.channels;
       s.tap_size = s.swapped ? p.channels * s.padded : s.source->channels * padded;
       inputs += s.source->channels;
@@ -118,10 +126,13 @@ struct Backward {
     grid_width = up != nullptr ? up->source->width : p.width;
     const int64_t most_chunks = least(kMostChunks, most(2, grid_height * grid_width / kChunkPixels));
     chunk_rows = ceil_divide(grid_height, most_chunks);
+    if (winograd) chunk_rows = round_up(chunk_rows, 2);
     chunks = ceil_divide(grid_height, chunk_rows);
     column_blocks = ceil_divide(grid_width, kColumns);
     columns = ceil_divide(grid_width, column_blocks);
+    if (winograd) columns = round_up(columns, 2);
     batch_rows = least(least(kMostBatchRows, chunk_rows), most(1, kColumns / columns));
+    if (winograd) batch_rows = round_up(batch_rows, 2);
     order_taps();
     carve(p.workspace);
   }
@@ -158,6 +169,7 @@ struct Backward {
       s.sum = carver.take<double>(chunks * s.padded);
       s.product = carver.take<double>(chunks * s.padded);
     }
+    transformed = carver.take<Real>(winograd && sources[0].wants_data() ? kWinogradPlanes * inputs * p.channels : 0);
     map.carve(carver, padded);
     bias_sum = carver.take<double>(chunks * padded);
     zeros = carver.take<Element>(d_columns() * padded);
@@ -188,7 +200,10 @@ struct Backward {
         widest = most(widest, out_columns() * p.stride + p.stride + 2 * p.pad + p.kernel);
       }
     }
-    s.sums = carver.take<Real>(widest * kBlock<Real>);
+    s.sums = carver.take<Real>((winograd ? 2 : 1) * widest * kBlock<Real>);
+    s.tiles = carver.take<Element>(winograd ? kWinogradPlanes * (columns / 2) * padded : 0);
+    s.products = carver.take<Real>(winograd ? kWinogradPlanes * (columns / 2) * kBlock<Real> : 0);
+    s.narrow = carver.take<Real>((widest + p.kernel) * kBlock<Real>);
     if (up != nullptr) {
       s.vertical = carver.take<Real>(d_columns() * kBlock<Real>);
       s.mapped = carver.take<Element>(9 * batch_pixels() * padded);
@@ -218,15 +233,23 @@ struct Backward {
       total += jobs[i];
     }
     map.fill(p, padded);
+    const Real* weight = static_cast<const Real*>(p.weight);
+    if (winograd && sources[0].wants_data()) {
+      run_tasks(p.pool, inputs, [&](int64_t c) {
+        winograd_weights(static_cast<const Real*>(p.weight), inputs, p.channels, c, true, transformed);
+      });
+      weight = transformed;
+    }
     memset(zeros, 0, static_cast<size_t>(d_columns() * padded) * sizeof(Element));
     run_tasks(p.pool, total, [&](int64_t task) {
       const int i = task < jobs[0] ? 0 : 1;
       const int block = static_cast<int>(i == 0 ? task : task - jobs[0]);
       const Prepared& s = sources[i];
+      if (s.narrow) return pack_narrow(s);
       int plain[kMaxSegments];
-      for (int t = 0; t < taps; ++t) plain[t] = t;
-      pack_transposed<Element, Real>(p, s.first, s.source->channels, inputs, block, vectors_of(s, block),
-                                     &s == up ? plain : tap_order, s.panels + block * s.panel_size);
+      for (int t = 0; t < kMaxSegments; ++t) plain[t] = t;
+      pack_transposed<Element, Real>(p, weight, winograd ? kWinogradPlanes : taps, &s == up || winograd ? plain : tap_order, s.first,
+                                     s.source->channels, inputs, block, vectors_of(s, block), s.panels + block * s.panel_size);
     });
     if (up != nullptr) {
       fill_map(rows_map, grid_height);
@@ -235,6 +258,25 @@ struct Backward {
     run_tasks_with_scratch(p.pool, chunks, [&](int64_t chunk, int slot) { run_chunk(chunk, slot); });
     finish();
   }
+
+  // [ky][groups of channels out][lane kx * channels + c][kPair]
+  void pack_narrow(const Prepared& s) const {
+    const int64_t channels = s.source->channels, lanes = narrow_vectors(s) * V::size;
+    memset(s.panels, 0, static_cast<size_t>(p.kernel * groups * lanes * kPair) * sizeof(Element));
+    for (int t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Real* from = static_cast<const Real*>(p.weight) + (t * inputs + s.first + c) * p.channels;
+        Element* to = s.panels + (t / p.kernel * groups * lanes + t % p.kernel * channels + c) * kPair;
+        for (int64_t o = 0; o < p.channels; ++o) {
+          Element rounded[V::size];
+          V::store(rounded, V::set(from[o]));
+          to[o / kPair * lanes * kPair + o % kPair] = rounded[0];
+        }
+      }
+    }
+  }
+
+  int narrow_vectors(const Prepared& s) const { return p.kernel * s.source->channels > V::size ? 2 : 1; }
 
   void fill_map(AxisTerms* terms, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) {
@@ -330,7 +372,9 @@ struct Backward {
   void run_plain_rows(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     for (int i = 0; i < p.sources_count; ++i) {
       if (sources[i].d_weight != nullptr) add_plain_weights(area, i, chunk, row, rows, begin, end);
-      if (sources[i].wants_data()) {
+      if (sources[i].wants_data() && winograd) {
+        for (int64_t r = row; r < row + rows; r += 2) add_winograd_rows(area, sources[i], chunk, r, begin, end);
+      } else if (sources[i].wants_data()) {
         for (int64_t r = row; r < row + rows; ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
       }
     }
@@ -372,6 +416,27 @@ struct Backward {
     }
   }
 
+  // Data gradient of source rows r and r + 1, columns [begin, end).
+  void add_winograd_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
+    const Element* rows[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t y = r - 1 + i;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, begin)) + (kMargin - begin) * padded;
+    }
+    auto load = [&](int row, int64_t u, int64_t c) { return V::load(rows[row] + u * padded + c); };
+    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    const int64_t tiles = (end - begin) / 2, plane = tiles * padded;
+    winograd_input<Real>(load, begin, tiles, {reflected && r == 0, reflected && r + 2 == p.height},
+                         {reflected && begin == 0, reflected && end == p.width}, padded, area.tiles, plane);
+    for (int block = 0; block < s.blocks; ++block) {
+      Real* second = area.sums + (end - begin) * kBlock<Real>;
+      winograd_rows<Element>(area.tiles, plane, tiles, padded, groups, s.panels + block * s.panel_size, vectors_of(s, block),
+                             area.products, area.sums, second);
+      store_gradient(s, chunk, area.sums, r, begin, end - begin, block);
+      store_gradient(s, chunk, second, r + 1, begin, end - begin, block);
+    }
+  }
+
   int64_t x_place(int64_t y) const { return (y + 2 * x_capacity()) % x_capacity(); }
 
   // Data gradient of the source rows that belong to output row r, columns of [begin, end).
@@ -402,6 +467,7 @@ struct Backward {
   // sums[u - u_begin] (+)= the data gradient of padded row iy.
   void add_padded_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, int block,
                       bool accumulate) const {
+    if (s.narrow) return add_narrow_row(area, s, iy, begin, u_begin, u_end, accumulate);
     const int vectors = vectors_of(s, block);
     const int64_t tap_elements = static_cast<int64_t>(groups) * vectors * V::size * kPair;
     const int phase_y = static_cast<int>(iy % p.stride);
@@ -430,6 +496,27 @@ struct Backward {
                             area.sums + (u - u_begin) * kBlock<Real>, p.stride * kBlock<Real>, accumulate);
         }
         panel += across * down * tap_elements;
+      }
+    }
+  }
+
+  // The same for few channels: first all taps of a kernel row at output column q, in lanes side by side, then
+  // sums[u] = sum over kx of what lies at q = u - kx.
+  void add_narrow_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, bool accumulate) const {
+    const int64_t first = u_begin - p.kernel + 1, channels = s.source->channels;
+    Segments<Element> segments;
+    segments.count = p.kernel;
+    for (int ky = 0; ky < p.kernel; ++ky) {
+      const Element* row = iy < ky || iy - ky >= p.height ? zeros : d_row(area, iy - ky, begin);
+      segments.start[ky] = row + (first - begin + kMargin) * padded;
+    }
+    multiply<Element>(u_end - first, segments, padded, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
+    for (int64_t u = u_begin; u < u_end; ++u) {
+      Real* to = area.sums + (u - u_begin) * kBlock<Real>;
+      for (int64_t c = 0; c < channels; ++c) {
+        Real sum = accumulate ? to[c] : Real(0);
+        for (int kx = 0; kx < p.kernel; ++kx) sum += area.narrow[(u - kx - first) * kBlock<Real> + kx * channels + c];
+        to[c] = sum;
       }
     }
   }

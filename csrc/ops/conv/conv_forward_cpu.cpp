@@ -7,7 +7,7 @@
 // three rows of that, and puts two output rows together from them. Other sources are then added to those rows directly.
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
-#include "ops/conv/rows_cpu.h"
+#include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -17,6 +17,8 @@ using Params = dipengine_conv_params;
 using Source = dipengine_conv_source;
 
 constexpr int64_t kChunkPixels = 2048;  // of a chunk of plain rows, about
+constexpr int64_t kPlainColumns = 256;  // of a chunk, at most: what is held of a row stays in the second-level cache
+constexpr int64_t kWinogradColumns = 128;
 constexpr int64_t kUpRows = 64;         // low-resolution rows of a task: two more are computed for its neighbours
 constexpr int64_t kUpColumns = 128;     // and columns
 
@@ -25,10 +27,10 @@ constexpr int64_t kUpColumns = 128;     // and columns
 // Weights [taps][channels in][channels out] as multiply()'s B for block `block` of output channels and input channels
 // [first, first + channels): [taps][groups][columns][kPair].
 template <typename Element, typename Real>
-void pack_weights(const Params& p, int64_t first, int64_t channels, int64_t inputs, int block, int vectors, Element* to) {
+void pack_weights(const Params& p, const Real* weight, int64_t taps, int64_t first, int64_t channels, int64_t inputs, int block,
+                  int vectors, Element* to) {
   constexpr int kPair = Mac<Element>::kPair, kWidth = Vec<Real>::size;
-  const int64_t groups = ceil_divide(channels, kPair), taps = p.kernel * p.kernel;
-  const Real* weight = static_cast<const Real*>(p.weight);
+  const int64_t groups = ceil_divide(channels, kPair);
   Element buffer[kPair][kBlock<Real>];
   for (int64_t t = 0; t < taps; ++t) {
     for (int64_t g = 0; g < groups; ++g, to += vectors * kWidth * kPair) {
@@ -73,11 +75,13 @@ struct Forward {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;  // the upsampled source
+  const bool winograd;
   int blocks;                    // of output channels
   int64_t padded;                // output channels, in whole blocks
   int64_t inputs = 0;
-  // chunks: rows x columns of the grid that tasks cut, output pixels or low-resolution ones
+  // Chunks: rows x columns of a grid of output pixels, or of low-resolution ones.
   int64_t grid_height, grid_width, chunk_rows, chunk_columns, row_chunks, column_chunks;
+  Real* transformed;             // the weights in Winograd's form, [16][in][out]
   Real* bias;
   double *chunk_mean, *chunk_m2;  // [chunks][padded]
   Element* low;                   // the upsampled source, normalised: [height][width][padded]
@@ -88,14 +92,15 @@ struct Forward {
   size_t bytes = 0;
 
   struct Scratch {
-    Real* sums;                                  // [columns][kBlock]
+    Real* sums;                                  // [columns][kBlock]; two rows for Winograd
+    Element* tiles;                              // [16][tiles][padded]
     Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [kernel][padded columns][padded]
     int64_t held[DIPENGINE_CONV_MAX_SOURCES][DIPENGINE_CONV_MAX_KERNEL];
     Real* products;                              // [3][low columns + 2][kBlock]
     Real* mapped;                                // [3 rows][3][2 low columns][kBlock]
   };
 
-  explicit Forward(const Params& params) : p(params) {
+  explicit Forward(const Params& params) : p(params), winograd(winograd_suits(params)) {
     blocks = static_cast<int>(ceil_divide(p.channels, kBlock<Real>));
     padded = static_cast<int64_t>(blocks) * kBlock<Real>;
     for (int i = 0; i < p.sources_count; ++i) {
@@ -104,15 +109,20 @@ struct Forward {
       s.padded = round_up(s.source->channels, V::size);
       s.groups = static_cast<int>(ceil_divide(s.source->channels, kPair));
       s.first = inputs;
-      s.panel_size = static_cast<int64_t>(p.kernel) * p.kernel * s.groups * kBlock<Real> * kPair;
+      s.panel_size = static_cast<int64_t>(weight_planes()) * s.groups * kBlock<Real> * kPair;
       inputs += s.source->channels;
       if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) up = &s;
     }
     grid_height = up != nullptr ? up->source->height : p.height;
     grid_width = up != nullptr ? up->source->width : p.width;
+    const int64_t most_columns = up != nullptr ? kUpColumns : winograd ? kWinogradColumns : kPlainColumns;
+    chunk_columns = ceil_divide(grid_width, ceil_divide(grid_width, most_columns));
     chunk_rows = up != nullptr ? least(kUpRows, grid_height)
-                               : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, grid_width)));
-    chunk_columns = up != nullptr ? least(kUpColumns, grid_width) : grid_width;
+                               : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, chunk_columns)));
+    if (winograd) {
+      chunk_rows = round_up(chunk_rows, 2);
+      chunk_columns = round_up(chunk_columns, 2);
+    }
     row_chunks = ceil_divide(grid_height, chunk_rows);
     column_chunks = ceil_divide(grid_width, chunk_columns);
     carve(p.workspace);
@@ -124,6 +134,7 @@ struct Forward {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
+    transformed = carver.take<Real>(winograd ? kWinogradPlanes * inputs * p.channels : 0);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);
@@ -140,12 +151,18 @@ struct Forward {
     bytes = carver.used() + scratch_bytes * static_cast<size_t>(dipengine_pool_size(p.pool));
   }
 
+  int weight_planes() const { return winograd ? kWinogradPlanes : p.kernel * p.kernel; }
   int64_t out_columns() const { return up != nullptr ? 2 * chunk_columns : chunk_columns; }
   int64_t ring_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
 
   Scratch carve_scratch(Carver& carver) const {
     Scratch s;
-    s.sums = carver.take<Real>(out_columns() * kBlock<Real>);
+    s.sums = carver.take<Real>((winograd ? 2 : 1) * out_columns() * kBlock<Real>);
+    if (winograd) {
+      s.tiles = carver.take<Element>(kWinogradPlanes * (chunk_columns / 2) * sources[0].padded);
+      s.products = carver.take<Real>(kWinogradPlanes * (chunk_columns / 2) * kBlock<Real>);
+      return s;
+    }
     for (int i = 0; i < p.sources_count; ++i) {
       if (&sources[i] == up) continue;
       s.ring[i] = carver.take<Element>(p.kernel * ring_columns() * sources[i].padded);
@@ -173,12 +190,17 @@ struct Forward {
     for (int64_t c = 0; c < padded; ++c) {
       bias[c] = p.bias != nullptr && c < p.channels ? static_cast<const Real*>(p.bias)[c] : Real(0);
     }
+    const Real* weight = static_cast<const Real*>(p.weight);
+    if (winograd) {
+      run_tasks(p.pool, inputs, [&](int64_t c) { winograd_weights(weight, inputs, p.channels, c, false, transformed); });
+      weight = transformed;
+    }
     const int64_t layouts = up != nullptr ? grid_height : 0;
     run_tasks(p.pool, static_cast<int64_t>(blocks) * p.sources_count + layouts, [&](int64_t task) {
       if (task < static_cast<int64_t>(blocks) * p.sources_count) {
         const int block = static_cast<int>(task % blocks);
         Prepared& s = sources[task / blocks];
-        pack_weights<Element, Real>(p, s.first, s.source->channels, inputs, block, vectors_of(block),
+        pack_weights<Element, Real>(p, weight, weight_planes(), s.first, s.source->channels, inputs, block, vectors_of(block),
                                     s.panels + block * s.panel_size);
         return;
       }
@@ -191,7 +213,7 @@ struct Forward {
       run_tasks_with_scratch(p.pool, row_chunks * column_chunks * blocks,
                              [&](int64_t task, int slot) { run_up(task / blocks, static_cast<int>(task % blocks), slot); });
     } else {
-      run_tasks_with_scratch(p.pool, row_chunks, [&](int64_t task, int slot) { run_plain(task, slot); });
+      run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) { winograd ? run_winograd(task, slot) : run_plain(task, slot); });
     }
     if (p.mean != nullptr) finish_moments();
   }
@@ -240,16 +262,70 @@ struct Forward {
     memset(chunk_m2 + chunk * padded + c, 0, static_cast<size_t>(count) * sizeof(double));
   }
 
+  // The rows and columns of the grid that a chunk covers.
+  struct Piece {
+    int64_t top, bottom, left, right;
+  };
+  Piece piece_of(int64_t chunk) const {
+    const int64_t top = chunk / column_chunks * chunk_rows, left = chunk % column_chunks * chunk_columns;
+    return {top, least(top + chunk_rows, grid_height), left, least(left + chunk_columns, grid_width)};
+  }
+
   void run_plain(int64_t chunk, int slot) const {
     Scratch area = scratch_of(slot);
     clear_moments(chunk, 0, padded);
-    const int64_t begin = chunk * chunk_rows, end = least(begin + chunk_rows, grid_height);
-    for (int64_t r = begin; r < end; ++r) {
+    const Piece piece = piece_of(chunk);
+    const int64_t columns = piece.right - piece.left;
+    for (int64_t r = piece.top; r < piece.bottom; ++r) {
       for (int block = 0; block < blocks; ++block) {
-        for (int i = 0; i < p.sources_count; ++i) add_plain(i, area, r, 0, p.width, block, i > 0);
-        store_row(area.sums, r, 0, p.width, block, (r - begin) * p.width, chunk);
+        for (int i = 0; i < p.sources_count; ++i) add_plain(i, area, r, piece.left, columns, block, i > 0);
+        store_row(area.sums, r, piece.left, columns, block, (r - piece.top) * columns, chunk);
       }
     }
+  }
+
+  // ---- Winograd -----------------------------------------------------------------------------------------------------
+
+  void run_winograd(int64_t chunk, int slot) const {
+    Scratch area = scratch_of(slot);
+    const Prepared& s = sources[0];
+    const Piece piece = piece_of(chunk);
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tiles * s.padded;
+    Real* second = area.sums + columns * kBlock<Real>;
+    clear_moments(chunk, 0, padded);
+    for (int64_t r = piece.top; r < piece.bottom; r += 2) {
+      const Stored* rows[4];
+      for (int i = 0; i < 4; ++i) {
+        const int64_t y = padded_index(r - 1 + i, s.source->height, p.padding);
+        rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(s.source->x.data) + y * s.source->x.row_stride;
+      }
+      if (s.prologue.has_outer) {
+        transform<true>(s, rows, piece.left, tiles, area.tiles, plane);
+      } else {
+        transform<false>(s, rows, piece.left, tiles, area.tiles, plane);
+      }
+      const int64_t before = (r - piece.top) * columns;
+      for (int block = 0; block < blocks; ++block) {
+        winograd_rows<Element>(area.tiles, plane, tiles, s.padded, s.groups, s.panels + block * s.panel_size, vectors_of(block),
+                               area.products, area.sums, second);
+        store_row(area.sums, r, piece.left, columns, block, before, chunk);
+        store_row(second, r + 1, piece.left, columns, block, before + columns, chunk);
+      }
+    }
+  }
+
+  template <bool kOuter>
+  void transform(const Prepared& s, const Stored* const* rows, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
+    const Source& source = *s.source;
+    auto load = [&](int row, int64_t u, int64_t c) {
+      const int64_t x = u < 0 || u >= source.width ? padded_index(u, source.width, p.padding) : u;
+      if (rows[row] == nullptr || x < 0) return V::zero();
+      const Stored* at = rows[row] + x * source.x.pixel_stride + c;
+      const int64_t left = source.channels - c;
+      const typename V::Register value = left >= V::size ? V::load(at) : V::load_part(at, static_cast<int>(left));
+      return normalise<Real, true, kOuter>(s.prologue, value, c);
+    };
+    winograd_input<Real>(load, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
   }
 
   // ---- an upsampled source ------------------------------------------------------------------------------------------
@@ -375,8 +451,7 @@ struct Forward {
 
   void run_up(int64_t chunk, int block, int slot) const {
     Scratch area = scratch_of(slot);
-    const int64_t top = chunk / column_chunks * chunk_rows, bottom = least(top + chunk_rows, grid_height);
-    const int64_t begin = chunk % column_chunks * chunk_columns, end = least(begin + chunk_columns, grid_width);
+    const auto [top, bottom, begin, end] = piece_of(chunk);
     const int64_t columns = end - begin, plane = 2 * chunk_columns * kBlock<Real>;
     clear_moments(chunk, static_cast<int64_t>(block) * kBlock<Real>, kBlock<Real>);
     int64_t before = 0;

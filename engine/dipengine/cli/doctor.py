@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -80,8 +81,14 @@ def _torch() -> list[Finding]:
     elif torch.version.cuda:
         found.append(Finding("GPU", "PyTorch has CUDA but no device is usable", "nvidia-smi"))
     else:
-        found.append(Finding("GPU", "none: this PyTorch is a CPU build"))
+        found.append(_cpu_build())
     return found
+
+
+def _cpu_build() -> Finding:
+    if shutil.which("nvidia-smi") is None:
+        return Finding("GPU", "none found; this PyTorch is a CPU build")
+    return Finding("GPU", "unused: this PyTorch is a CPU build", "pip uninstall -y torch && pip install torch")
 
 
 def _onnx_runtime() -> list[Finding]:

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the fit failed, 2 wrong use or unusable input, 130 interr
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -31,9 +32,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--range -5,5` as `--range=-5,5`: argparse takes a value that begins with a minus for an option."""
+    words = list(arguments)
+    for place in range(len(words) - 1, 0, -1):
+        if words[place - 1] == "--range" and re.match(r"-[\d.]", words[place]):
+            words[place - 1 : place + 1] = [f"--range={words[place]}"]
+    return words
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         return parsed.run(parsed)
     except DipEngineError as error:

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,9 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
         restored.generator.save(parsed.generator)
     if parsed.record:
         _write_record(parsed.record, restored.record)
-    if not parsed.quiet:
-        print(_summary(parsed.output, restored.record), file=sys.stderr)
+    if not parsed.quiet and sys.stderr is not None:
+        with suppress(OSError):  # nobody listens any more: the files are written all the same
+            print(_summary(parsed.output, restored.record), file=sys.stderr)
     return INTERRUPTED if restored.record["stop_reason"] == "interrupted" else 0
 
 

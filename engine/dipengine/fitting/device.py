@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dipengine import environment
-from dipengine.errors import DependencyError, DeviceError
+from dipengine.errors import DependencyError, DeviceError, FitError
 from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
@@ -42,12 +44,37 @@ def place(settings: Settings) -> Placement:
     return Placement(device, _precision(torch, settings.precision, device), kernels, _threads(settings))
 
 
-def set_threads(placement: Placement) -> None:
-    """Apply the thread count to PyTorch and to the native pool of this process."""
+@contextmanager
+def threads(placement: Placement, *, torch_is_idle: bool) -> Iterator[None]:
+    """Within: the thread count for the native pool and for PyTorch, whose own count returns afterwards.
+
+    torch_is_idle: PyTorch has only small change to do between native ops. Then it gets one thread: its OpenMP workers
+    spin for milliseconds after every parallel region, on the cores that the native pool needs (measured: a quarter of an
+    iteration).
+    """
     import torch
 
-    torch.set_num_threads(placement.threads)
+    before = torch.get_num_threads()
     pool.set_threads(placement.threads)
+    torch.set_num_threads(1 if torch_is_idle else placement.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns what PyTorch and NumPy raise when memory runs out, on the CPU or a GPU, into a FitError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for GPUs only.
+        said = str(error)
+        if not (isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said):
+            raise
+        raise FitError("The fit needs more memory than there is; use a smaller image, fewer channels or the preset fast, "
+                       "or another device.") from error
 
 
 def _threads(settings: Settings) -> int:

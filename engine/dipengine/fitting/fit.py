@@ -54,14 +54,19 @@ class Fit:
         self._input = torch.empty_like(self._z, dtype=dtype)
         self.network = HourglassNetwork(recipe.generator, kernels=placement.kernels).to(device)
         self.network.load_numpy(initial_parameters(recipe.generator, seed))
-        self.optimizer = Adam(self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels)
+        self.optimizer = Adam(
+            self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels,
+            weight_order="hwio" if self.network.fused else "oihw",
+        )
         self._target = _to_tensor(torch, np.ascontiguousarray(problem.target), device)
         self._mask = None
         if problem.known is not None and not problem.known.all():
             self._mask = _to_tensor(torch, problem.known[:, :, None].astype(np.float32), device)
         decay = recipe.average_decay if recipe.average_decay is not None else 0.0
         self.guard = Rollback(self, recipe.rollback_db)
-        self.statistics = OutputStatistics(channels, *problem.output_shape, device=device, average_decay=decay)
+        self.statistics = OutputStatistics(
+            channels, *problem.output_shape, device=device, average_decay=decay, warm_up=recipe.average_warm_up
+        )
 
     def step(self) -> Step:
         """One iteration: perturb z, forward, data term, statistics, backward, Adam."""
@@ -101,6 +106,12 @@ class Fit:
         """Return to a snapshot. The perturbation of z goes on counting, so the next attempt sees other noise."""
         self.optimizer.restore(state[0])
         self.statistics.restore(state[1])
+
+    @property
+    def torch_is_idle(self) -> bool:
+        """True where the native ops do all of an iteration that is worth more than one thread."""
+        operator = self.problem.operator
+        return self.network.fused and (operator is None or getattr(operator, "light", False))
 
     def average(self) -> np.ndarray:
         """The exponential average of the outputs, float32 [H, W, C] in [0, 1] (the last output where decay is 0)."""

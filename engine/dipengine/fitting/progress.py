@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,22 +23,47 @@ ProgressCallback = Callable[[Report], bool | None]  # a true return value stops 
 
 
 class ProgressBar:
-    """A tqdm bar on standard error: iteration, loss, PSNR when the truth is known, time left."""
+    """A tqdm bar on standard error: iteration, loss, PSNR when the truth is known, time left.
+
+    Where standard error is closed, full or has lost its reader the bar ends and the fit goes on.
+    """
 
     def __init__(self, ceiling: int, label: str) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=0.2)
+        self._bar = None
+        self._guarded(self._open, ceiling, label)
 
     def __call__(self, report: Report) -> None:
+        self._guarded(self._show, report)
+
+    def _open(self, ceiling: int, label: str) -> None:
+        from tqdm import tqdm
+
+        if sys.stderr is not None:
+            self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=0.2)
+
+    def _show(self, report: Report) -> None:
+        if self._bar is None:
+            return
         self._bar.update(report.iteration - self._bar.n)
         values = {"loss": f"{report.loss:.5f}"}
         if report.psnr is not None:
             values["PSNR"] = f"{report.psnr:.2f} dB"
         self._bar.set_postfix(values, refresh=False)
 
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _guarded(self, action: Callable[..., None], *arguments: object) -> None:
+        try:
+            action(*arguments)
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            if self._bar is not None:
+                self._bar.disable = True
+            self._bar = None
+
     def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
+        self._guarded(self._close)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dipengine._version import __version__
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.run import Outcome
 from dipengine.fitting.settings import Settings
+from dipengine.fitting.stopping import StopRule
 from dipengine.images import Image
 from dipengine.kernels import backend
 
@@ -30,6 +35,7 @@ def make_record(
 ) -> dict[str, Any]:
     """The record of a finished fit (JSON-able; `psnr` and `ssim` are null without the truth)."""
     recipe = fit.recipe
+    known = plan.problem.known
     losses = outcome.history.loss
     height, width, channels = image.pixels.shape
     return {
@@ -41,9 +47,11 @@ def make_record(
             **plan.problem.parameters,
             "iterations": recipe.iterations,
             "stop": plan.stop,
+            "stop_rule": _stop_rule(plan, fit),
             "learning_rate": recipe.learning_rate,
             "perturbation": recipe.perturbation,
             "average_decay": recipe.average_decay,
+            "average_warm_up": recipe.average_warm_up,
             "rollback_db": recipe.rollback_db,
             "code": fit.code.to_dict(),
             "generator": recipe.generator.to_dict(),
@@ -55,6 +63,8 @@ def make_record(
             "height": height,
             "channels": channels,
             "dtype": str(image.pixels.dtype),
+            # Of the mask of known pixels, one bit a pixel, rows run together (NumPy's packbits).
+            "known_sha256": None if known is None else hashlib.sha256(np.packbits(known).tobytes()).hexdigest(),
         },
         "value_map": plan.values.to_dict(),
         "canvas": list(fit.canvas),
@@ -76,6 +86,14 @@ def make_record(
         "seed": settings.seed,
         "peak_memory_bytes": peak_memory_bytes(plan.placement.device),
     }
+
+
+def _stop_rule(plan: "Plan", fit: Fit) -> dict[str, Any] | None:
+    """The thresholds of stop="auto", in iterations, and ES-EMV's weight of a new output."""
+    if plan.stop != "auto":
+        return None
+    rule = StopRule.for_recipe(fit.recipe)
+    return {**asdict(rule), "es_alpha": fit.statistics.es_alpha}
 
 
 def _finite(value: float | None) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dipengine.fitting.device import Placement
+from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.metrics import psnr
 from dipengine.fitting.progress import ProgressCallback, Report
@@ -65,8 +65,16 @@ def run(
     fit and delivers what there is; otherwise it propagates. Raises FitError when the fit diverges beyond repair.
     """
     fit = Fit(problem, recipe, seed, placement)
+    with threads(placement, torch_is_idle=fit.torch_is_idle):
+        return fit, _run(fit, stop, truth, progress, keep_on_interrupt)
+
+
+def _run(
+    fit: Fit, stop: str, truth: np.ndarray | None, progress: ProgressCallback | None, keep_on_interrupt: bool
+) -> Outcome:
+    recipe = fit.recipe
     ceiling = recipe.iterations
-    watch = VarianceWatch(StopRule.for_run(ceiling, recipe.average_decay)) if stop == "auto" else None
+    watch = VarianceWatch(StopRule.for_recipe(recipe)) if stop == "auto" else None
     history = History()
     best: _Best | None = None
     reason = "iterations"
@@ -97,13 +105,10 @@ def run(
             raise
         reason = "interrupted"
     seconds = time.perf_counter() - start
-    if best is not None and best.iteration != watch.minimum + watch.rule.lag:
+    if best is not None and best.iteration != watch.minimum + watch.rule.lag_after(watch.minimum):
         best = None  # a later minimum overtook it, and the run ended before that one's average was complete
     image, delivered = _deliver(fit, best)
-    outcome = Outcome(
-        image, fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds
-    )
-    return fit, outcome
+    return Outcome(image, fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds)
 
 
 def _fits_to_the_noise(fit: Fit, iteration: int) -> bool:

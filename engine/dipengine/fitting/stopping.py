@@ -6,7 +6,8 @@ outputs falls while the image is fitted and rises when noise is; its minimum lie
     d2 = mean |x - A|^2,   V <- (1-a) V + a (1-a) d2,   A <- (1-a) A + a x,   with A = x, V = 0 at the first frame.
 
 What is delivered is an average over iterations, and an exponential average of decay m looks back 1/(1-m) iterations in
-the mean: the average that is centred on the minimum is the one taken that many iterations later.
+the mean, a tenth of the run while it is warming up: the average that is centred on the minimum is the one taken that
+many iterations later.
 
 Known noise needs no such statistic: by the discrepancy principle (Morozov 1966) the fit is done when the delivered
 image's mean squared residual has come down to the noise's variance.
@@ -15,6 +16,8 @@ image's mean squared residual has come down to the noise's variance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dipengine.tasks.base import Recipe
 
 PATIENCE_SHARE = 1 / 5  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
 WARM_UP_SHARE = 1 / 12  # V starts at 0 and the first outputs are flat: a minimum there means nothing
@@ -28,15 +31,26 @@ class StopRule:
     ceiling: int
     patience: int  # iterations without a new minimum before the fit stops
     warm_up: int  # iterations in which no minimum counts
-    lag: int  # iterations from the minimum to the average that is centred on it; at most the patience
+    lag: int  # iterations from a minimum to the average that is centred on it; at most the patience
+    average_warm_up: bool = False  # the lag is shorter while the average is young
 
     @staticmethod
-    def for_run(ceiling: int, average_decay: float | None) -> "StopRule":
+    def for_recipe(recipe: Recipe) -> "StopRule":
+        """The rule for a recipe's ceiling and output average."""
+        return StopRule.for_run(recipe.iterations, recipe.average_decay, recipe.average_warm_up)
+
+    @staticmethod
+    def for_run(ceiling: int, average_decay: float | None, average_warm_up: bool = False) -> "StopRule":
         """The rule for a ceiling and the decay of the delivered average (None: no average)."""
         warm_up = min(max(round(ceiling * WARM_UP_SHARE), MIN_WARM_UP), max(ceiling - 1, 0))
         patience = max(round(ceiling * PATIENCE_SHARE), 1)
         lag = round(1 / (1 - average_decay)) if average_decay else 0
-        return StopRule(ceiling, patience, warm_up, min(lag, patience))
+        return StopRule(ceiling, patience, warm_up, min(lag, patience), average_warm_up)
+
+    def lag_after(self, minimum: int) -> int:
+        """Iterations from a minimum at iteration `minimum` to the average centred on it."""
+        # Warming up, the average at iteration T looks back T / 10: centred on m where T = m + T / 10.
+        return min(self.lag, round(minimum / 9)) if self.average_warm_up else self.lag
 
 
 class VarianceWatch:
@@ -55,7 +69,7 @@ class VarianceWatch:
 
     def worth_keeping(self, iteration: int) -> bool:
         """True at the one iteration whose average is centred on the minimum so far."""
-        return self.minimum > 0 and iteration == self.minimum + self.rule.lag
+        return self.minimum > 0 and iteration == self.minimum + self.rule.lag_after(self.minimum)
 
     def exhausted(self, iteration: int) -> bool:
         """True when the lowest variance lies further back than the patience."""

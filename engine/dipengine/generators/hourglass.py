@@ -63,6 +63,11 @@ class HourglassNetwork(nn.Module):
             head = self.head.conv
             return F.conv2d(x.to(head.weight.dtype), head.weight, head.bias)
 
+    @property
+    def fused(self) -> bool:
+        """True where the network runs on the fused ops."""
+        return self._fused is not None
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of every parameter that is not dead, in the architecture's order."""
         named = dict(self.named_parameters())

@@ -89,7 +89,7 @@ def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     if torch is not None and isinstance(array, torch.Tensor):
         return _torch_to_numpy(torch, array)
     if not hasattr(array, "__dlpack__"):
-        raise InputError(f"The image is a {type(array).__name__}; give a path, a NumPy array, a torch tensor "
+        raise InputError(f"The image is a {type(array).__name__}; give a NumPy array, a torch tensor "
                          "or an array with DLPack.")
     return _dlpack_to_numpy(array)
 

@@ -18,10 +18,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     file has the old one's permissions, or those of the umask. Raises OutputError for every OSError inside.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
+    temporary = _beside(target)
     try:
-        # 0o666 through the umask: what open() would have given the target itself.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _create(temporary)
         yield temporary
         if target.exists():
             os.chmod(temporary, target.stat().st_mode & 0o7777)
@@ -39,19 +38,47 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_target(path: str | os.PathLike) -> None:
-    """Say early that a file cannot be put at `path`. Raises OutputError: a folder, no such folder, not writable."""
+    """Say early that a file cannot be put at `path`. Raises OutputError: a folder, no such folder, not writable.
+
+    Whether a folder takes files (permissions, read-only and network file systems, quotas) is found out by making one.
+    """
     target = Path(os.path.realpath(path))
+    if not printable_name(target):
+        raise OutputError(f"{str(target)!r} is not a valid UTF-8 name, which libvips cannot write to; choose another output.")
     if target.is_dir():
         raise OutputError(f"{path} is a folder; give a file name inside it.")
     if not target.parent.exists():
         raise OutputError(f"The folder {target.parent} does not exist; create it or choose another output.")
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent} is not a folder; choose another output.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {target.parent} is not writable; "
-                          "change its permissions or choose another output.")
     if target.exists() and not target.is_file():
         raise OutputError(f"{path} is not a regular file; choose another output.")
+    trial = _beside(target)
+    try:
+        _create(trial)
+        os.unlink(trial)
+    except OSError as error:
+        raise OutputError(f"The folder {target.parent} is not writable ({error.strerror or error}); "
+                          "change its permissions or choose another output.") from error
+
+
+def printable_name(path: Path) -> bool:
+    """Whether a path's bytes are valid UTF-8; others reach Python as surrogates, which no library takes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _beside(target: Path) -> Path:
+    """A new name in the target's folder, with its suffix."""
+    return target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
+
+
+def _create(path: Path) -> None:
+    # 0o666 through the umask: what open() would have given the target itself.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _flush(path: Path) -> None:

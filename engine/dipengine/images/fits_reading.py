@@ -1,10 +1,12 @@
-"""Read FITS images through astropy: integers stay integers, BLANK and NaN become missing pixels.
+"""Read FITS images (gzip-compressed files too) through astropy: integers stay integers, BLANK and NaN are missing.
 
 The scaling follows the FITS standard 4.0, section 4.4.2.5 (BSCALE, BZERO, BLANK) and its table 11 (the BZERO
 values that mean unsigned integers).
 """
 
+import gzip
 import warnings
+import zlib
 from types import ModuleType
 
 import numpy as np
@@ -14,9 +16,25 @@ from dipengine.images.image import FitsRecord, Image, Metadata
 from dipengine.images.limits import check_size
 
 
-def is_fits(start: bytes) -> bool:
-    """Whether a file that begins with these bytes is FITS."""
-    return start.startswith(b"SIMPLE  =")
+_LARGEST_PIXEL = 32  # bytes: four channels of float64
+_SIGNATURE = b"SIMPLE  ="
+_GZIP = b"\x1f\x8b"
+
+
+def is_fits(source: str) -> bool:
+    """Whether a file is FITS, gzip-compressed or not. Raises ImageError for a gzip file that is damaged or holds else."""
+    with open(source, "rb") as file:
+        start = file.read(len(_SIGNATURE))
+    if not start.startswith(_GZIP):
+        return start == _SIGNATURE
+    try:
+        with gzip.open(source) as file:
+            start = file.read(len(_SIGNATURE))
+    except (EOFError, OSError, zlib.error):
+        start = b""
+    if start != _SIGNATURE:
+        raise ImageError(f"{source} is a gzip file that is damaged or holds no FITS; unpack it, or give an image file.")
+    return True
 
 
 def load_fits() -> ModuleType:
@@ -64,16 +82,29 @@ def _first_image(hdus, source: str, max_pixels: int) -> tuple[np.ndarray, FitsRe
         check_size(source, axes[-2], axes[-1], channels, max_pixels)
         header = hdu.header.copy()
         span = hdu.fileinfo()
-        with open(source, "rb") as file:
-            before = file.read(span["hdrLoc"])
-            file.seek(span["datLoc"] + span["datSpan"])
-            after = file.read()
+        data = np.asarray(hdu.data)
+        before, after = _around(source, span["hdrLoc"], span["datLoc"] + span["datSpan"], max_pixels)
         primary_length = 0
         if position > 0:
             primary = hdus[0].fileinfo()
             primary_length = primary["datLoc"] + primary["datSpan"]
-        return np.asarray(hdu.data), FitsRecord(header, axes, before, after, primary_length)
+        return data, FitsRecord(header, axes, before, after, primary_length)
     raise ImageError(f"{source} holds no image (tables or empty HDUs only); give a FITS file with image data.")
+
+
+def _around(source: str, start: int, end: int, max_pixels: int) -> tuple[bytes, bytes]:
+    """The bytes in front of `start` and from `end` on, of the unpacked file. Raises ImageError for a bomb."""
+    with open(source, "rb") as file:
+        packed = file.read(2) == _GZIP
+    limit = max_pixels * _LARGEST_PIXEL  # a gzip file of a few kilobytes can unpack to gigabytes
+    with gzip.open(source) if packed else open(source, "rb") as file:
+        before = file.read(min(start, limit))
+        file.seek(end)
+        after = file.read(limit + 1)
+    if len(before) < start or len(after) > limit:
+        raise ImageError(f"{source} holds more than {limit:,} bytes besides its image; "
+                         "raise --max-pixels (max_pixels) if you trust the file.")
+    return before, after
 
 
 def _physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:

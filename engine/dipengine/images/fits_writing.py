@@ -1,7 +1,9 @@
 """Write FITS through astropy: the pixels under the header that they came with, between the HDUs that lay around."""
 
-import os
+import gzip
+import io
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,19 @@ from dipengine.images.fits_reading import load_fits
 from dipengine.images.image import FitsRecord, Image
 from dipengine.images.wcs import scale_wcs
 
+_BLOCK = 2880  # bytes (FITS standard 4.0, section 3.1)
+
 # The pixels are new: what was computed from the old ones, or says how they were packed, must not stay.
 _STALE_KEYS = ("BSCALE", "BZERO", "BLANK", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM")
 
 
-def write_fits(path: Path, pixels: np.ndarray, like: Image, *, scale: float = 1) -> None:
+def write_fits(path: Path, pixels: np.ndarray, like: Image, *, scale: float = 1, packed: bool = False) -> None:
     """Write H x W x C pixels as (H, W) or (C, H, W), with as many axes as the file that they came from.
 
     Header and WCS (scaled) of `like` are kept, a HISTORY card is added. At scale 1 all other HDUs are written back
     byte for byte. At other scales only the primary HDU is: planes and catalogues in the old pixel coordinates would
-    not fit any more. A compressed image is written uncompressed. Raises OSError where the disk refuses.
+    not fit any more. A compressed image is written uncompressed; `packed` compresses the whole file by gzip. Raises
+    OSError where the disk refuses.
     """
     fits = load_fits()
     record = like.metadata.fits
@@ -31,20 +36,21 @@ def write_fits(path: Path, pixels: np.ndarray, like: Image, *, scale: float = 1)
     if record is not None:
         before = record.before if scale == 1 else record.before[: record.primary_length]
         after = record.after if scale == 1 else b""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), open(path, "wb") as plain:
         warnings.simplefilter("ignore")  # cards that astropy mends
-        if before:
-            path.write_bytes(before)
-            with fits.open(path, mode="append", memmap=False) as hdus:
-                hdus.append(fits.ImageHDU(data, header))
-                hdus.flush(output_verify="silentfix+ignore")
-        else:
-            fits.PrimaryHDU(data, header).writeto(path, overwrite=True, output_verify="silentfix+ignore")
-    if after:
-        with open(path, "ab") as file:
+        # No name and no time inside: the same image gives the same bytes.
+        with gzip.GzipFile("", "wb", 6, plain, mtime=0) if packed else nullcontext(plain) as file:
+            file.write(before)
+            file.write(_image_hdu(fits, data, header, primary=not before))
             file.write(after)
-            file.flush()
-            os.fsync(file.fileno())
+
+
+def _image_hdu(fits, data: np.ndarray, header, *, primary: bool) -> memoryview:
+    """The bytes of one HDU; what is not primary is made behind an empty primary HDU, which is one block long."""
+    stream = io.BytesIO()
+    hdus = [fits.PrimaryHDU(data, header)] if primary else [fits.PrimaryHDU(), fits.ImageHDU(data, header)]
+    fits.HDUList(hdus).writeto(stream, output_verify="silentfix+ignore")
+    return stream.getbuffer()[0 if primary else _BLOCK :]
 
 
 def _axes(record: FitsRecord | None, planes: tuple[int, int, int]) -> tuple[int, ...]:

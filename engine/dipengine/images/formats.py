@@ -9,6 +9,7 @@ import numpy as np
 from dipengine.errors import OutputError
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+_FITS = (".fits", ".fit", ".fts")
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,18 @@ FORMATS = (
                "WebP holds 8 bits, grey or RGB, with or without alpha, sides up to 16383: write PNG or TIFF"),
     FileFormat("tiff", (".tif", ".tiff"), _INTEGERS + ("float32", "float64"), None, True, True, None,
                "TIFF holds integers up to 32 bits and floats of 32 or 64: write FITS"),
-    FileFormat("fits", (".fits", ".fit", ".fts"), _INTEGERS + ("uint64", "int64", "float32", "float64"), None, True,
+    FileFormat("fits", _FITS + tuple(f"{ending}.gz" for ending in _FITS), _INTEGERS + ("uint64", "int64", "float32", "float64"), None, True,
                False, None, "FITS holds integers and floats, no alpha: write TIFF"),
 )
 
 
 def format_for(path: str | os.PathLike) -> FileFormat:
     """The format that a path's extension names. Raises OutputError where none does."""
-    suffix = Path(path).suffix.lower()
+    name = Path(path).name.lower()
     for file_format in FORMATS:
-        if suffix in file_format.suffixes:
+        if name.endswith(file_format.suffixes):
             return file_format
+    suffix = Path(path).suffix
     known = ", ".join(file_format.suffixes[0] for file_format in FORMATS)
     what = f"the extension {suffix!r} names no format" if suffix else "it has no extension"
     raise OutputError(f"{path} cannot be written because {what}; end the name in one of {known}.")

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def opaque(dtype: np.dtype) -> int:
+    """The value of an opaque pixel in an alpha channel of that dtype: the largest integer, or 1 for floats."""
+    return int(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1
+
+
 @dataclass(frozen=True)
 class FitsRecord:
     """What a FITS file holds besides the pixels that were read.

@@ -1,8 +1,12 @@
-"""Read PNG, JPEG, WebP, TIFF, GIF and HEIF/AVIF through libvips (Pillow and scikit-image cut 16-bit RGB PNG to 8)."""
+"""Read PNG, JPEG, WebP, TIFF, GIF and HEIF/AVIF through libvips (Pillow and scikit-image cut 16-bit RGB PNG to 8).
+
+TIFF of 64 bits a sample, which libvips does not read, goes to `deep_tiff_reading`.
+"""
 
 import numpy as np
 
 from dipengine.errors import ImageError
+from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import check_size
 from dipengine.images.orientation import upright
@@ -22,6 +26,7 @@ _UNSTATED_RESOLUTION = (1.0, 1.0)
 def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
     """The image in the file `source`, upright; see `read_image` for what is kept and what is refused."""
     pyvips = load_pyvips()
+    file_format = ""
     try:
         stream = pyvips.Source.new_from_file(source)
         file_format = _format(pyvips, stream, source)
@@ -29,6 +34,8 @@ def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
         _check_header(opened, source, max_pixels)
         stored = opened.numpy().reshape(opened.height, opened.width, opened.bands)
     except pyvips.Error as error:
+        if file_format == "tiff" and has_deep_samples(source):
+            return read_deep_tiff(source, sha256=sha256, max_pixels=max_pixels)
         raise ImageError(f"{source} is damaged, cut short or of an unusual kind, and cannot be decoded "
                          f"({reason(error)}); fetch or export it again.") from error
     except MemoryError as error:

@@ -4,7 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from dipengine.errors import ImageError
+from dipengine.errors import ImageError, InputError
+from dipengine.images.atomic import printable_name
 from dipengine.images.fits_reading import is_fits, read_fits
 from dipengine.images.image import Image
 from dipengine.images.limits import MAX_PIXELS
@@ -12,7 +13,7 @@ from dipengine.images.raster_reading import read_raster
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file.
+    """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file (FITS also gzip-compressed).
 
     Bit depth, channels and metadata are kept as they are; palettes and 1-bit images become 8-bit. The pixels come
     upright (EXIF orientation applied). A FITS image keeps its row order (row 0 is FITS row 1), and its NaN and
@@ -22,21 +23,23 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
     Raises ImageError (a missing, empty, damaged, animated or multi-page file, NaN or infinity where they mean
     nothing, more than `max_pixels` pixels by its header) and DependencyError (FITS without astropy).
     """
+    if max_pixels < 1:
+        raise InputError(f"max-pixels is {max_pixels}; ask for at least 1.")
     source = os.fspath(path)
     check_readable(Path(source))
     try:
         with open(source, "rb") as file:
-            start = file.read(16)
-            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ImageError(f"{source} cannot be opened ({error.strerror or error}); check its permissions.") from error
-    reader = read_fits if is_fits(start) else read_raster
+    reader = read_fits if is_fits(source) else read_raster
     return reader(source, sha256=digest, max_pixels=max_pixels)
 
 
 def check_readable(path: Path) -> None:
     """Refuse, in one sentence, what is not a file with something in it."""
+    if not printable_name(path):
+        raise ImageError(f"{str(path)!r} has a name that is not valid UTF-8, which libvips cannot open; rename the file.")
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -20,7 +20,7 @@ def check_writable(
     """Check that an image can be written to `path`: folder, extension, needed package, and, given `like`, its kind.
 
     like: the image whose dtype, channels and size (times `scale`) the output will have; alpha: whether an alpha
-    channel will be written. Raises OutputError and DependencyError. Nothing is created.
+    channel will be written. Raises OutputError and DependencyError. Nothing is left behind.
     """
     check_target(path)
     file_format = format_for(path)
@@ -58,7 +58,7 @@ def write_image(
     try:
         with atomic_path(path) as temporary:
             if file_format.name == "fits":
-                write_fits(temporary, pixels, like, scale=scale)
+                write_fits(temporary, pixels, like, scale=scale, packed=os.fspath(path).lower().endswith(".gz"))
             else:
                 write_raster(temporary, file_format, pixels, like, alpha=alpha, scale=scale)
     except MemoryError as error:

@@ -31,8 +31,8 @@ class AdamState:
 class Adam:
     """Adam for one fit.
 
-    Moves the parameters into one flat buffer: from then on each is a view of it, in C order of its shape whatever its
-    memory order was, and its .grad is a view of a flat gradient. Gradients add up until `zero_grad`.
+    Moves the parameters into one flat buffer: from then on each is a view of it, in C order of its shape (weights in
+    `weight_order`) whatever its memory order was, and its .grad is a view of a flat gradient. Gradients add up until `zero_grad`.
     Native takes float32 (or float64) in CPU memory; "auto" takes the twin for other devices.
 
     learning_rate may be set at any time. `parameters`, `gradient`, `m`, `v` are the flat tensors, `names` and `slices`
@@ -46,8 +46,11 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         kernels: str = "auto",
+        weight_order: str = "oihw",
     ) -> None:
-        """Raises InputError for no parameters, mixed dtypes or devices, or numbers out of range."""
+        """weight_order: how convolution weights [out, in, k, k] lie in the buffer; "hwio" is what the fused ops read.
+
+        Raises InputError for no parameters, mixed dtypes or devices, or numbers out of range."""
         named = list(named_parameters)
         if not named:
             raise InputError("Adam was given no parameters; pass those that require a gradient.")
@@ -61,6 +64,7 @@ class Adam:
         self.betas = betas
         self.eps = eps
         self.kernels = "torch" if kernels == "auto" and not first.is_cpu else backend.resolve(kernels)
+        self._axes = {"oihw": (0, 1, 2, 3), "hwio": (2, 3, 1, 0)}[weight_order]
         self.names = tuple(name for name, _ in named)
         self.slices: dict[str, slice] = {}
         self._home([parameter for _, parameter in named])
@@ -106,12 +110,19 @@ class Adam:
         offset = 0
         for name, parameter in zip(self.names, parameters):
             place = self.slices[name] = slice(offset, offset + parameter.numel())
-            home = self.parameters[place].view(parameter.shape)
+            home = self._view(self.parameters[place], parameter.shape)
             home.copy_(parameter.detach())
             parameter.data = home
-            parameter.grad = self.gradient[place].view(parameter.shape)
+            parameter.grad = self._view(self.gradient[place], parameter.shape)
             self._bound.append((parameter, parameter.grad, home.data_ptr()))
             offset = place.stop
+
+    def _view(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """A piece of a flat buffer as a parameter of `shape`, weights in the buffer's order."""
+        if len(shape) != 4:
+            return flat.view(shape)
+        stored = flat.view([shape[axis] for axis in self._axes])
+        return stored.permute([self._axes.index(axis) for axis in range(4)])
 
     def _check_bindings(self) -> None:
         # Autograd adds into an existing .grad in place; this catches whoever sets it to None or moves the network.

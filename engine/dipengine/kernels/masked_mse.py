@@ -90,7 +90,7 @@ def _update(statistics: OutputStatistics, x: Tensor) -> None:
         statistics.tick(0.0)
         return
     d2 = (x - statistics.es_mean).square().mean(dtype=torch.float64)
-    statistics.average.lerp_(x, 1 - statistics.average_decay)
+    statistics.average.lerp_(x, 1 - statistics.decay)
     statistics.es_mean.lerp_(x, statistics.es_alpha)
     statistics.tick(d2.item())
 
@@ -157,7 +157,7 @@ def _run_native(
         es_mean=None if statistics is None else rows(statistics.es_mean),
         sigmoid=activation == "sigmoid",
         normaliser=[float(raw.shape[1] * height * width)],
-        average_decay=0.0 if statistics is None else statistics.average_decay,
+        average_decay=0.0 if statistics is None else statistics.decay,
         es_alpha=0.1 if statistics is None else statistics.es_alpha,
         first_frame=[1] if first else None,
         loss=sums[:1],

@@ -26,7 +26,9 @@ class StatisticsSnapshot:
 class OutputStatistics:
     """Buffers over the delivered window [1, C, h, w] (channels_last) and one scalar; updated by `masked_mse`, `track`.
 
-    average:     decay * average + (1 - decay) * x; with decay 0 the last x. Delivered to the user.
+    average:     decay * average + (1 - decay) * x; with decay 0 the last x. Delivered to the user. With `warm_up` the decay
+                 is min(average_decay, (t + 1) / (t + 10)) after t outputs: a young average then looks back over a tenth
+                 of the run, where a fixed 0.99 would hold on to the first outputs for hundreds of iterations.
     es_mean:     A = (1 - a) A + a x, kept apart from the average (a: es_alpha).
     es_variance: V = (1 - a) V + a (1 - a) mean |x - A|^2, with A from before this frame. V has one minimum near the
                  best iteration.
@@ -42,6 +44,7 @@ class OutputStatistics:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         average_decay: float = 0.99,
+        warm_up: bool = False,
         es_alpha: float = 0.1,
     ) -> None:
         """Raises InputError for a decay outside [0, 1) or an alpha outside (0, 1]."""
@@ -55,9 +58,17 @@ class OutputStatistics:
         self.average = buffer()
         self.es_mean = buffer()
         self.average_decay = average_decay
+        self.warm_up = warm_up
         self.es_alpha = es_alpha
         self.es_variance = 0.0
         self.frames = 0
+
+    @property
+    def decay(self) -> float:
+        """The average's decay at the next output."""
+        if not self.warm_up:
+            return self.average_decay
+        return min(self.average_decay, (self.frames + 1) / (self.frames + 10))
 
     def tick(self, d2: float) -> None:
         """Count a frame whose mean squared distance from `es_mean`, before the update, was d2 (unused at the first)."""

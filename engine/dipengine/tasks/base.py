@@ -28,6 +28,7 @@ class Recipe:
     iterations: int = 1800  # fixed length, or the ceiling under `stop="auto"`
     perturbation: float = 1 / 30  # standard deviation of the normal noise added to z, anew at each iteration
     average_decay: float | None = None  # of the exponential average of the outputs; None delivers f(z) itself
+    average_warm_up: bool = False  # a shorter memory at first; see kernels.statistics
     rollback_db: float = 5.0  # a loss worse by more than this, in dB, returns to the last good weights
 
     def __post_init__(self) -> None:

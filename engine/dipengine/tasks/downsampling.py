@@ -57,6 +57,7 @@ class Downsampling:
     factor: int
     kernel: str = "lanczos2"
     centred: bool = True
+    light = True  # next to the generator
 
     @cached_property
     def taps(self) -> np.ndarray:

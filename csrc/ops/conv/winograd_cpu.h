@@ -1,0 +1,129 @@
+// Winograd's F(2x2, 3x3) for stride-1 convolutions on a CPU: 16 products a 2x2 tile of outputs instead of 36
+// (S. Winograd 1980; A. Lavin, S. Gray, CVPR 2016).
+//
+// Per axis, four samples d of the input give two outputs y of the kernel g:
+//
+//   V = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)    U = (g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2, g2)
+//   y0 = m1 + m2 + m3,  y1 = m2 - m3 - m4       m = U V
+//
+// The data gradient is the same with the kernel turned around, on d_raw padded with zeros. What reflection adds there,
+// g2 d1 to y1 of the first tile and g0 d2 to y0 of the last, is had by leaving d1 out of V4 and d2 out of V1: exact, free.
+// Transforms run in Real from the float32 weights, so in bfloat16 each operand is rounded once.
+#pragma once
+
+#include "ops/conv/rows_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+constexpr int kWinogradPlanes = 16;
+constexpr int64_t kWinogradLeastTiles = 8;     // in a row, for the products to be worth the transforms
+constexpr int64_t kWinogradLeastChannels = 32;
+
+DIPENGINE_INLINE bool winograd_suits(const dipengine_conv_params& p) {
+  return p.sources_count == 1 && p.sources[0].upsample == DIPENGINE_UPSAMPLE_NONE && p.kernel == 3 && p.stride == 1 && p.pad == 1 &&
+         p.height % 2 == 0 && p.width % 2 == 0 && p.width >= 2 * kWinogradLeastTiles && p.channels >= kWinogradLeastChannels &&
+         p.sources[0].channels >= kWinogradLeastChannels;
+}
+
+// Row `c` of channels in: weights [9][in][out] -> U [16][in][out] (or of the kernel turned around).
+template <typename Real>
+static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs, int64_t c, bool turned, Real* to) {
+  const int64_t plane = inputs * outputs;
+  for (int64_t o = 0; o < outputs; ++o) {
+    Real g[3][3], half[4][3];
+    for (int t = 0; t < 9; ++t) g[t / 3][t % 3] = weight[(turned ? 8 - t : t) * plane + c * outputs + o];
+    for (int x = 0; x < 3; ++x) {
+      const Real even = (g[0][x] + g[2][x]) * Real(0.5), odd = g[1][x] * Real(0.5);
+      half[0][x] = g[0][x];
+      half[1][x] = even + odd;
+      half[2][x] = even - odd;
+      half[3][x] = g[2][x];
+    }
+    for (int y = 0; y < 4; ++y) {
+      const Real even = (half[y][0] + half[y][2]) * Real(0.5), odd = half[y][1] * Real(0.5);
+      Real* at = to + 4 * y * plane + c * outputs + o;
+      at[0] = half[y][0];
+      at[plane] = even + odd;
+      at[2 * plane] = even - odd;
+      at[3 * plane] = half[y][2];
+    }
+  }
+}
+
+// Which of an axis' borders a tile touches where reflection has to be folded into V (data gradient), else neither.
+struct WinogradFold {
+  bool first, last;
+};
+
+template <typename V>
+DIPENGINE_INLINE void winograd_axis(const typename V::Register d0, const typename V::Register d1, const typename V::Register d2,
+                                    const typename V::Register d3, WinogradFold fold, typename V::Register* out) {
+  out[0] = fold.last ? d0 : V::sub(d0, d2);
+  out[1] = V::add(d1, d2);
+  out[2] = V::sub(d2, d1);
+  out[3] = V::sub(fold.first ? V::zero() : d1, d3);
+}
+
+// A row of `tiles` tiles: load(row 0..3, column, channel) gives sample (2 i - 1 + row, column), columns from -1 + `first`
+// on. Writes V to [16 planes][tiles][padded].
+template <typename Real, typename Load, typename Element>
+static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,
+                           Element* to, int64_t plane) {
+  using V = Vec<Real>;
+  for (int64_t c = 0; c < padded; c += V::size) {
+    typename V::Register window[4][4];  // [column][vertical product]
+    auto column = [&](int64_t u, typename V::Register* out) {
+      winograd_axis<V>(load(0, u, c), load(1, u, c), load(2, u, c), load(3, u, c), rows, out);
+    };
+    column(first - 1, window[0]);
+    column(first, window[1]);
+    Element* out = to + c;
+    for (int64_t t = 0; t < tiles; ++t, out += padded) {
+      column(first + 2 * t + 1, window[2]);
+      column(first + 2 * t + 2, window[3]);
+      const WinogradFold fold{columns.first && t == 0, columns.last && t + 1 == tiles};
+      for (int y = 0; y < 4; ++y) {
+        typename V::Register products[4];
+        winograd_axis<V>(window[0][y], window[1][y], window[2][y], window[3][y], fold, products);
+        for (int x = 0; x < 4; ++x) V::store(out + (4 * y + x) * plane, products[x]);
+        window[0][y] = window[2][y];
+        window[1][y] = window[3][y];
+      }
+    }
+  }
+}
+
+// One block of channels out: products of V with the packed U (panel), and from them two rows of outputs [2 tiles][kBlock].
+template <typename Element>
+static void winograd_rows(const Element* v, int64_t plane, int64_t tiles, int64_t padded, int groups, const Element* panel, int vectors,
+                          typename Mac<Element>::Real* products, typename Mac<Element>::Real* top, typename Mac<Element>::Real* bottom) {
+  using Real = typename Mac<Element>::Real;
+  using V = Vec<Real>;
+  const int64_t size = tiles * kBlock<Real>;
+  Segments<Element> segments;
+  segments.count = 1;
+  for (int k = 0; k < kWinogradPlanes; ++k) {
+    segments.start[0] = v + k * plane;
+    multiply<Element>(tiles, segments, padded, groups, panel + static_cast<int64_t>(k) * groups * vectors * V::size * Mac<Element>::kPair,
+                      vectors, products + k * size, kBlock<Real>, false);
+  }
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
+      const Real* m = products + t * kBlock<Real> + lane;
+      typename V::Register upper[4], lower[4];
+      for (int x = 0; x < 4; ++x) {
+        const typename V::Register m1 = V::load(m + x * size), m2 = V::load(m + (4 + x) * size), m3 = V::load(m + (8 + x) * size),
+                                   m4 = V::load(m + (12 + x) * size);
+        upper[x] = V::add(V::add(m1, m2), m3);
+        lower[x] = V::sub(V::sub(m2, m3), m4);
+      }
+      Real *one = top + 2 * t * kBlock<Real> + lane, *two = bottom + 2 * t * kBlock<Real> + lane;
+      V::store(one, V::add(V::add(upper[0], upper[1]), upper[2]));
+      V::store(one + kBlock<Real>, V::sub(V::sub(upper[1], upper[2]), upper[3]));
+      V::store(two, V::add(V::add(lower[0], lower[1]), lower[2]));
+      V::store(two + kBlock<Real>, V::sub(V::sub(lower[1], lower[2]), lower[3]));
+    }
+  }
+}
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
