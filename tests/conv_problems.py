@@ -61,11 +61,14 @@ class Layer:
         return {"stride": self.stride, "pad": self.pad, "padding": self.padding}
 
 
-FAMILIES = ("pointwise", "plain", "strided", "nearest", "bilinear")
+FAMILIES = ("pointwise", "plain", "even", "strided", "nearest", "bilinear")
 
 
 def draw_layer(family: str, seed: int) -> Layer:
-    """A layer of the family; every second one has two sources, every fourth is long in one direction."""
+    """A layer of the family; every second one has two sources, every fourth is long in one direction.
+
+    "even": one source, 3x3, even sides and many channels, which a kernel may do two by two outputs at a time.
+    """
     generator = torch.Generator().manual_seed(1000 * FAMILIES.index(family) + seed)
 
     def pick(*values):
@@ -73,19 +76,26 @@ def draw_layer(family: str, seed: int) -> Layer:
 
     up = family if family in ("nearest", "bilinear") else "none"
     kernel = {"pointwise": 1, "plain": pick(3, 3, 4, 5, 7), "strided": pick(1, 3, 3, 4, 5, 6, 7)}.get(family, 3)
-    pad = 1 if up != "none" else pick(0, kernel // 2, kernel // 2, kernel - 1)
+    pad = 1 if up != "none" or family == "even" else pick(0, kernel // 2, kernel // 2, kernel - 1)
     least = 1 if up != "none" else max(pad + 1, kernel)
     height, width = (least + pick(0, 0, 1, 2, 3, 5, 6, 9, 14) for _ in range(2))
     long = seed % 4 == 3  # over one block of 128 columns, or one chunk of rows; few channels, for the tests' time
     if long:
         height, width = pick((least, 130 + pick(0, 1, 7, 127, 131)), (70 + pick(0, 1, 63), least))
     counts = CHANNELS[:6] if long else CHANNELS
+    sources = 1 + seed % 2
+    if family == "even":
+        height, width = 2 + 2 * (height % 4), 16 + 2 * (width % 6)
+        if long:
+            height, width = pick((2, 128 + pick(0, 2, 14, 130)), (70, 16))
+        counts, sources = (32, 33, 40, 48), 1
     inputs = []
-    for i in range(1 + seed % 2):
+    for _ in range(sources):
         folded = pick(True, True, False)
         inputs.append(Input(
             height, width, pick(*counts), inner=folded, outer=pick(True, False), slope=pick(0.2, 0.2, 0.01, 1.0),
-            data=pick(True, True, True, False), accumulate=pick(True, False), centre=pick(True, False), sums=pick(True, True, False),
+            data=pick(True, True, True, False), accumulate=pick(True, False), centre=pick(True, False),
+            sums=pick(True, True, False),
         ))
     if up != "none":
         which = pick(0, len(inputs) - 1)
@@ -94,9 +104,9 @@ def draw_layer(family: str, seed: int) -> Layer:
             inputs[i] = Input(**{**vars(one), "height": factor * height, "width": factor * width,
                                  "upsample": up if i == which else "none"})
     return Layer(
-        tuple(inputs), pick(*counts), kernel, 2 if family == "strided" else 1, pad, pick("reflection", "zero"),
-        bias=pick(True, False), coefficients=pick(True, True, False), moments=pick(True, True, False), wide=pick(True, False, False),
-        windows=pick(True, False),
+        tuple(inputs), pick(*counts), 3 if family == "even" else kernel, 2 if family == "strided" else 1, pad, pick("reflection", "zero"),
+        bias=pick(True, False), coefficients=pick(True, True, False), moments=pick(True, True, False),
+        wide=pick(True, False, False), windows=pick(True, False),
     )
 
 

@@ -115,7 +115,8 @@ def test_error_against_float64_is_at_most_twice_that_of_plain_pytorch(precision)
             else:
                 logits, found = gradients(network, z.float(), target)
             assert logits.dtype == torch.float32
-            relative = [(found[n].double() - e).flatten() / scales[n.rsplit(".", 2)[0]] for n, e in expected.items() if e is not None]
+            relative = [(found[name].double() - gradient).flatten() / scales[name.rsplit(".", 2)[0]]
+                        for name, gradient in expected.items() if gradient is not None]
             errors[kernels, "output"].append(float((logits.double() - exact).square().mean().sqrt()))
             errors[kernels, "gradients"].append(float(torch.cat(relative).square().mean().sqrt()))
     assert elements > 10_000

@@ -43,16 +43,23 @@ Layer draw_layer(uint64_t seed) {
   int64_t height = least + pick(numbers, {0, 0, 1, 2, 5}), width = least + pick(numbers, {0, 0, 1, 2, 3, 8});
   if (seed % 8 == 0) width = 128 + pick(numbers, {0, 1, 5});
   if (seed % 8 == 4) height = 64 + pick(numbers, {0, 1, 5});
-  const int64_t sources = 1 + pick(numbers, {0, 1}), which = pick(numbers, {0, sources - 1});
+  int64_t sources = 1 + pick(numbers, {0, 1});
+  const bool even = seed % 4 == 2;  // one source, 3x3, even sides, many channels: may be done two by two outputs at a time
+  if (even) {
+    layer.kernel = 3, layer.stride = layer.pad = 1, sources = 1;
+    height = 2 * pick(numbers, {1, 2, 3}), width = 16 + 2 * pick(numbers, {0, 1, 3});
+  }
+  const int64_t which = pick(numbers, {0, sources - 1});
   for (int64_t i = 0; i < sources; ++i) {
-    const int64_t factor = upsample != 0 && i != which ? 2 : 1;
-    layer.inputs.push_back({factor * height, factor * width, pick(numbers, {1, 2, 3, 4, 5, 15, 16, 17, 33}), i == which ? upsample : 0,
-                            coin(), coin(), coin() || coin(), coin(), coin(), static_cast<double>(pick(numbers, {1, 2, 8})) / 8});
+    const int64_t factor = upsample != 0 && i != which && !even ? 2 : 1;
+    const int64_t channels = even ? pick(numbers, {32, 33, 40}) : pick(numbers, {1, 2, 3, 4, 5, 15, 16, 17, 33});
+    layer.inputs.push_back({factor * height, factor * width, channels, i == which && !even ? upsample : 0, coin(),
+                            coin(), coin() || coin(), coin(), coin(), static_cast<double>(pick(numbers, {1, 2, 8})) / 8});
   }
   const Input& first = layer.inputs[0];
   layer.height = (first.factor() * first.height + 2 * layer.pad - layer.kernel) / layer.stride + 1;
   layer.width = (first.factor() * first.width + 2 * layer.pad - layer.kernel) / layer.stride + 1;
-  layer.channels = pick(numbers, {1, 2, 3, 4, 5, 15, 16, 17, 32, 33});
+  layer.channels = even ? pick(numbers, {32, 33}) : pick(numbers, {1, 2, 3, 4, 5, 15, 16, 17, 32, 33});
   layer.bias = coin();
   layer.moments = coin();
   layer.coefficients = coin();
