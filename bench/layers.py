@@ -14,7 +14,8 @@ and an untimed call, which fetches the data and wakes the side's own workers. Me
 
 The floor is operations over what PyTorch reaches in a 2048^3 matrix product in the same run and precision: `floor` with
 the fewest products known for the layer (9 of 36 behind an upsampling; 16 of 36 forward and to the data of a 3x3
-convolution of stride 1, all 36 to its weights), `direct` with every product of the plain convolution.
+convolution of stride 1, all 36 to its weights), `direct` with every product of the plain convolution. The product is
+timed before and after: where the two differ by much, the machine was not idle and the table says so ("idle" in the JSON).
 """
 
 from __future__ import annotations
@@ -299,7 +300,8 @@ def main() -> int:
             rows.append(measure(layer, dtype, arguments.rounds, rate))
             print(line(layer.name, layer.shape, *(rows[-1][key] for key in ("forward", "backward", "both"))), flush=True)
     again = ceiling(dtype)
-    if not 0.85 < again / rate < 1.18:
+    idle = 0.85 < again / rate < 1.18
+    if not idle:
         print(f"Afterwards {again / 1e9:.0f} GFLOP/s: the machine was not idle; measure again.")
     total = {key: both(*(row[key] for row in rows)) for key in ("forward", "backward", "both")}
     print(line("all", "", *total.values()))
@@ -307,7 +309,7 @@ def main() -> int:
         "format": 1, "size": arguments.size, "upsample": arguments.upsample, "dtype": arguments.dtype,
         "threads": arguments.threads, "rounds": arguments.rounds, "machine": platform.machine(), "cpu": cpu_name(),
         "instruction_set": backend.instruction_set(), "torch": torch.__version__, "python": platform.python_version(),
-        "matrix_product_gflops": rate / 1e9, "matrix_product_gflops_afterwards": again / 1e9,
+        "matrix_product_gflops": rate / 1e9, "matrix_product_gflops_afterwards": again / 1e9, "idle": idle,
         "layers": rows, "all": total,
     }
     block = next((row["both"] for row in rows if row["layer"] == "level0.up"), None)
