@@ -1,0 +1,48 @@
+"""Fitting a counting sensor's image behind the generalised Anscombe transform: noise there is Gaussian of one variance.
+
+The generator paints stabilised values, so the data term stays the squared error, and the discrepancy principle its
+sigma. The square root also spreads what a linear frame of great range crowds together at its dark end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipengine.images import ValueMap
+from dipengine.noise.anscombe import Anscombe
+from dipengine.noise.sensor import Sensor
+
+_NEIGHBOURHOOD = 5  # pixels a side, over which the light is averaged to know the variance
+
+
+def stabilised_map(values: ValueMap, sensor: Sensor) -> ValueMap:
+    """The map over the same data values, through the transform."""
+    return ValueMap(values.low, values.high, Anscombe(sensor))
+
+
+def stabilised_sigma(values: ValueMap, pixels: np.ndarray, known: np.ndarray | None) -> float:
+    """Standard deviation of the noise in [0, 1] units: that of unit noise, less where the image has few electrons.
+
+    values: a map with an `Anscombe` curve; pixels: float32 [H, W, C] in [0, 1] by it; known: bool [H, W] or None.
+    """
+    curve = values.curve
+    assert isinstance(curve, Anscombe)
+    light = curve.sensor.electrons(values.from_unit(pixels, np.float64))
+    weights = np.ones(pixels.shape[:2]) if known is None else known.astype(np.float64)
+    near = _box(light * weights[:, :, None]) / np.maximum(_box(weights[:, :, None]), 1)
+    variances = curve.variance(near)
+    mean = variances.mean() if known is None else variances[known].mean()
+    start, end = values.fitted_range
+    return float(np.sqrt(mean)) / (end - start)
+
+
+def _box(planes: np.ndarray) -> np.ndarray:
+    """Sums over the neighbourhood of each pixel, [H, W, C], nothing beyond the borders."""
+    reach = _NEIGHBOURHOOD // 2
+    for axis in (0, 1):
+        width = [(0, 0)] * 3
+        width[axis] = (reach + 1, reach)
+        total = np.cumsum(np.pad(planes, width), axis=axis)
+        low = np.take(total, range(planes.shape[axis]), axis=axis)
+        planes = np.take(total, range(_NEIGHBOURHOOD, _NEIGHBOURHOOD + planes.shape[axis]), axis=axis) - low
+    return planes
