@@ -45,7 +45,7 @@ def test_an_operator_that_changes_constants_is_fitted_in_its_own_units():
     grey = PICTURE[:, :, :1]
     result = dipengine.restore(
         2 * grey + 1000, operator=lambda x: 2 * x + 1000, value_range=(0, 5000), channels=16, levels=2,
-        iterations=300, stop="fixed", threads=1,
+        iterations=200, stop="fixed", threads=1,
     )
     assert abs(result.image - grey).mean() < 0.05 * np.ptp(grey)
 

@@ -153,3 +153,16 @@ def test_unusable_kernels_are_one_sentence(kernel, message):
     with pytest.raises(InputError, match=message) as caught:
         dipengine.deblur(synthetic_picture(12, 12), kernel, **TINY)
     assert "\n" not in str(caught.value)
+
+
+def test_sharp_floats_may_leave_the_range_of_their_blur():
+    """A blurred point of light is fainter than the point: the range must hold both."""
+    scene = np.full((24, 24), 10.0)
+    scene[12, 12] = 40.0
+    kernel = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]])
+    blurred = signal.convolve(scene, kernel / kernel.sum(), mode="same")[2:-2, 2:-2]
+    result = dipengine.deblur(blurred, kernel, **TINY)
+    values = result.record["value_map"]
+    assert values["high"] == pytest.approx(blurred.max() + np.ptp(blurred) / 2)
+    given = dipengine.deblur(blurred, kernel, value_range=(0, 50), **TINY).record["value_map"]
+    assert given == {"low": 0, "high": 50}

@@ -55,3 +55,9 @@ def test_a_guide_of_another_size_is_refused():
         dipengine.flash(PICTURE, PICTURE[1:], **TINY)
     with pytest.raises(InputError, match="needs guide"):
         dipengine.restore(PICTURE, "flash")
+
+
+def test_flash_runs_its_length_unless_told_otherwise():
+    settings = {name: value for name, value in TINY.items() if name != "stop"}
+    assert dipengine.flash(PICTURE, PICTURE, **settings).record["parameters"]["stop"] == "fixed"
+    assert dipengine.flash(PICTURE, PICTURE, stop="auto", **settings).record["parameters"]["stop"] == "auto"

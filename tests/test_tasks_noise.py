@@ -40,6 +40,15 @@ def test_integers_of_any_width_are_the_same_counts(counts):
 
 
 @pytest.mark.parametrize("data_term", ["stabilised", "likelihood"])
+def test_the_range_begins_a_read_noise_below_the_black_level(counts, data_term):
+    counts[0, 0] = 90.0
+    values = dipengine.denoise(counts, data_term=data_term, **SENSOR, **TINY).record["value_map"]
+    assert values["low"] == 98.5 and values["high"] == counts.max()
+    given = dipengine.denoise(counts, data_term=data_term, value_range=(90, 200), **SENSOR, **TINY).record["value_map"]
+    assert (given["low"], given["high"]) == (90, 200)
+
+
+@pytest.mark.parametrize("data_term", ["stabilised", "likelihood"])
 def test_values_below_the_black_level_are_fitted(counts, data_term):
     counts[:20] = 100 + np.random.default_rng(1).normal(0, 1.5, (20, 52, 1))
     assert (counts < 100).sum() > 400

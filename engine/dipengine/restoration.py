@@ -66,7 +66,7 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         skips=settings.skips,
         upsample=settings.upsample,
     )
-    return Plan(problem, recipe, settings.stop or preset.stop, values, place(settings))
+    return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, place(settings))
 
 
 def restore_image(

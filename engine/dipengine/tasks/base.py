@@ -29,6 +29,7 @@ class Recipe:
     perturbation: float = 1 / 30  # standard deviation of the normal noise added to z, anew at each iteration
     average_decay: float | None = None  # of the exponential average of the outputs; None delivers f(z) itself
     rollback_db: float = 5.0  # a loss worse by more than this, in dB, returns to the last good weights
+    stop: str | None = None  # "auto" or "fixed" where the recipe needs one whatever the preset says
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
