@@ -30,6 +30,7 @@ from dipengine.restoration import plan_restoration
 
 RESULTS = Path(__file__).resolve().parent / "results"
 INTERVAL = 10
+LOOK_BACK = 100  # iterations of the output average
 SENSORS = {
     "photons": (Sensor(1.0), 20.0),
     "camera": (Sensor(2.0, 100.0, 0.8), 20.0),
@@ -98,8 +99,14 @@ def fit(
         })
         if points[-1]["psnr"] > best:
             best, image = points[-1]["psnr"], now
-    stopped = next((p for p in points if p["discrepancy"] is not None and p["discrepancy"] <= 1), None)
-    return {"best": max(points, key=lambda p: p["psnr"]), "stopped": stopped, "curve": points, "image": image}
+    return {"best": max(points, key=lambda p: p["psnr"]), **stopping(points), "curve": points, "image": image}
+
+
+def stopping(points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the residual came down to the noise's, and what is delivered: the average's look-back later."""
+    at_noise = next((p for p in points if p["discrepancy"] is not None and p["discrepancy"] <= 1), None)
+    last = at_noise["iteration"] + LOOK_BACK if at_noise else 0
+    return {"at_noise": at_noise, "delivered": next((p for p in points if p["iteration"] == last), None)}
 
 
 def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def main() -> int:
     (RESULTS / f"sensor_{parsed.case}.json").write_text(json.dumps(report, indent=1) + "\n")
     for frame in report["frames"]:
         for name, one in frame["fits"].items():
-            print(name, {k: one[k] for k in ("best", "stopped")})
+            print(name, {k: one[k] for k in ("best", "at_noise", "delivered")})
         print({k: v for k, v in frame.items() if k != "fits"})
     return 0
 

@@ -69,6 +69,7 @@ def run(
     watch = VarianceWatch(StopRule.for_run(ceiling, recipe.average_decay)) if stop == "auto" else None
     history = History()
     best: _Best | None = None
+    at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet
     reason = "iterations"
     start = time.perf_counter()
     try:
@@ -80,12 +81,16 @@ def run(
                 history.psnr.append((iteration, measure(problem.delivered(fit.average()))))
             if watch is not None and not step.rolled_back:
                 watch.note(iteration, step.variance)
-                if watch.worth_keeping(iteration):
-                    best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
-                if watch.exhausted(iteration):
-                    reason = "variance"
-                elif _fits_to_the_noise(fit, iteration):
-                    best, reason = None, "discrepancy"
+                if at_noise or _fits_to_the_noise(fit, iteration):
+                    # Known noise knows better than the variance, which has no more say.
+                    at_noise, best = at_noise or iteration, None
+                    if iteration >= at_noise + watch.rule.lag:
+                        reason = "discrepancy"
+                else:
+                    if watch.worth_keeping(iteration):
+                        best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
+                    if watch.exhausted(iteration):
+                        reason = "variance"
             if progress is not None:
                 latest = history.psnr[-1][1] if history.psnr else None
                 if progress(Report(iteration, ceiling, step.loss, step.variance, latest)):
