@@ -113,6 +113,7 @@ def test_psnr_is_measured_in_data_units(counts, clean):
         ({"noise": "gaussian", "sigma": 1, "read_noise": 2}, "read-noise describes"),
         ({"noise": "poisson", "gain": 1, "offset": 1e4}, "black level"),
         ({"noise": "poisson", "gain": 1, "data_term": "magic"}, "no data term"),
+        ({**SENSOR, "data_term": "stabilised", "value_range": (0, 50)}, "value range 0,50 lies below"),
         ({"data_term": "likelihood"}, "data-term is for"),
         ({"mask": np.ones((3, 3))}, "one size"),
     ],

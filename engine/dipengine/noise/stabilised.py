@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dipengine.errors import InputError
 from dipengine.images import ValueMap
 from dipengine.noise.anscombe import Anscombe
 from dipengine.noise.sensor import Sensor
@@ -16,8 +17,15 @@ _NEIGHBOURHOOD = 5  # pixels a side, over which the light is averaged to know th
 
 
 def stabilised_map(values: ValueMap, sensor: Sensor) -> ValueMap:
-    """The map over the same data values, through the transform."""
-    return ValueMap(values.low, values.high, Anscombe(sensor))
+    """The map over the same data values, through the transform. Raises InputError for a range without light."""
+    stabilised = ValueMap(values.low, values.high, Anscombe(sensor))
+    start, end = stabilised.fitted_range
+    if start >= end:
+        raise InputError(
+            f"The value range {values.low:g},{values.high:g} lies below the black level {sensor.offset:g}; "
+            f"give one that reaches above it."
+        )
+    return stabilised
 
 
 def stabilised_sigma(values: ValueMap, pixels: np.ndarray, known: np.ndarray | None) -> float:
