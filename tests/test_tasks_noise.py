@@ -40,6 +40,15 @@ def test_integers_of_any_width_are_the_same_counts(counts):
 
 
 @pytest.mark.parametrize("data_term", ["stabilised", "likelihood"])
+@pytest.mark.parametrize("peak, perturbation", [(15, 1 / 20), (400, 1 / 30)])
+def test_strong_noise_chooses_the_authors_stronger_perturbation(data_term, peak, perturbation):
+    """Noise over the light's range: sqrt(9) / 15 is as strong as sigma 50 of 255, sqrt(250) / 400 is not."""
+    electrons = np.random.default_rng(0).poisson(peak * np.clip(synthetic_picture(40, 52), 0.1, 1)).astype(float)
+    result = dipengine.denoise(electrons, noise="poisson", gain=1, data_term=data_term, **TINY)
+    assert result.record["parameters"]["perturbation"] == perturbation
+
+
+@pytest.mark.parametrize("data_term", ["stabilised", "likelihood"])
 def test_the_range_begins_a_read_noise_below_the_black_level(counts, data_term):
     counts[0, 0] = 90.0
     values = dipengine.denoise(counts, data_term=data_term, **SENSOR, **TINY).record["value_map"]

@@ -11,9 +11,8 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.images import ValueMap
 from dipengine.noise.anscombe import Anscombe
+from dipengine.noise.light import local_light
 from dipengine.noise.sensor import Sensor
-
-_NEIGHBOURHOOD = 5  # pixels a side, over which the light is averaged to know the variance
 
 
 def stabilised_map(values: ValueMap, sensor: Sensor) -> ValueMap:
@@ -35,22 +34,8 @@ def stabilised_sigma(values: ValueMap, pixels: np.ndarray, known: np.ndarray | N
     """
     curve = values.curve
     assert isinstance(curve, Anscombe)
-    light = curve.sensor.electrons(values.from_unit(pixels, np.float64))
-    weights = np.ones(pixels.shape[:2]) if known is None else known.astype(np.float64)
-    near = _box(light * weights[:, :, None]) / np.maximum(_box(weights[:, :, None]), 1)
-    variances = curve.variance(near)
+    light = local_light(curve.sensor.electrons(values.from_unit(pixels, np.float64)), known)
+    variances = curve.variance(light)
     mean = variances.mean() if known is None else variances[known].mean()
     start, end = values.fitted_range
     return float(np.sqrt(mean)) / (end - start)
-
-
-def _box(planes: np.ndarray) -> np.ndarray:
-    """Sums over the neighbourhood of each pixel, [H, W, C], nothing beyond the borders."""
-    reach = _NEIGHBOURHOOD // 2
-    for axis in (0, 1):
-        width = [(0, 0)] * 3
-        width[axis] = (reach + 1, reach)
-        total = np.cumsum(np.pad(planes, width), axis=axis)
-        low = np.take(total, range(planes.shape[axis]), axis=axis)
-        planes = np.take(total, range(_NEIGHBOURHOOD, _NEIGHBOURHOOD + planes.shape[axis]), axis=axis) - low
-    return planes
