@@ -181,6 +181,9 @@ void conv_backward(const Sources& sources, py::handle weight, py::handle gradien
   c.p.gradient = c.output(g);
   if (!raw.is_none()) {
     const Tensor out(raw, "raw");
+    if (out.dims() != 3 || out.size(0) != g.size(0) || out.size(1) != g.size(1) || out.size(2) != g.size(2)) {
+      raise("InputError", "'raw' has another shape than 'gradient'; give the output that the gradient is of.");
+    }
     c.p.raw_dtype = out.dtype();
     c.p.raw = pixels_of(out);
   }

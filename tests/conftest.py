@@ -19,6 +19,30 @@ def synthetic_picture(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 @pytest.fixture
+def one_torch_thread():
+    """For tests of many small PyTorch calls: its idle workers would spin and take the cores from everybody."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def each_isa():
+    """Sets and yields one instruction set of this CPU after the other for native kernels."""
+    from dipengine.kernels import backend
+
+    def sets():
+        for isa in backend.instruction_sets():
+            backend.native.set_cpu_isa(isa)
+            yield isa
+
+    yield sets
+    backend.native.set_cpu_isa(None)
+
+
+@pytest.fixture
 def picture() -> np.ndarray:
     """uint8 [40, 52, 3]: sides that no power of two divides."""
     return np.rint(synthetic_picture(40, 52) * 255).astype(np.uint8)

@@ -36,6 +36,8 @@ dipengine_status check(const Params* params) {
                     static_cast<long long>(s.height), static_cast<long long>(s.width), static_cast<long long>(s.channels));
   DIPENGINE_REQUIRE(p.dtype == DIPENGINE_FLOAT32 || p.dtype == DIPENGINE_BFLOAT16 || p.dtype == DIPENGINE_FLOAT64,
                     "The norm takes images in float32, bfloat16 or float64, not dtype %d; convert them.", p.dtype);
+  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR,
+                    "The norm's source has upsampling %d; it takes none (0), nearest (1) or bilinear (2).", s.upsample);
   DIPENGINE_REQUIRE((s.inner.scale == nullptr) == (s.inner.shift == nullptr),
                     "The norm's source has an inner scale or shift alone; give both or none.");
   return check_pixels(s.x, s, "source");
