@@ -65,10 +65,20 @@ def test_denoise_writes_image_record_and_generator(folder, capsys):
         ("inpaint", ["--mask", "mask.png"], (40, 52, 3)),
         ("inpaint", ["--random-missing", "0.5"], (40, 52, 3)),
         ("inpaint", ["--mask", "mask.png", "--invert-mask", "--recipe", "text"], (40, 52, 3)),
+        ("denoise", ["--noise", "poisson", "--gain", "0.2", "--mask", "mask.png"], (40, 52, 3)),
+        ("denoise", ["--noise", "poisson-gaussian", "--gain", "1", "--read-noise", "2", "--data-term", "likelihood"],
+         (40, 52, 3)),
+        ("flash", ["--guide", "truth.png"], (40, 52, 3)),
+        ("deblur", ["--kernel", "kernel.png", "--sigma", "25"], (40, 52, 3)),
+        ("deblur", ["--kernel", "kernel.txt", "--noise", "poisson", "--gain", "0.2", "--mask", "mask.png", "--invert-mask"],
+         (40, 52, 3)),
     ],
 )
 def test_every_task_from_the_command_line(folder, verb, extra, shape):
-    extra = [folder / word if word.endswith(".png") else word for word in extra]
+    kernel = np.array([[10, 20, 30, 20], [40, 80, 40, 20]], np.uint8)
+    write_image(folder / "kernel.png", kernel[:, :, None], Image(kernel[:, :, None]))
+    np.savetxt(folder / "kernel.txt", kernel)
+    extra = [folder / word if word.endswith((".png", ".txt")) else word for word in extra]
     assert run(verb, folder / "noisy.png", "-o", folder / "out.tif", *extra, *QUICK) == 0
     assert read_image(folder / "out.tif").pixels.shape == shape
 
@@ -135,6 +145,23 @@ def test_inpainting_by_transparency_gives_an_opaque_image(folder, picture):
         (["inpaint", "noisy.png", "-o", "out.png"], "missing"),
         (["inpaint", "noisy.png", "-o", "out.png", "--mask", "small.png"], "small.png"),
         (["inpaint", "noisy.png", "-o", "out.png", "--mask", "black.png"], "known"),
+        (["denoise", "noisy.png", "-o", "out.png", "--noise", "poisson"], "needs gain"),
+        (["denoise", "noisy.png", "-o", "out.png", "--noise", "salt", "--gain", "1"], "salt"),
+        (["denoise", "noisy.png", "-o", "out.png", "--noise", "poisson", "--gain", "1", "--offset", "9000"], "black level"),
+        (["denoise", "noisy.png", "-o", "out.png", "--mask", "small.png"], "small.png"),
+        (["flash", "noisy.png", "-o", "out.png"], "--guide"),
+        (["flash", "noisy.png", "-o", "out.png", "--guide", "small.png"], "guide is 5x5"),
+        (["flash", "noisy.png", "-o", "out.png", "--guide", "missing.png"], "missing.png"),
+        (["flash", "noisy.png", "-o", "truth.png", "--guide", "truth.png"], "named twice"),
+        (["deblur", "noisy.png", "-o", "out.png"], "--kernel"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "missing.txt"], "missing.txt"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "words.txt"], "matrix of numbers"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "ragged.csv"], "different length"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "pickled.npy"], ".npy"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "black.png"], "sum"),
+        (["deblur", "noisy.png", "-o", "out.png", "--kernel", "noisy.png"], "coloured"),
+        (["deblur", "noisy.png", "-o", "kernel.npy", "--kernel", "kernel.npy"], "kernel.npy"),
+        (["custom", "noisy.png", "-o", "out.png"], "custom"),
         (["colourise", "noisy.png"], "colourise"),
         ([], "COMMAND"),
     ],
@@ -149,8 +176,12 @@ def test_wrong_use_is_one_sentence_status_two_and_nothing_written(folder, words,
         write_image(folder / f"{name}.png", pixels, Image(pixels))
     deep = np.zeros((40, 52, 3), np.uint16)
     write_image(folder / "deep.png", deep, Image(deep))
+    (folder / "words.txt").write_text("one two\nthree four\n")
+    (folder / "ragged.csv").write_text("1,2,3\n4,5\n")
+    np.save(folder / "pickled.npy", np.array([{"a": 1}], dtype=object))
+    np.save(folder / "kernel.npy", np.ones((3, 3)))
     before = files(folder)
-    restores = len(words) > 1 and words[0] != "colourise"
+    restores = len(words) > 1 and words[0] not in ("colourise", "custom")
     assert run(*words, *(QUICK[:-1] if restores and "--iterations" not in words else [])) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -166,8 +197,15 @@ def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
     tifffile.imwrite(folder / "nan.tif", values)
     assert run("denoise", folder / "nan.tif", "-o", folder / "out.tif", *QUICK) == 2
     fits.writeto(folder / "nan.fits", values)
-    assert run("denoise", folder / "nan.fits", "-o", folder / "out.fits", *QUICK) == 0
-    assert np.isfinite(fits.getdata(folder / "out.fits")).all()
+    known = np.isfinite(values)
+    kernel = folder / "kernel.txt"
+    np.savetxt(kernel, np.ones((3, 3)))
+    sensor = ["--noise", "poisson-gaussian", "--gain", "1", "--read-noise", "2", "--offset", "5"]
+    for verb, *extra in (["denoise"], ["denoise", *sensor], ["denoise", *sensor, "--data-term", "likelihood"],
+                         ["deblur", "--kernel", kernel, *sensor]):
+        assert run(verb, folder / "nan.fits", "-o", folder / "out.fits", *extra, *QUICK) == 0
+        restored = fits.getdata(folder / "out.fits")
+        assert np.isfinite(restored).all() and (restored[known] != values[known]).any()
 
 
 def test_a_range_may_begin_with_a_minus(folder):
@@ -239,5 +277,6 @@ def test_doctor_reports_and_names_remedies(capsys):
 def test_help_names_every_task(capsys):
     assert run("--help") == 0
     out = capsys.readouterr().out
-    for verb in ("denoise", "dejpeg", "superres", "inpaint", "doctor"):
+    for verb in ("denoise", "dejpeg", "superres", "inpaint", "flash", "deblur", "doctor"):
         assert verb in out
+    assert "custom" not in out

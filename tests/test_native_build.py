@@ -119,5 +119,5 @@ __global__ void formulas(float* out, unsigned i) {{
   out[i] += dipengine::weighted_square(m, v) + dipengine::masked_mse_tiling(1, i, 3).tiles;
 }}
 """)
-    run("nvcc", "-std=c++17", "-fmad=false", "-arch=compute_80", "-ptx", "-I", ROOT / "csrc", source, "-o", tmp_path / "formulas.ptx")
+    run("nvcc", "-std=c++17", "-fmad=false", "-arch=compute_80", "-ptx", "-I", ROOT / "csrc", "-I", ROOT / "csrc/include", source, "-o", tmp_path / "formulas.ptx")
     assert "fma.rn.f32" in (tmp_path / "formulas.ptx").read_text()

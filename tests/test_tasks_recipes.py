@@ -115,6 +115,6 @@ def test_random_mask_drops_the_fraction_asked_for_and_repeats():
 
 
 def test_every_task_can_be_found():
-    assert set(TASKS) == {"denoise", "dejpeg", "superres", "inpaint"}
+    assert set(TASKS) == {"denoise", "dejpeg", "superres", "inpaint", "flash", "deblur", "custom"}
     with pytest.raises(InputError, match="no task"):
         task_named("colourise")

@@ -20,6 +20,8 @@ _LAZY = {
     "dejpeg": "dipengine.api",
     "super_resolve": "dipengine.api",
     "inpaint": "dipengine.api",
+    "flash": "dipengine.api",
+    "deblur": "dipengine.api",
     "FittedGenerator": "dipengine.export.generator_file",
 }
 

@@ -13,7 +13,7 @@ from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.run import History
 from dipengine.fitting.settings import Settings
-from dipengine.images import from_array
+from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.image import opaque
 from dipengine.restoration import restore_image
 from dipengine.tasks import task_named
@@ -31,7 +31,7 @@ class Result:
 
 def restore(
     image: Any,
-    task: str = "denoise",
+    task: str | None = None,
     *,
     axes: str | None = None,
     alpha: bool = False,
@@ -59,7 +59,12 @@ def restore(
         pixels; `value_range=(low, high)` overrides).
     alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
         inpainting took it for the mask).
-    task: "denoise", "dejpeg", "superres" or "inpaint"; `options` are the task's own (see the function of that name).
+    task: "denoise" (the default), "dejpeg", "superres", "inpaint", "flash" or "deblur"; `options` are the task's own (see
+        the function of that name). "custom" (the default where an operator is given) undoes an operator of your own:
+        operator: a callable that takes a torch tensor [1, C, H, W] in data units (float32, on the fit's device) and
+            returns one [1, c, h, w] of the data's shape, differentiable; or an object whose `A` is one (a deepinv physics).
+        output_shape: (H, W) or (H, W, C) of the restored image, by default the data's. Its range is `value_range`, by
+            default the data's own. sigma, mask, invert_mask: as in `denoise`.
     truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
@@ -70,7 +75,8 @@ def restore(
     Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
     precision or kernels asked for are not there, FitError for a fit that diverges, DependencyError without PyTorch.
     """
-    task_options = _task_options(task, options)
+    task = task or ("denoise" if options.get("operator") is None else "custom")
+    task_options = _task_options(task, options, axes)
     source, back = from_array(image, axes=axes, alpha=alpha)
     settings = Settings(
         preset=preset,
@@ -93,9 +99,31 @@ def restore(
     return Result(back(pixels), restored.history, restored.generator, restored.record)
 
 
-def denoise(image: Any, *, sigma: float | None = None, **common: Any) -> Result:
-    """Remove noise. `sigma`: standard deviation of Gaussian noise in the image's own units, if known; see `restore`."""
-    return restore(image, "denoise", sigma=sigma, **common)
+def denoise(
+    image: Any,
+    *,
+    sigma: float | None = None,
+    noise: str | None = None,
+    gain: float | None = None,
+    offset: float | None = None,
+    read_noise: float | None = None,
+    data_term: str | None = None,
+    mask: Any = None,
+    invert_mask: bool = False,
+    **common: Any,
+) -> Result:
+    """Remove noise: unknown, or of a known kind.
+
+    sigma: standard deviation of Gaussian noise in the image's own units.
+    noise: "gaussian" (with sigma), "poisson" (photons; with gain) or "poisson-gaussian" (a sensor; with gain and read_noise).
+    gain: electrons per data unit. offset: black level, data units (0). read_noise: standard deviation, data units.
+    data_term: "likelihood" (the default) or "stabilised", for the last two. mask, invert_mask: as in `inpaint`; missing
+    pixels are ignored and filled in. See `restore`.
+    """
+    return restore(
+        image, "denoise", sigma=sigma, noise=noise, gain=gain, offset=offset, read_noise=read_noise,
+        data_term=data_term, mask=mask, invert_mask=invert_mask, **common,
+    )
 
 
 def dejpeg(image: Any, **common: Any) -> Result:
@@ -131,6 +159,35 @@ def inpaint(
     )
 
 
+def flash(image: Any, guide: Any, **common: Any) -> Result:
+    """Clean `image`, taken without flash, by the help of `guide`, the same view taken with it (same size); see `restore`."""
+    return restore(image, "flash", guide=guide, **common)
+
+
+def deblur(
+    image: Any,
+    kernel: Any,
+    *,
+    sigma: float | None = None,
+    noise: str | None = None,
+    gain: float | None = None,
+    offset: float | None = None,
+    read_noise: float | None = None,
+    mask: Any = None,
+    invert_mask: bool = False,
+    **common: Any,
+) -> Result:
+    """Undo the blur by `kernel`, a matrix of weights [kh, kw] (scaled to sum 1; its middle is [(kh-1)//2, (kw-1)//2]).
+
+    What lies beyond the frame is unknown, not assumed. Noise and mask as in `denoise` (a sensor by its likelihood); see
+    `restore`.
+    """
+    return restore(
+        image, "deblur", kernel=kernel, sigma=sigma, noise=noise, gain=gain, offset=offset, read_noise=read_noise,
+        mask=mask, invert_mask=invert_mask, **common,
+    )
+
+
 def _with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """[H, W, C + 1]: the pixels and their transparency, opaque where None."""
     if alpha is None:
@@ -144,8 +201,8 @@ def _tuple(value: Any) -> tuple | None:
     return (value,) if isinstance(value, (str, int)) else tuple(value)
 
 
-def _task_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, checked against those that the task declares; masks become bool arrays."""
+def _task_options(task: str, options: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
+    """The options given, checked against those that the task declares; arrays become what the task takes."""
     declared = {option.keyword: option for option in task_named(task).options}
     unknown = sorted(set(options) - set(declared))
     if unknown:
@@ -155,11 +212,29 @@ def _task_options(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name, option in declared.items() if option.required and options.get(name) is None]
     if missing:
         raise InputError(f"{task} needs {missing[0]}.")
+    readers = {"mask": mask_from_array, "kernel": kernel_from_array, "image": lambda guide: _guide(guide, axes)}
     checked = dict(options)
     for name, option in declared.items():
-        if option.kind == "mask" and options.get(name) is not None:
-            checked[name] = mask_from_array(options[name])
+        if option.kind in readers and options.get(name) is not None:
+            checked[name] = readers[option.kind](options[name])
     return checked
+
+
+def _guide(guide: Any, axes: str | None) -> Image:
+    """A second image, with the first one's order of axes where it has as many."""
+    return from_array(guide, axes if axes and len(axes) == len(guide.shape) else None)[0]
+
+
+def kernel_from_array(kernel: Any) -> np.ndarray:
+    """A blur kernel as float64 [kh, kw] of sum 1, from nested lists or any array. Raises InputError."""
+    for move in ("detach", "cpu", "get"):  # torch with a gradient or on a GPU; CuPy
+        if hasattr(kernel, move):
+            kernel = getattr(kernel, move)()
+    try:
+        values = np.asarray(kernel)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The kernel is no matrix ({error}); give numbers, height x width.") from error
+    return checked_kernel(values)
 
 
 def mask_from_array(mask: Any) -> np.ndarray:

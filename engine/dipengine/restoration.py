@@ -56,9 +56,7 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         known = (known if known is not None else True) & (~mask if options.get("invert_mask") else mask)
         if not known.any():
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
-    values = ValueMap.for_image(
-        image.pixels, known, settings.value_range, data_units=image.in_data_units
-    )
+    values = task_named(task).value_map(image, known, settings.value_range, options)
     data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
     problem = task_named(task).problem(data, settings.preset, **options)
     recipe = apply_overrides(
@@ -69,7 +67,7 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         skips=settings.skips,
         upsample=settings.upsample,
     )
-    return Plan(problem, recipe, settings.stop or preset.stop, values, place(settings))
+    return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, place(settings))
 
 
 def restore_image(
@@ -90,16 +88,18 @@ def restore_image(
     """
     plan = plan or plan_restoration(image, task, options, settings)
     problem, values = plan.problem, plan.values
-    truth_unit = None
+    measure = None
     if truth is not None:
-        wanted = (*problem.output_shape, image.pixels.shape[2])
-        if truth.pixels.shape != wanted:
+        if truth.pixels.shape != problem.shape:
             raise InputError(
-                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(wanted)}; "
+                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(problem.shape)}; "
                 f"they must agree in size and channels."
             )
         _check_units(image, truth)
-        truth_unit = values.to_unit(truth.pixels)
+
+        def measure(unit: np.ndarray) -> float:
+            return metrics.psnr(values.from_unit(unit, np.float64), truth.pixels, values.span)
+
     with memory_errors():
         fit, outcome = run(
             problem,
@@ -107,7 +107,7 @@ def restore_image(
             stop=plan.stop,
             seed=settings.seed,
             placement=plan.placement,
-            truth=truth_unit,
+            measure=measure,
             progress=progress,
             keep_on_interrupt=keep_on_interrupt,
         )
@@ -120,7 +120,8 @@ def restore_image(
         parameters=outcome.weights,
         code=fit.code,
         canvas=fit.canvas,
-        crop=problem.output_shape,
+        crop=problem.shape[:2],
+        origin=problem.origin,
         values=values,
         dtype=str(image.pixels.dtype),
         delivered=outcome.image,

@@ -28,24 +28,31 @@ DIPENGINE_INLINE bool winograd_suits(const dipengine_conv_params& p) {
 // Row `c` of channels in: weights [9][in][out] -> U [16][in][out] (or of the kernel turned around).
 template <typename Real>
 static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs, int64_t c, bool turned, Real* to) {
+  using V = Vec<Real>;
+  using Register = typename V::Register;
   const int64_t plane = inputs * outputs;
-  for (int64_t o = 0; o < outputs; ++o) {
-    Real g[3][3], half[4][3];
-    for (int t = 0; t < 9; ++t) g[t / 3][t % 3] = weight[(turned ? 8 - t : t) * plane + c * outputs + o];
-    for (int x = 0; x < 3; ++x) {
-      const Real even = (g[0][x] + g[2][x]) * Real(0.5), odd = g[1][x] * Real(0.5);
-      half[0][x] = g[0][x];
-      half[1][x] = even + odd;
-      half[2][x] = even - odd;
-      half[3][x] = g[2][x];
+  const Register half = V::set(Real(0.5));
+  auto axis = [&](Register g0, Register g1, Register g2, Register* out) {
+    const Register even = V::mul(V::add(g0, g2), half), odd = V::mul(g1, half);
+    out[0] = g0;
+    out[1] = V::add(even, odd);
+    out[2] = V::sub(even, odd);
+    out[3] = g2;
+  };
+  for (int64_t o = 0; o < outputs; o += V::size) {
+    const int lanes = static_cast<int>(least(V::size, outputs - o));
+    Register rows[3][4], columns[4];
+    for (int y = 0; y < 3; ++y) {
+      Register g[3];
+      for (int x = 0; x < 3; ++x) {
+        const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
+        g[x] = V::load_part(weight + tap * plane + c * outputs + o, lanes);
+      }
+      axis(g[0], g[1], g[2], rows[y]);
     }
-    for (int y = 0; y < 4; ++y) {
-      const Real even = (half[y][0] + half[y][2]) * Real(0.5), odd = half[y][1] * Real(0.5);
-      Real* at = to + 4 * y * plane + c * outputs + o;
-      at[0] = half[y][0];
-      at[plane] = even + odd;
-      at[2 * plane] = even - odd;
-      at[3 * plane] = half[y][2];
+    for (int x = 0; x < 4; ++x) {
+      axis(rows[0][x], rows[1][x], rows[2][x], columns);
+      for (int y = 0; y < 4; ++y) V::store_part(to + (4 * y + x) * plane + c * outputs + o, columns[y], lanes);
     }
   }
 }

@@ -27,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dipengine {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for task in TASKS.values():
+        if task.python_only:
+            continue
         restore.add_parser(verbs, task)
     doctor.add_parser(verbs)
     return parser

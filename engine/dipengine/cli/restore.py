@@ -17,7 +17,8 @@ from dipengine.images import MAX_PIXELS
 from dipengine.tasks.base import Task, TaskOption
 from dipengine.tasks.presets import PRESETS
 
-_METAVARS = {"mask": "FILE", int: "N", float: "X", str: "TEXT"}
+_FILES = ("mask", "image", "kernel")  # kinds of options that name a file
+_METAVARS = {**dict.fromkeys(_FILES, "FILE"), int: "N", float: "X", str: "TEXT"}
 
 
 def add_parser(verbs: Any, task: Task) -> None:
@@ -40,7 +41,7 @@ def _add_task_option(group: Any, option: TaskOption) -> None:
     shown = option.help if option.default is None else f"{option.help} (default: {option.default})"
     group.add_argument(
         name,
-        type=Path if option.kind == "mask" else option.kind,
+        type=Path if option.kind in _FILES else option.kind,
         default=option.default,
         choices=option.choices,
         required=option.required,
@@ -83,7 +84,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     check_writable(parsed.output)
     for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors")):
         _check_side_file(path, ending)
-    _check_distinct(parsed)
+    _check_distinct(task, parsed)
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
     options = _task_options(task, parsed, image)
     truth = read_image(parsed.truth, max_pixels=parsed.max_pixels) if parsed.truth else None
@@ -114,16 +115,20 @@ def _settings(parsed: argparse.Namespace) -> Settings:
 
 
 def _task_options(task: Task, parsed: argparse.Namespace, image: Any) -> dict[str, Any]:
-    """The task's own options; mask files become bool arrays, turned already where --invert-mask says so."""
-    from dipengine.images import read_mask
+    """The task's own options, files read; masks become bool arrays, turned already where --invert-mask says so."""
+    from dipengine.images import read_image, read_kernel, read_mask
 
     options = {option.keyword: getattr(parsed, option.keyword) for option in task.options}
     invert = options.pop("invert_mask", False)
+    limit = parsed.max_pixels
+    readers = {
+        "mask": lambda path: read_mask(path, image.pixels.shape, invert=invert, max_pixels=limit),
+        "image": lambda path: read_image(path, max_pixels=limit),
+        "kernel": lambda path: read_kernel(path, max_pixels=limit),
+    }
     for option in task.options:
-        if option.kind == "mask" and options[option.keyword] is not None:
-            options[option.keyword] = read_mask(
-                options[option.keyword], image.pixels.shape, invert=invert, max_pixels=parsed.max_pixels
-            )
+        if option.kind in _FILES and options[option.keyword] is not None:
+            options[option.keyword] = readers[option.kind](options[option.keyword])
     return options
 
 
@@ -138,9 +143,10 @@ def _check_side_file(path: Path | None, ending: str) -> None:
     check_target(path)
 
 
-def _check_distinct(parsed: argparse.Namespace) -> None:
+def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
-    inputs = [parsed.input, parsed.truth, getattr(parsed, "mask", None)]
+    named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
+    inputs = [parsed.input, parsed.truth, *named]
     outputs = [parsed.output, parsed.record, parsed.generator]
     seen = {path.resolve() for path in inputs if path is not None}
     for path in outputs:

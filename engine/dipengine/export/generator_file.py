@@ -9,8 +9,9 @@ Layout, `format` 1:
 | `code` | [H', W', depth], float32 | z on the canvas; only where it cannot be drawn again (an image) |
 
 Metadata key `dipengine` holds one JSON object: format, version, task, generator (architecture), code (kind, depth, seed,
-scale), canvas [H', W'], crop [H, W] (upper left corner), values (low, high: data = low + (high - low) * output), dtype
-of the data, source_sha256, iteration, seed.
+scale), canvas [H', W'], crop [H, W] and origin [top, left] (the delivered window of the canvas; origin 0, 0 where it is not
+named), values (low, high: data = low + (high - low) * output; with a curve see images.values), dtype of the data,
+source_sha256, iteration, seed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.images import ValueMap
 from dipengine.images.atomic import atomic_path
+from dipengine.noise.anscombe import Anscombe
 
 FORMAT = 1
 _PREFIX = "parameters/"
@@ -49,6 +51,7 @@ class FittedGenerator:
     source_sha256: str | None
     iteration: int
     seed: int
+    origin: tuple[int, int] = (0, 0)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file, beside and renamed. Raises OutputError when it cannot be written."""
@@ -71,6 +74,7 @@ class FittedGenerator:
             "code": self.code.to_dict(),
             "canvas": list(self.canvas),
             "crop": list(self.crop),
+            "origin": list(self.origin),
             "values": self.values.to_dict(),
             "dtype": self.dtype,
             "source_sha256": self.source_sha256,
@@ -105,6 +109,11 @@ class FittedGenerator:
             raise InputError(f"{os.fspath(path)!r} is damaged as a generator file ({error}).") from error
 
 
+def _values(record: dict[str, Any]) -> ValueMap:
+    curve = record.get("curve")
+    return ValueMap.from_dict(record, Anscombe.from_dict(curve) if curve else None)
+
+
 def _from_parts(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> FittedGenerator:
     architecture = Hourglass.from_dict(about["generator"])
     parameters = {}
@@ -120,7 +129,8 @@ def _from_parts(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Fitted
         code=Code.from_dict(about["code"], image=tensors.get("code")),
         canvas=tuple(about["canvas"]),
         crop=tuple(about["crop"]),
-        values=ValueMap.from_dict(about["values"]),
+        origin=tuple(about.get("origin", (0, 0))),
+        values=_values(about["values"]),
         dtype=about["dtype"],
         delivered=tensors["delivered"],
         source_sha256=about["source_sha256"],

@@ -40,7 +40,7 @@ class Fit:
         self.problem = problem
         self.placement = placement
         self.seed = seed
-        channels = problem.target.shape[2]
+        channels = problem.channels
         self.code = _code(problem, recipe, seed)
         generator = replace(recipe.generator, input_depth=self.code.depth, output_channels=channels)
         self.recipe = recipe = replace(recipe, generator=generator)
@@ -49,6 +49,10 @@ class Fit:
 
         device = torch.device(placement.device)
         self._torch = torch
+        check = getattr(problem.operator, "check", None)
+        if check is not None:
+            height, width, measured = problem.target.shape
+            check((1, channels, *problem.output_shape), (1, measured, height, width), device)
         self._z = _to_tensor(torch, self.code.make(self.canvas), device)
         dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
         self._input = torch.empty_like(self._z, dtype=dtype)
@@ -78,16 +82,17 @@ class Fit:
             self._z, self.recipe.perturbation, self.seed, self.iteration, out=self._input, kernels=kernels
         )
         raw = self._forward(self._input)
-        if self.problem.operator is None:
+        if self.problem.operator is None and self.problem.data_term is None:
             loss = masked_mse(
                 raw, self._target, self._mask, window=window, statistics=self.statistics, kernels=kernels
             )
         else:
             track(raw.detach(), window=window, statistics=self.statistics, kernels=kernels)
-            restored = self._torch.sigmoid(raw[:, :, : window[0], : window[1]])
-            loss = masked_mse(
-                self.problem.operator.apply(restored), self._target, self._mask, activation="none", kernels=kernels
-            )
+            data = self._measured(self._torch.sigmoid(raw[:, :, : window[0], : window[1]]))
+            if self.problem.data_term is None:
+                loss = masked_mse(data, self._target, self._mask, activation="none", kernels=kernels)
+            else:
+                loss = self.problem.data_term.loss(data, self._target, self._mask)
         self.iteration += 1
         value = loss.item()
         # Judged before the update: a snapshot then holds weights whose own loss was seen to be good.
@@ -118,11 +123,21 @@ class Fit:
         return _to_array(self.statistics.average)
 
     def residual(self) -> float:
-        """Mean squared difference between the output average and x0 over the known pixels (A the identity)."""
-        squares = (self.statistics.average - self._target).square_()
+        """Mean squared difference between A(output average) and x0 over the known pixels."""
+        with self._torch.no_grad():
+            squares = (self._measured(self.statistics.average) - self._target).square()
         if self._mask is None:
             return squares.mean().item()
         return ((squares * self._mask).sum() / (self._mask.sum() * squares.shape[1])).item()
+
+    def discrepancy(self) -> float | None:
+        """Mean squared residual of the output average in standard deviations of the noise; None where it is unknown."""
+        problem = self.problem
+        if problem.data_term is not None:
+            with self._torch.no_grad():
+                data = self._measured(self.statistics.average)
+                return problem.data_term.discrepancy(data, self._target, self._mask)
+        return None if problem.sigma is None else self.residual() / problem.sigma**2
 
     def render(self) -> np.ndarray:
         """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
@@ -134,6 +149,10 @@ class Fit:
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters by name, float32, copied."""
         return self.network.numpy_parameters()
+
+    def _measured(self, image):
+        """A of an image [1, C, H, W] in [0, 1]."""
+        return image if self.problem.operator is None else self.problem.operator.apply(image)
 
     def _forward(self, z):
         bf16 = self.placement.precision == "bf16"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
-from dipengine.fitting.metrics import psnr
 from dipengine.fitting.progress import ProgressCallback, Report
 from dipengine.fitting.stopping import StopRule, VarianceWatch
 from dipengine.tasks.base import Problem, Recipe
@@ -55,28 +55,34 @@ def run(
     stop: str,
     seed: int,
     placement: Placement,
-    truth: np.ndarray | None = None,
+    measure: Callable[[np.ndarray], float] | None = None,
     progress: ProgressCallback | None = None,
     keep_on_interrupt: bool = False,
 ) -> tuple[Fit, Outcome]:
     """Fit `problem` by `recipe`; returns the fit (at the delivered state) and its outcome.
 
-    `truth` (float [H, W, C] in [0, 1]) is only measured against. With `keep_on_interrupt` a KeyboardInterrupt ends the
-    fit and delivers what there is; otherwise it propagates. Raises FitError when the fit diverges beyond repair.
+    `measure` gives the PSNR of a delivered image ([H, W, C] in [0, 1]) and is only listened to. With
+    `keep_on_interrupt` a KeyboardInterrupt ends the fit and delivers what there is; otherwise it propagates. Raises FitError
+    when the fit diverges beyond repair.
     """
     fit = Fit(problem, recipe, seed, placement)
     with threads(placement, torch_is_idle=fit.torch_is_idle):
-        return fit, _run(fit, stop, truth, progress, keep_on_interrupt)
+        return fit, _run(fit, stop, measure, progress, keep_on_interrupt)
 
 
 def _run(
-    fit: Fit, stop: str, truth: np.ndarray | None, progress: ProgressCallback | None, keep_on_interrupt: bool
+    fit: Fit,
+    stop: str,
+    measure: Callable[[np.ndarray], float] | None,
+    progress: ProgressCallback | None,
+    keep_on_interrupt: bool,
 ) -> Outcome:
-    recipe = fit.recipe
+    recipe, problem = fit.recipe, fit.problem
     ceiling = recipe.iterations
     watch = VarianceWatch(StopRule.for_recipe(recipe)) if stop == "auto" else None
     history = History()
     best: _Best | None = None
+    at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet
     reason = "iterations"
     start = time.perf_counter()
     try:
@@ -84,16 +90,20 @@ def _run(
             step = fit.step()
             history.loss.append(step.loss)
             history.variance.append(step.variance)
-            if truth is not None and (iteration % TRUTH_INTERVAL == 0 or iteration in (1, ceiling)):
-                history.psnr.append((iteration, psnr(fit.average(), truth, 1.0)))
+            if measure is not None and (iteration % TRUTH_INTERVAL == 0 or iteration in (1, ceiling)):
+                history.psnr.append((iteration, measure(problem.delivered(fit.average()))))
             if watch is not None and not step.rolled_back:
                 watch.note(iteration, step.variance)
-                if watch.worth_keeping(iteration):
-                    best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
-                if watch.exhausted(iteration):
-                    reason = "variance"
-                elif _fits_to_the_noise(fit, iteration):
-                    best, reason = None, "discrepancy"
+                if at_noise or _fits_to_the_noise(fit, iteration):
+                    # Known noise knows better than the variance, which has no more say.
+                    at_noise, best = at_noise or iteration, None
+                    if iteration >= at_noise + watch.rule.lag_after(at_noise):
+                        reason = "discrepancy"
+                else:
+                    if watch.worth_keeping(iteration):
+                        best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
+                    if watch.exhausted(iteration):
+                        reason = "variance"
             if progress is not None:
                 latest = history.psnr[-1][1] if history.psnr else None
                 if progress(Report(iteration, ceiling, step.loss, step.variance, latest)):
@@ -108,13 +118,17 @@ def _run(
     if best is not None and best.iteration != watch.minimum + watch.rule.lag_after(watch.minimum):
         best = None  # a later minimum overtook it, and the run ended before that one's average was complete
     image, delivered = _deliver(fit, best)
-    return Outcome(image, fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds)
+    return Outcome(
+        problem.delivered(image), fit.weights(), history, len(history.loss), delivered, reason, fit.guard.count, seconds
+    )
 
 
 def _fits_to_the_noise(fit: Fit, iteration: int) -> bool:
-    """The discrepancy principle: True when the delivered image's mean squared residual is down to sigma^2."""
-    sigma = fit.problem.sigma
-    return sigma is not None and iteration % RESIDUAL_INTERVAL == 0 and fit.residual() <= sigma**2
+    """The discrepancy principle: True when the delivered image's mean squared residual is down to the noise's."""
+    if iteration % RESIDUAL_INTERVAL:
+        return False
+    discrepancy = fit.discrepancy()
+    return discrepancy is not None and discrepancy <= 1
 
 
 def _deliver(fit: Fit, best: _Best | None) -> tuple[np.ndarray, int]:

@@ -2,6 +2,7 @@
 
 from dipengine.images.arrays import from_array
 from dipengine.images.atomic import atomic_path, check_target
+from dipengine.images.blur_kernels import checked_kernel, read_kernel
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.images.masks import read_mask
@@ -17,8 +18,10 @@ __all__ = [
     "atomic_path",
     "check_target",
     "check_writable",
+    "checked_kernel",
     "from_array",
     "read_image",
+    "read_kernel",
     "read_mask",
     "write_image",
 ]

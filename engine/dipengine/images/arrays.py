@@ -24,7 +24,8 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False) -> t
     The image's pixels are H x W x C on the CPU in the array's dtype (float16 and bfloat16 become float32) and may
     share memory with the array; nobody writes to them. `restore(pixels)` takes H x W x C of the pixels' dtype, of
     any height and width (super-resolution), with the alpha channel last if there was one (as many channels as the
-    array had), and returns the input's library, dtype, device and axes. Libraries without an `asarray` in their
+    array had), and returns the input's library, dtype, device and axes (HxWxC where an HxW array gets more than one
+    channel). Libraries without an `asarray` in their
     array API get a NumPy array back.
 
     Raises InputError: unusable shape or dtype, NaN or infinity, a batch.
@@ -48,7 +49,7 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False) -> t
 
     def restore(restored: np.ndarray) -> Any:
         if axes == "HW":
-            restored = restored[..., 0]
+            restored = restored[..., 0] if restored.shape[2] == 1 else restored
         elif axes == "CHW":
             restored = np.moveaxis(restored, -1, 0)
         return back(np.ascontiguousarray(restored.astype(values.dtype, copy=False)))

@@ -1,4 +1,4 @@
-"""The affine map between an image's own units and the generator's [0, 1].
+"""The map between an image's own units and the generator's [0, 1]: affine, or a curve and then affine.
 
 Written against the array's own namespace (NumPy, CuPy), computed in float64 a block of rows at a time: a float64
 image loses nothing inside the map, and no second copy of the image in float64 is ever held.
@@ -7,20 +7,37 @@ image loses nothing inside the map, and no second copy of the image in float64 i
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from dipengine.errors import InputError
 
 _BLOCK_ELEMENTS = 1 << 21
 
 
+class Curve(Protocol):
+    """A monotone function of data values that a fit sees instead of them, such as a variance-stabilising transform."""
+
+    def forward(self, data: Any) -> Any:
+        """Fitted values, float64 of the same shape, of data values."""
+
+    def inverse(self, fitted: Any) -> Any:
+        """Data values, float64 of the same shape, that fitted values stand for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curve for records (JSON-able)."""
+
+
 @dataclass(frozen=True)
 class ValueMap:
-    """unit = (value - low) / (high - low), with `low` < `high` in data units. One map per image or series."""
+    """unit = (value - low) / (high - low), with `low` < `high` in data units. One map per image or series.
+
+    With a `curve` c, unit = (c(value) - c(low)) / (c(high) - c(low)).
+    """
 
     low: float
     high: float
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and math.isfinite(self.high - self.low)):
@@ -60,15 +77,25 @@ class ValueMap:
 
     @property
     def span(self) -> float:
-        """Data units per unit: multiply by it what is a difference (sigma), not a value."""
+        """Data units between 0 and 1; without a curve, multiply by it what is a difference (sigma), not a value."""
         return self.high - self.low
+
+    @property
+    def fitted_range(self) -> tuple[float, float]:
+        """What 0 and 1 stand for behind the curve; (low, high) without one."""
+        if self.curve is None:
+            return self.low, self.high
+        return float(self.curve.forward(self.low)), float(self.curve.forward(self.high))
 
     def to_unit(self, pixels: Any) -> Any:
         """Float32 array of the pixels' shape: low maps to 0, high to 1, nothing is clipped; NaN (missing) gives 0."""
         xp = namespace(pixels)
+        start, end = self.fitted_range
+        span = end - start
         unit = xp.empty(pixels.shape, dtype=xp.float32)
         for rows in _blocks(pixels.shape):
-            block = (pixels[rows].astype(xp.float64) - self.low) / self.span
+            block = pixels[rows].astype(xp.float64)
+            block = ((block if self.curve is None else self.curve.forward(block)) - start) / span
             unit[rows] = xp.where(xp.isnan(block), 0.0, block).astype(xp.float32)
         return unit
 
@@ -79,21 +106,27 @@ class ValueMap:
         dtype = xp.dtype(dtype)
         values = xp.empty(unit.shape, dtype=dtype)
         limits = _integer_limits(xp, dtype)
+        start, end = self.fitted_range
         for rows in _blocks(unit.shape):
-            block = unit[rows].astype(xp.float64) * self.span + self.low
+            block = unit[rows].astype(xp.float64) * (end - start) + start
+            if self.curve is not None:
+                block = self.curve.inverse(block)
             if limits is not None:
                 block = xp.clip(xp.rint(block), *limits)
             values[rows] = block.astype(dtype)
         return values
 
-    def to_dict(self) -> dict[str, float]:
-        """{"low": ..., "high": ...}, for records."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """{"low": ..., "high": ...} and "curve" where there is one, for records."""
+        ends = {"low": self.low, "high": self.high}
+        return ends if self.curve is None else {**ends, "curve": self.curve.to_dict()}
 
     @classmethod
-    def from_dict(cls, record: dict[str, float]) -> "ValueMap":
-        """The map that `to_dict` wrote."""
-        return cls(float(record["low"]), float(record["high"]))
+    def from_dict(cls, record: dict[str, Any], curve: Curve | None = None) -> "ValueMap":
+        """The map that `to_dict` wrote; `curve` made anew from record["curve"] by whoever knows its kinds."""
+        if (curve is None) != ("curve" not in record):
+            raise ValueError("the value map and its curve do not belong together")
+        return cls(float(record["low"]), float(record["high"]), curve)
 
 
 def namespace(array: Any) -> Any:

@@ -2,13 +2,18 @@
 
 from dipengine.errors import InputError
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption
+from dipengine.tasks.custom import Custom
+from dipengine.tasks.deblur import Deblur
 from dipengine.tasks.dejpeg import Dejpeg
 from dipengine.tasks.denoise import Denoise
+from dipengine.tasks.flash import Flash
 from dipengine.tasks.inpaint import Inpaint
 from dipengine.tasks.presets import PRESETS, apply_overrides, apply_preset
 from dipengine.tasks.super_resolution import SuperResolution
 
-TASKS: dict[str, Task] = {task.name: task for task in (Denoise(), Dejpeg(), SuperResolution(), Inpaint())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Denoise(), Dejpeg(), SuperResolution(), Inpaint(), Flash(), Deblur(), Custom())
+}
 
 
 def task_named(name: str) -> Task:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.generators.architecture import Hourglass
-from dipengine.images import ValueMap
+from dipengine.images import Image, ValueMap
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Recipe:
     average_decay: float | None = None  # of the exponential average of the outputs; None delivers f(z) itself
     average_warm_up: bool = False  # a shorter memory at first; see kernels.statistics
     rollback_db: float = 5.0  # a loss worse by more than this, in dB, returns to the last good weights
+    stop: str | None = None  # "auto" or "fixed" where the recipe needs one whatever the preset says
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
@@ -47,6 +48,22 @@ class ForwardOperator(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """The operator's parameters for the record (JSON-able)."""
 
+    # An operator that is not this package's own also has check(shape, data_shape, device): called once before the fit, it
+    # raises InputError where `apply` cannot work.
+
+
+class DataTerm(Protocol):
+    """The negative log-likelihood of x0 given A(x), where that is not a squared error of one variance."""
+
+    def loss(self, image, target, mask=None):
+        """Tensors [1, C, h, w] in [0, 1], mask [1, 1, h, w] or None; a 0-dim tensor, differentiable in `image`."""
+
+    def discrepancy(self, image, target, mask=None) -> float:
+        """Mean squared residual in standard deviations of the noise, over the known pixels: 1 at the clean image."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The model and its parameters for the record (JSON-able)."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -54,16 +71,35 @@ class Problem:
 
     task: str
     target: np.ndarray  # x0, float32 [h, w, C] in [0, 1]; whatever stands at unknown pixels is ignored
-    output_shape: tuple[int, int]  # (H, W) of the restored image
+    output_shape: tuple[int, int]  # (H, W) of the image that the generator paints and A takes
     recipe: Recipe
     known: np.ndarray | None = None  # bool [h, w], True where x0 was measured; None: everywhere
     operator: ForwardOperator | None = None  # None is the identity
+    output_channels: int | None = None  # of the restored image; None: as many as x0 has
+    origin: tuple[int, int] = (0, 0)  # where in the output the delivered image begins
+    delivered_shape: tuple[int, int] | None = None  # (H, W) of the delivered image; None: output_shape
+    data_term: DataTerm | None = None  # None: squared error
     sigma: float | None = None  # standard deviation of Gaussian noise on x0, when known; same units as target
     guide: np.ndarray | None = None  # float32 [H, W, D] in [0, 1]: the z of a recipe whose code is an image
     keep_known: bool = False  # the delivered image takes the known pixels from the input unchanged
     fills_alpha: bool = False  # transparency said what is missing: the delivered image is opaque
     scale: int = 1  # output size over input size
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the task's own parameters, for the record
+
+    @property
+    def channels(self) -> int:
+        """Channels of the restored image."""
+        return self.target.shape[2] if self.output_channels is None else self.output_channels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the delivered image."""
+        return (*(self.delivered_shape or self.output_shape), self.channels)
+
+    def delivered(self, output: np.ndarray) -> np.ndarray:
+        """The part of an output [H, W, C] that is delivered."""
+        (top, left), (height, width, _) = self.origin, self.shape
+        return output[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
@@ -83,7 +119,7 @@ class TaskOption:
 
     name: str
     help: str
-    kind: type | str = str  # int, float, str, bool (a flag), or "mask" (file in the command line, array in Python)
+    kind: type | str = str  # int, float, str, bool (a flag); "mask", "image", "kernel": a file or an array
     default: Any = None
     choices: tuple[Any, ...] | None = None
     required: bool = False
@@ -99,6 +135,13 @@ class Task:
     name: ClassVar[str]  # the verb of the command line
     summary: ClassVar[str]
     options: ClassVar[tuple[TaskOption, ...]] = ()
+    python_only: ClassVar[bool] = False  # takes something that a command line cannot give
+
+    def value_map(
+        self, image: Image, known: np.ndarray | None, value_range: tuple[float, float] | None, options: Mapping[str, Any]
+    ) -> ValueMap:
+        """The map between the image's units and the generator's; known: where its range counts (None: everywhere)."""
+        return ValueMap.for_image(image.pixels, known, value_range, data_units=image.in_data_units)
 
     def problem(self, data: TaskData, preset: str, **options: Any) -> Problem:
         """State the inverse problem for one image. Raises InputError for options that make no sense."""

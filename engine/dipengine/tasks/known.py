@@ -1,0 +1,35 @@
+"""Which pixels a task may use: those that the file knows and the mask leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dipengine.errors import InputError
+from dipengine.tasks.base import TaskOption
+
+MASK_OPTIONS = (
+    TaskOption("mask", "image of the input's size: white = known, black = missing (ignored and filled in)", "mask"),
+    TaskOption("invert-mask", "the mask is white where pixels are missing", bool, False),
+)
+
+
+def known_pixels(
+    known: np.ndarray | None, mask: np.ndarray | None, invert: bool, shape: tuple[int, int]
+) -> np.ndarray | None:
+    """Bool [H, W], True where a pixel is known; None: everywhere.
+
+    known: of the file (NaN in FITS), mask: of the caller, both bool [H, W] or None. Raises InputError for a mask of
+    another size, or when nothing is left.
+    """
+    if mask is None:
+        return known
+    if mask.shape != shape:
+        raise InputError(
+            f"The mask is {mask.shape[1]}x{mask.shape[0]} and the image {shape[1]}x{shape[0]} pixels; "
+            f"they must be of one size."
+        )
+    mask = ~mask if invert else mask
+    both = mask if known is None else known & mask
+    if not both.any():
+        raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
+    return both

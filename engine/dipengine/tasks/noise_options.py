@@ -1,0 +1,83 @@
+"""The options by which a task is told of its noise, and what they come to: Gaussian of known sigma, or a counting sensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dipengine.errors import InputError
+from dipengine.noise.sensor import Sensor
+from dipengine.tasks.base import TaskOption
+
+NOISES = ("gaussian", "poisson", "poisson-gaussian")
+_DARK_REACH = 5.0  # read noises below the black level that no pixel reaches by chance
+
+NOISE_OPTIONS = (
+    TaskOption(
+        "sigma",
+        "standard deviation of Gaussian noise in the image's own units (0..255 for 8 bits, 0..65535 for 16 bits, "
+        "data units for float); without it the noise is taken as unknown",
+        float,
+    ),
+    TaskOption(
+        "noise",
+        "gaussian: needs --sigma; poisson (photons): needs --gain; poisson-gaussian (a sensor): needs --gain and "
+        "--read-noise (default: gaussian with --sigma, else unknown)",
+        str,
+        choices=NOISES,
+    ),
+    TaskOption("gain", "electrons per data unit (1 where the values are counts)", float),
+    TaskOption("offset", "black level: the value of no light, in data units (0 where not given)", float),
+    TaskOption("read-noise", "standard deviation of the noise without light, in data units", float),
+)
+
+
+def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
+    """The sensor that the options describe; None for Gaussian or unknown noise.
+
+    Raises InputError for options that contradict each other or leave something out.
+    """
+    given = {name: options.get(name) for name in ("sigma", "noise", "gain", "offset", "read_noise")}
+    noise = given["noise"]
+    if noise is not None and noise not in NOISES:
+        raise InputError(f"There is no noise {noise!r}; choose one of {', '.join(NOISES)}.")
+    if noise in (None, "gaussian"):
+        for name in ("gain", "offset", "read_noise"):
+            if given[name] is not None:
+                raise InputError(
+                    f"{_word(name)} describes a counting sensor; say so with noise poisson or poisson-gaussian, or leave it out."
+                )
+        if noise == "gaussian" and given["sigma"] is None:
+            raise InputError("gaussian noise needs sigma, its standard deviation in the image's own units.")
+        return None
+    if given["sigma"] is not None:
+        raise InputError(f"sigma is for gaussian noise; describe {noise} noise by gain, offset and read-noise.")
+    if given["gain"] is None:
+        raise InputError(f"{noise} noise needs gain, the electrons per data unit (1 where the values are counts).")
+    if noise == "poisson":
+        if given["read_noise"] is not None:
+            raise InputError("poisson noise has no read-noise; choose poisson-gaussian, or leave it out.")
+    elif given["read_noise"] is None:
+        raise InputError("poisson-gaussian noise needs read-noise, its standard deviation in data units.")
+    return Sensor(given["gain"], given["offset"] or 0.0, given["read_noise"] or 0.0)
+
+
+def check_light(sensor: Sensor, pixels: np.ndarray, known: np.ndarray | None) -> None:
+    """Refuse a black level that lies above most of the image.
+
+    pixels: [H, W, C] in data units; known: bool [H, W] or None. Single pixels may lie below it, as far as noise takes
+    them. Raises InputError.
+    """
+    values = pixels if known is None else pixels[known]
+    darkest = sensor.offset - _DARK_REACH * sensor.read_noise
+    if np.median(values) < darkest or values.max() <= sensor.offset:
+        raise InputError(
+            f"Most of the image lies below the black level (offset {sensor.offset:g}, read-noise {sensor.read_noise:g}); "
+            f"give them in the image's own units, which reach from {values.min():g} to {values.max():g}."
+        )
+
+
+def _word(name: str) -> str:
+    return name.replace("_", "-")
