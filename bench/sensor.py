@@ -20,17 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from dipengine.fitting.device import set_threads
+from dipengine.fitting.device import threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.metrics import psnr
+from dipengine.fitting.run import RESIDUAL_INTERVAL
 from dipengine.fitting.settings import Settings
+from dipengine.fitting.stopping import StopRule
 from dipengine.images import Image
 from dipengine.noise.sensor import Sensor
 from dipengine.restoration import plan_restoration
 
 RESULTS = Path(__file__).resolve().parent / "results"
-INTERVAL = 10
-LOOK_BACK = 100  # iterations of the output average
+INTERVAL = RESIDUAL_INTERVAL  # so that the residual is seen where a fit that stops by itself sees it
 SENSORS = {
     "photons": (Sensor(1.0), 20.0),
     "camera": (Sensor(2.0, 100.0, 0.8), 20.0),
@@ -77,36 +78,40 @@ def simulate(case: str, size: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
 def fit(
     clean: np.ndarray, noisy: np.ndarray, bright: np.ndarray, sensor: Sensor, options: dict[str, Any], settings: Settings
 ) -> dict[str, Any]:
-    """The run's curves (every 10 iterations), its best point, and the point where knowing the noise stops it."""
+    """The run's curves (every 5 iterations), its best point, and the point where knowing the noise stops it."""
     plan = plan_restoration(Image(noisy), "denoise", options, settings)
-    set_threads(plan.placement)
     one = Fit(plan.problem, plan.recipe, settings.seed, plan.placement)
+    rule = StopRule.for_recipe(plan.recipe)
     span = float(clean.max() - clean.min())
     light = clean - sensor.offset
     points: list[dict[str, Any]] = []
     best, image = -np.inf, noisy
-    for iteration in range(1, plan.recipe.iterations + 1):
-        one.step()
-        if iteration % INTERVAL:
-            continue
-        now = plan.values.from_unit(one.average(), np.float64)
-        points.append({
-            "iteration": iteration,
-            "psnr": psnr(now, clean, span),
-            "bright": float((now - sensor.offset)[bright].mean() / light[bright].mean() - 1),
-            "bright_to_data": float((now - sensor.offset)[bright].mean() / (noisy - sensor.offset)[bright].mean() - 1),
-            "discrepancy": one.discrepancy(),
-        })
-        if points[-1]["psnr"] > best:
-            best, image = points[-1]["psnr"], now
-    return {"best": max(points, key=lambda p: p["psnr"]), **stopping(points), "curve": points, "image": image}
-
-
-def stopping(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the residual came down to the noise's, and what is delivered: the average's look-back later."""
-    at_noise = next((p for p in points if p["discrepancy"] is not None and p["discrepancy"] <= 1), None)
-    last = at_noise["iteration"] + LOOK_BACK if at_noise else 0
-    return {"at_noise": at_noise, "delivered": next((p for p in points if p["iteration"] == last), None)}
+    at_noise = delivered = None
+    last = 0  # iteration whose average is delivered: the look-back after the residual came down to the noise's
+    with threads(plan.placement, torch_is_idle=one.torch_is_idle):
+        for iteration in range(1, plan.recipe.iterations + 1):
+            one.step()
+            if iteration % INTERVAL and iteration != last:
+                continue
+            now = plan.values.from_unit(one.average(), np.float64)
+            point = {
+                "iteration": iteration,
+                "psnr": psnr(now, clean, span),
+                "bright": float((now - sensor.offset)[bright].mean() / light[bright].mean() - 1),
+                "bright_to_data": float((now - sensor.offset)[bright].mean() / (noisy - sensor.offset)[bright].mean() - 1),
+                "discrepancy": one.discrepancy(),
+            }
+            if iteration == last:
+                delivered = point
+            if iteration % INTERVAL:
+                continue
+            points.append(point)
+            if at_noise is None and point["discrepancy"] is not None and point["discrepancy"] <= 1:
+                at_noise, last = point, iteration + rule.lag_after(iteration)
+            if point["psnr"] > best:
+                best, image = point["psnr"], now
+    top = max(points, key=lambda p: p["psnr"])
+    return {"best": top, "at_noise": at_noise, "delivered": delivered, "curve": points, "image": image}
 
 
 def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
