@@ -107,7 +107,7 @@ def fit(
                 continue
             points.append(point)
             if at_noise is None and point["discrepancy"] is not None and point["discrepancy"] <= 1:
-                at_noise, last = point, iteration + rule.lag_after(iteration)
+                at_noise, last = point, iteration + rule.lag
             if point["psnr"] > best:
                 best, image = point["psnr"], now
     top = max(points, key=lambda p: p["psnr"])

@@ -10,6 +10,7 @@
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
 #include "ops/conv/gradient_rows_cpu.h"
+#include "ops/conv/weights_cpu.h"
 #include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
@@ -24,30 +25,6 @@ constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least, where there are
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBatchRows = 16;
 constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw beside a block
-
-// Transposed weights as multiply()'s B: for block `block` of a source's channels, [taps][groups of channels out][columns][kPair],
-// taps in the order given.
-template <typename Element, typename Real>
-void pack_transposed(const Params& p, const Real* weight, int count, const int* taps, int64_t first, int64_t channels, int64_t inputs,
-                     int block, int vectors, Element* to) {
-  constexpr int kPair = Mac<Element>::kPair, kWidth = Vec<Real>::size;
-  const int64_t groups = ceil_divide(p.channels, kPair), columns = vectors * kWidth;
-  Element row[kWidth];
-  for (int t = 0; t < count; ++t, to += groups * columns * kPair) {
-    for (int64_t n = 0; n < columns; ++n) {
-      const int64_t c = block * kBlock<Real> + n;
-      const Real* from = weight + (taps[t] * inputs + first + c) * p.channels;
-      for (int64_t o = 0; o < groups * kPair; o += kWidth) {
-        const int64_t left = p.channels - o;
-        Vec<Real>::store(row, c < channels && left > 0 ? Vec<Real>::load_part(from + o, static_cast<int>(least(left, kWidth)))
-                                                       : Vec<Real>::zero());
-        for (int64_t k = 0; k < kWidth && o + k < groups * kPair; k += kPair) {
-          memcpy(to + ((o + k) / kPair * columns + n) * kPair, row + k, sizeof(Element) * kPair);
-        }
-      }
-    }
-  }
-}
 
 template <typename Stored>
 struct Backward {
@@ -248,7 +225,7 @@ struct Backward {
       if (s.narrow) return pack_narrow(s);
       int plain[kMaxSegments];
       for (int t = 0; t < kMaxSegments; ++t) plain[t] = t;
-      pack_transposed<Element, Real>(p, weight, winograd ? kWinogradPlanes : taps, &s == up || winograd ? plain : tap_order, s.first,
+      pack_transposed<Element, Real>(p.channels, weight, winograd ? kWinogradPlanes : taps, &s == up || winograd ? plain : tap_order, s.first,
                                      s.source->channels, inputs, block, vectors_of(s, block), s.panels + block * s.panel_size);
     });
     if (up != nullptr) {

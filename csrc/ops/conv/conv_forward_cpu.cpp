@@ -7,6 +7,7 @@
 // three rows of that, and puts two output rows together from them. Other sources are then added to those rows directly.
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
+#include "ops/conv/weights_cpu.h"
 #include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
@@ -21,35 +22,6 @@ constexpr int64_t kPlainColumns = 256;  // of a chunk, at most: what is held of 
 constexpr int64_t kWinogradColumns = 128;
 constexpr int64_t kUpRows = 64;         // low-resolution rows of a task: two more are computed for its neighbours
 constexpr int64_t kUpColumns = 128;     // and columns
-
-// ---- weights --------------------------------------------------------------------------------------------------------
-
-// Weights [taps][channels in][channels out] as multiply()'s B for block `block` of output channels and input channels
-// [first, first + channels): [taps][groups][columns][kPair].
-template <typename Element, typename Real>
-void pack_weights(const Params& p, const Real* weight, int64_t taps, int64_t first, int64_t channels, int64_t inputs, int block,
-                  int vectors, Element* to) {
-  constexpr int kPair = Mac<Element>::kPair, kWidth = Vec<Real>::size;
-  const int64_t groups = ceil_divide(channels, kPair);
-  Element buffer[kPair][kBlock<Real>];
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t g = 0; g < groups; ++g, to += vectors * kWidth * kPair) {
-      for (int k = 0; k < kPair; ++k) {
-        const int64_t c = g * kPair + k;
-        const Real* row = weight + (t * inputs + first + c) * p.channels + block * kBlock<Real>;
-        for (int v = 0; v < vectors; ++v) {
-          const int64_t left = p.channels - block * kBlock<Real> - v * kWidth;
-          const bool some = c < channels && left > 0;
-          Vec<Real>::store(buffer[k] + v * kWidth, some ? Vec<Real>::load_part(row + v * kWidth, static_cast<int>(least(left, kWidth)))
-                                                        : Vec<Real>::zero());
-        }
-      }
-      for (int n = 0; n < vectors * kWidth; ++n) {
-        for (int k = 0; k < kPair; ++k) to[n * kPair + k] = buffer[k][n];
-      }
-    }
-  }
-}
 
 // ---- sources --------------------------------------------------------------------------------------------------------
 
@@ -200,7 +172,7 @@ struct Forward {
       if (task < static_cast<int64_t>(blocks) * p.sources_count) {
         const int block = static_cast<int>(task % blocks);
         Prepared& s = sources[task / blocks];
-        pack_weights<Element, Real>(p, weight, weight_planes(), s.first, s.source->channels, inputs, block, vectors_of(block),
+        pack_weights<Element, Real>(p.channels, weight, weight_planes(), s.first, s.source->channels, inputs, block, vectors_of(block),
                                     s.panels + block * s.panel_size);
         return;
       }

@@ -97,7 +97,7 @@ def _run(
                 if at_noise or _fits_to_the_noise(fit, iteration):
                     # Known noise knows better than the variance, which has no more say.
                     at_noise, best = at_noise or iteration, None
-                    if iteration >= at_noise + watch.rule.lag_after(at_noise):
+                    if iteration >= at_noise + watch.rule.lag:
                         reason = "discrepancy"
                 else:
                     if watch.worth_keeping(iteration):
