@@ -70,5 +70,6 @@ void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
 void bind_conv(py::module_& module);
+void bind_fit(py::module_& module);
 
 }  // namespace dipengine_python

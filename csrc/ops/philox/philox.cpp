@@ -41,8 +41,10 @@ dipengine_status check_perturb(const dipengine_perturb_params* p) {
   DIPENGINE_TRY(check_struct(p, "dipengine_perturb"));
   DIPENGINE_REQUIRE(p->fits >= 1 && p->count >= 0, "perturb was given %lld fits of %lld elements; give at least one fit.",
                     static_cast<long long>(p->fits), static_cast<long long>(p->count));
-  DIPENGINE_REQUIRE(p->count == 0 || (p->z != nullptr && p->out != nullptr && p->seeds != nullptr && p->steps != nullptr),
-                    "perturb needs z, out, seeds and steps; one of them is NULL.");
+  DIPENGINE_REQUIRE(p->count == 0 || ((p->z != nullptr || p->code_seeds != nullptr) && p->out != nullptr && p->seeds != nullptr &&
+                                      p->steps != nullptr),
+                    "perturb needs z (or code_seeds), out, seeds and steps; one of them is NULL.");
+  DIPENGINE_REQUIRE(p->z != nullptr || p->z_dtype == DIPENGINE_UINT8, "perturb makes z from bytes; set z_dtype to uint8.");
   DIPENGINE_REQUIRE(p->z_dtype == DIPENGINE_FLOAT32 || p->z_dtype == DIPENGINE_UINT8,
                     "perturb takes z in float32 or uint8, not dtype %d; convert it.", p->z_dtype);
   DIPENGINE_REQUIRE(p->out_dtype == DIPENGINE_FLOAT32 || p->out_dtype == DIPENGINE_BFLOAT16,
@@ -86,7 +88,8 @@ dipengine_status dipengine_perturb(const dipengine_perturb_params* p) {
     const int64_t z_start = fit * p->z_fit_stride, out_start = fit * p->out_fit_stride;
     kernels->perturb({p->seeds[fit], p->stream, p->steps[fit]}, begin, end_of_tile(begin, p->count), p->std,
                      z_is_float ? static_cast<const float*>(p->z) + z_start : nullptr,
-                     z_is_float ? nullptr : static_cast<const uint8_t*>(p->z) + z_start, p->z_scale,
+                     z_is_float || p->z == nullptr ? nullptr : static_cast<const uint8_t*>(p->z) + z_start,
+                     {p->z == nullptr ? p->code_seeds[fit] : 0, p->code_stream, 0}, p->z_scale,
                      out_is_float ? static_cast<float*>(p->out) + out_start : nullptr,
                      out_is_float ? nullptr : static_cast<uint16_t*>(p->out) + out_start);
   });

@@ -31,7 +31,8 @@ DIPENGINE_API dipengine_status dipengine_philox_bytes(const dipengine_philox_par
 DIPENGINE_API dipengine_status dipengine_philox_normal(const dipengine_philox_params* params);
 
 /* out[f][i] = z[f][i] + std * normal(seeds[f], stream, steps[f])[i], for fits f whose active flag is set.
- * Rounded: the product, the sum, then to bfloat16 if out is that. z in uint8 stands for z * z_scale. */
+ * Rounded: the product, the sum, then to bfloat16 if out is that. z in uint8 stands for z * z_scale. Without z it is made
+ * on the spot: bytes(code_seeds[f], code_stream, step 0) * z_scale. */
 typedef struct dipengine_perturb_params {
   size_t struct_size;
   dipengine_pool* pool;
@@ -42,13 +43,15 @@ typedef struct dipengine_perturb_params {
   const uint8_t* active; /* [fits], or NULL: all. Inactive fits are left as they are */
   uint32_t stream;
   int32_t z_dtype;       /* float32 or uint8 */
-  const void* z;         /* [fits, count], the fits z_fit_stride elements apart (0: one z for all) */
+  const void* z;         /* [fits, count], the fits z_fit_stride elements apart (0: one z for all); NULL: made */
   int64_t z_fit_stride;
   float z_scale;         /* used with uint8 */
   float std;             /* at least 0 */
   int32_t out_dtype;     /* float32 or bfloat16 */
   void* out;             /* [fits, count], the fits out_fit_stride elements apart; may be z itself when both are float32 */
   int64_t out_fit_stride;
+  const uint64_t* code_seeds; /* [fits]; without z, with z_dtype uint8 */
+  uint32_t code_stream;
 } dipengine_perturb_params;
 
 DIPENGINE_API dipengine_status dipengine_perturb(const dipengine_perturb_params* params);

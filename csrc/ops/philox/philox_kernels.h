@@ -13,9 +13,10 @@ struct PhiloxKernels {
   void (*uniform)(PhiloxSequence sequence, int64_t begin, int64_t end, float* out);
   void (*normal)(PhiloxSequence sequence, int64_t begin, int64_t end, float* out);
   void (*bytes)(PhiloxSequence sequence, int64_t begin, int64_t end, uint8_t* out);
-  // z and out are those of element 0. Exactly one of z_float and z_byte, of out_float and out_half, is not null.
+  // z and out are those of element 0. At most one of z_float and z_byte is not null; without either z is the bytes of
+  // `code`. Exactly one of out_float and out_half is not null.
   void (*perturb)(PhiloxSequence sequence, int64_t begin, int64_t end, float std, const float* z_float,
-                  const uint8_t* z_byte, float z_scale, float* out_float, uint16_t* out_half);
+                  const uint8_t* z_byte, PhiloxSequence code, float z_scale, float* out_float, uint16_t* out_half);
 };
 
 }  // namespace dipengine

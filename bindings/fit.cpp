@@ -1,0 +1,284 @@
+// Fits: whole iterations in the core, Python asked only for signals and, where it wishes, after each iteration.
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dipengine/fit.h"
+#include "dlpack.h"
+
+namespace dipengine_python {
+namespace {
+
+template <typename T>
+void read(const py::dict& from, const char* key, T& to) {
+  to = from[key].cast<T>();
+}
+
+void read_levels(const py::dict& from, const char* key, int32_t* to) {
+  const auto values = from[key].cast<std::vector<int32_t>>();
+  if (values.size() > DIPENGINE_MAX_LEVELS) raise("InputError", "A generator has at most %d levels.", DIPENGINE_MAX_LEVELS);
+  for (size_t i = 0; i < values.size(); ++i) to[i] = values[i];
+}
+
+dipengine_generator generator_of(const py::dict& d) {
+  dipengine_generator g{};
+  read(d, "levels", g.levels);
+  read(d, "input_depth", g.input_depth);
+  read(d, "output_channels", g.output_channels);
+  read_levels(d, "channels_down", g.channels_down);
+  read_levels(d, "channels_up", g.channels_up);
+  read_levels(d, "channels_skip", g.channels_skip);
+  read_levels(d, "kernel_down", g.kernel_down);
+  read_levels(d, "upsample", g.upsample);
+  read(d, "downsample", g.downsample);
+  read(d, "one_by_one_up", g.one_by_one_up);
+  read(d, "padding", g.padding);
+  read(d, "negative_slope", g.negative_slope);
+  return g;
+}
+
+// What `dipengine_fit_params` holds, by the same names; operators' arrays apart.
+struct Settings {
+  dipengine_fit_params params{};
+  std::vector<double> taps, kernel;
+
+  Settings(const py::dict& generator, const py::dict& d) {
+    dipengine_fit_params& p = params;
+    p.struct_size = sizeof(p);
+    p.generator = generator_of(generator);
+    read(d, "dtype", p.dtype);
+    read(d, "slots", p.slots);
+    read(d, "height", p.height);
+    read(d, "width", p.width);
+    read(d, "operator_kind", p.operator_kind);
+    read(d, "data_height", p.data_height);
+    read(d, "data_width", p.data_width);
+    read(d, "factor", p.factor);
+    read(d, "before", p.before);
+    read(d, "taps", taps);
+    read(d, "kernel_height", p.kernel_height);
+    read(d, "kernel_width", p.kernel_width);
+    read(d, "kernel", kernel);
+    read(d, "data_term", p.data_term);
+    read(d, "electrons_scale", p.electrons_scale);
+    read(d, "electrons_shift", p.electrons_shift);
+    read(d, "read_variance", p.read_variance);
+    read(d, "sigma", p.sigma);
+    read(d, "code", p.code);
+    read(d, "code_scale", p.code_scale);
+    read(d, "perturbation", p.perturbation);
+    read(d, "learning_rate", p.learning_rate);
+    read(d, "average_decay", p.average_decay);
+    read(d, "average_warm_up", p.average_warm_up);
+    read(d, "deliver_average", p.deliver_average);
+    read(d, "es_alpha", p.es_alpha);
+    read(d, "rollback_db", p.rollback_db);
+    read(d, "stop", p.stop);
+    read(d, "iterations", p.iterations);
+    p.taps = taps.data();
+    p.taps_count = static_cast<int32_t>(taps.size());
+    p.kernel = kernel.data();
+  }
+};
+
+constexpr const char* kStates[] = {"idle", "running", "done", "failed"};
+constexpr const char* kReasons[] = {"", "iterations", "variance", "discrepancy", "first loss", "diverged"};
+
+py::dict dict_of(const dipengine_fit_progress& progress) {
+  py::dict d;
+  d["slot"] = progress.slot;
+  d["state"] = kStates[progress.state];
+  d["reason"] = kReasons[progress.reason];
+  d["rolled_back"] = progress.rolled_back != 0;
+  d["iteration"] = progress.iteration;
+  d["delivered_iteration"] = progress.delivered_iteration;
+  d["rollbacks"] = progress.rollbacks;
+  d["loss"] = progress.loss;
+  d["variance"] = progress.variance;
+  d["learning_rate"] = progress.learning_rate;
+  return d;
+}
+
+// What the loop asks Python. An exception is kept until the loop has returned.
+struct Listener {
+  using Clock = std::chrono::steady_clock;
+  py::object report;
+  Clock::time_point asked = Clock::now();
+  std::exception_ptr error;
+
+  static int on_report(void* user, const dipengine_fit_progress* progress) {
+    auto& self = *static_cast<Listener*>(user);
+    py::gil_scoped_acquire locked;
+    try {
+      return py::bool_(self.report(dict_of(*progress))) ? 1 : 0;
+    } catch (...) {
+      self.error = std::current_exception();
+      return 1;
+    }
+  }
+
+  // Signals (Ctrl-C), some twenty times a second.
+  static int on_poll(void* user) {
+    auto& self = *static_cast<Listener*>(user);
+    const Clock::time_point now = Clock::now();
+    if (now - self.asked < std::chrono::milliseconds(50)) return 0;
+    self.asked = now;
+    py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() == 0) return 0;
+    try {
+      throw py::error_already_set();
+    } catch (...) {
+      self.error = std::current_exception();
+    }
+    return 1;
+  }
+};
+
+class Fit {
+ public:
+  Fit(py::object pool, const py::dict& generator, const py::dict& settings) : pool_(std::move(pool)) {
+    Settings s(generator, settings);
+    s.params.pool = pool_of(pool_);
+    check(dipengine_fit_create(&s.params, &fit_));
+    const dipengine_generator& g = s.params.generator;
+    painted_ = s.params.height * s.params.width * g.output_channels;
+    data_ = s.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? s.params.height * s.params.width
+                                                                   : s.params.data_height * s.params.data_width;
+    channels_ = g.output_channels;
+    code_ = s.params.height * s.params.width * g.input_depth;
+    parameters_ = dipengine_generator_parameters(&g);
+    slots_ = s.params.slots;
+  }
+  ~Fit() { dipengine_fit_destroy(fit_); }
+  Fit(const Fit&) = delete;
+  Fit& operator=(const Fit&) = delete;
+
+  size_t bytes() const { return dipengine_fit_arena_bytes(fit_); }
+
+  void start(int slot, uint64_t seed, py::handle target, py::handle mask, py::handle code, bool keep_weights) {
+    dipengine_fit_start_params p{};
+    p.struct_size = sizeof(p);
+    p.seed = seed;
+    p.target = floats(target, "target", data_ * channels_);
+    p.mask = mask.is_none() ? nullptr : floats(mask, "mask", data_);
+    p.code = code.is_none() ? nullptr : floats(code, "code", code_);
+    p.keep_weights = keep_weights;
+    py::gil_scoped_release unlocked;
+    const dipengine_status status = dipengine_fit_start(fit_, slot, &p);
+    py::gil_scoped_acquire locked;
+    check(status);
+  }
+
+  bool run(int64_t iterations, py::handle losses, py::handle variances, py::object report, py::handle step_seconds) {
+    Listener listener;
+    listener.report = std::move(report);
+    dipengine_fit_run_params r{};
+    r.struct_size = sizeof(r);
+    r.iterations = iterations;
+    r.losses = doubles(losses, "losses", slots_ * iterations);
+    r.variances = doubles(variances, "variances", slots_ * iterations);
+    r.step_seconds = doubles(step_seconds, "step_seconds", dipengine_fit_steps(fit_));
+    r.report = listener.report.is_none() ? nullptr : Listener::on_report;
+    r.poll = Listener::on_poll;
+    r.user = &listener;
+    dipengine_status status;
+    {
+      py::gil_scoped_release unlocked;
+      status = dipengine_fit_run(fit_, &r);
+    }
+    if (listener.error) std::rethrow_exception(listener.error);
+    check(status);
+    return r.stopped != 0;
+  }
+
+  py::dict progress(int slot) const {
+    dipengine_fit_progress p{};
+    p.struct_size = sizeof(p);
+    check(dipengine_fit_get_progress(fit_, slot, &p));
+    return dict_of(p);
+  }
+
+  int64_t deliver(int slot, py::handle image, py::handle parameters) {
+    int64_t iteration = 0;
+    check(dipengine_fit_deliver(fit_, slot, image.is_none() ? nullptr : floats(image, "image", painted_, Access::write),
+                                parameters.is_none() ? nullptr : floats(parameters, "parameters", parameters_, Access::write),
+                                &iteration));
+    return iteration;
+  }
+  void average(int slot, py::handle out) const { check(dipengine_fit_average(fit_, slot, floats(out, "out", painted_, Access::write))); }
+  void render(int slot, py::handle out) { check(dipengine_fit_render(fit_, slot, floats(out, "out", painted_, Access::write))); }
+  void get_parameters(int slot, py::handle out) const {
+    check(dipengine_fit_get_parameters(fit_, slot, floats(out, "out", parameters_, Access::write)));
+  }
+  void set_parameters(int slot, py::handle values) { check(dipengine_fit_set_parameters(fit_, slot, floats(values, "values", parameters_))); }
+  void get_gradients(py::handle out) const { check(dipengine_fit_get_gradients(fit_, floats(out, "out", parameters_, Access::write))); }
+
+  py::bytes save_state(int slot) const {
+    std::string state(dipengine_fit_state_bytes(fit_), '\0');
+    check(dipengine_fit_save_state(fit_, slot, state.data()));
+    return state;
+  }
+  void load_state(int slot, const std::string& state) {
+    if (state.size() != dipengine_fit_state_bytes(fit_)) {
+      raise("InputError", "The state has %zu bytes where this fit's have %zu; load one of a fit of the same settings.", state.size(),
+            dipengine_fit_state_bytes(fit_));
+    }
+    check(dipengine_fit_load_state(fit_, slot, state.data()));
+  }
+
+  std::vector<std::string> steps() const {
+    std::vector<std::string> names;
+    for (int32_t i = 0; i < dipengine_fit_steps(fit_); ++i) names.emplace_back(dipengine_fit_step_name(fit_, i));
+    return names;
+  }
+
+ private:
+  static float* floats(py::handle object, const char* name, int64_t count, Access access = Access::read) {
+    return static_cast<float*>(Tensor(object, name, access).flat(count, DIPENGINE_FLOAT32));
+  }
+  static double* doubles(py::handle object, const char* name, int64_t count) {
+    if (object.is_none()) return nullptr;
+    return static_cast<double*>(Tensor(object, name, Access::write).flat(count, DIPENGINE_FLOAT64));
+  }
+
+  py::object pool_;  // outlives the fit
+  dipengine_fit* fit_ = nullptr;
+  int64_t painted_ = 0, data_ = 0, channels_ = 0, code_ = 0, parameters_ = 0, slots_ = 0;
+};
+
+size_t memory(const py::dict& generator, const py::dict& settings, py::handle pool) {
+  Settings s(generator, settings);
+  s.params.pool = pool_of(pool);
+  size_t bytes = 0;
+  check(dipengine_fit_memory(&s.params, &bytes));
+  return bytes;
+}
+
+}  // namespace
+
+void bind_fit(py::module_& module) {
+  py::class_<Fit>(module, "Fit", "Fits of one shape, whole iterations at a time (csrc/include/dipengine/fit.h).")
+      .def(py::init<py::object, const py::dict&, const py::dict&>(), py::arg("pool"), py::arg("generator"), py::arg("settings"))
+      .def_property_readonly("bytes", &Fit::bytes)
+      .def("start", &Fit::start, py::arg("slot"), py::kw_only(), py::arg("seed"), py::arg("target"), py::arg("mask") = py::none(),
+           py::arg("code") = py::none(), py::arg("keep_weights") = false)
+      .def("run", &Fit::run, py::arg("iterations"), py::kw_only(), py::arg("losses") = py::none(), py::arg("variances") = py::none(),
+           py::arg("report") = py::none(), py::arg("step_seconds") = py::none())
+      .def("progress", &Fit::progress, py::arg("slot"))
+      .def("deliver", &Fit::deliver, py::arg("slot"), py::arg("image"), py::arg("parameters"))
+      .def("average", &Fit::average, py::arg("slot"), py::arg("out"))
+      .def("render", &Fit::render, py::arg("slot"), py::arg("out"))
+      .def("get_parameters", &Fit::get_parameters, py::arg("slot"), py::arg("out"))
+      .def("set_parameters", &Fit::set_parameters, py::arg("slot"), py::arg("values"))
+      .def("get_gradients", &Fit::get_gradients, py::arg("out"))
+      .def("save_state", &Fit::save_state, py::arg("slot"))
+      .def("load_state", &Fit::load_state, py::arg("slot"), py::arg("state"))
+      .def("steps", &Fit::steps);
+  module.def("fit_memory", &memory, py::arg("generator"), py::arg("settings"), py::arg("pool") = py::none(),
+             "Bytes that a Fit would hold.");
+}
+
+}  // namespace dipengine_python

@@ -1,0 +1,76 @@
+// The steps of an iteration on a CPU: each a call of the ops behind the seam, over buffers of one arena.
+#pragma once
+
+#include "fit/slot.h"
+#include "ops/conv/conv.h"
+
+namespace dipengine {
+
+class CpuPlan {
+ public:
+  // Sizes everything, allocates nothing: the arena's layout is final afterwards.
+  CpuPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout);
+  dipengine_status size();
+
+  // `arena` holds graph.arena.bytes() bytes at least, aligned to Arena::kAlign.
+  void bind(void* arena);
+
+  // One step for one slot. `loss` and `d2` of its output are left in loss() and the slot's output counts.
+  dipengine_status run(int step, const Slot& slot);
+  double loss() const { return loss_; }
+
+  // Mean squared residual of the average in units of the noise's variance: 1 at the clean image.
+  dipengine_status discrepancy(const Slot& slot, double* value);
+  // f(z) at the unperturbed z, [height, width, channels] in [0, 1].
+  dipengine_status render(const Slot& slot, float* image);
+
+  float* gradients() const { return at<float>(gradients_); }  // flat, trainable parameters only
+  float* scratch() const { return at<float>(gradients_); }    // as many floats as the largest tensor has, between iterations
+
+ private:
+  template <typename T>
+  T* at(int buffer) const {
+    return reinterpret_cast<T*>(base_ + graph_.arena.offset(buffer));
+  }
+  double* numbers(int64_t first) const { return at<double>(numbers_) + first; }
+  // Of a node: mean, variance, scale, shift, sum, product; of a part: mean, variance, outer scale, outer shift, sum, product.
+  double* node_number(const Node& node, int which) const { return numbers(node.numbers) + which * node.channels; }
+  double* part_number(const Part& part, int which) const;
+  double* spare(int which) const { return at<double>(spare_) + which * graph_.most_channels; }
+
+  dipengine_status each_op(int step, const Slot* slot, bool sizing);
+  dipengine_status conv(int step, const Slot* slot, bool backward, bool sizing);
+  dipengine_status merge(int step, const Slot* slot, bool sizing);
+  dipengine_status merge_backward(int step, const Slot* slot, bool sizing);
+  dipengine_status perturb(const Slot& slot, double std);
+  dipengine_status output(int step, const Slot* slot, bool sizing, bool with_loss);
+  dipengine_status measure(int step, bool sizing, const float* image, float* measured);
+  dipengine_status measure_backward(int step, bool sizing);
+  dipengine_status data_term(int step, const Slot* slot, bool sizing);
+  dipengine_status image_backward();
+  dipengine_status adam(const Slot& slot);
+  dipengine_status residual(const Slot& slot, const float* measured, double* value);
+
+  dipengine_conv_source source(const Part& part, bool backward) const;
+  dipengine_pixels pixels(const Node& node, int buffer) const;
+  // gamma or beta of a norm, channels [first, first + count), as float64 in a spare row.
+  const double* widened(const Slot& slot, int parameter, int64_t first, int64_t count, int spare_row) const;
+  void store_gradient(int parameter, int64_t first, int64_t count, const double* values) const;
+  void clear_margin() const;
+  void widen_weight(const Unit& unit, const float* weight) const;
+  void narrow_gradient(const Unit& unit, float* d_weight) const;
+  void* workspace(int step) const;
+  size_t workspace_bytes(int step) const;
+  void need(int step, size_t bytes);
+
+  const dipengine_fit_params& p_;
+  Graph& graph_;
+  const SlotLayout& layout_;
+  const int64_t data_height_, data_width_, channels_;
+  std::vector<size_t> needed_;  // workspace of each step
+  int gradients_ = -1, numbers_ = -1, spare_ = -1;
+  char* base_;
+  double loss_ = 0, d2_ = 0;
+};
+
+}  // namespace dipengine

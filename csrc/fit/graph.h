@@ -1,0 +1,89 @@
+// An iteration as a list of steps over named tensors: what depends on the architecture and the task, and on no device.
+//
+// The order of the backward steps is that of autograd: a level's "point" and "up", the level inside it, then its "down2",
+// "skip" and "down1". Buffers are given lives by the steps that use them, so the arena can overlay them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "fit/architecture.h"
+#include "fit/arena.h"
+
+namespace dipengine {
+
+// z, or the raw output of a convolution that a norm stands behind.
+struct Node {
+  std::string name;
+  int64_t height, width, channels;
+  double slope;     // of the leaky ReLU behind the norm; z has neither
+  int gamma, beta;  // parameters; -1 for z
+  int raw;          // buffer
+  int gradient;     // buffer of leaky_relu' * d_activation; -1 for z
+  int64_t numbers;  // first of its per-channel numbers, six of `channels` each: see Numbers
+};
+
+// What a convolution reads: a node, or its part of a concatenation.
+struct Part {
+  int node;
+  int upsample;
+  int64_t merged_first;  // channel of the merge norm at which it begins; -1 outside a merge
+  int64_t numbers;       // of the merge: mean, variance, outer scale, outer shift, sum, product
+  bool accumulate;       // backward: a share of the node's gradient is there already
+};
+
+struct Unit {
+  std::string name;
+  int node;  // output; -1 for the head
+  int weight, bias;  // parameters; bias -1 where a norm cancels it
+  int64_t kernel, stride, pad;
+  bool mean;  // a 2x2 mean behind it, made part of the kernel
+  std::vector<Part> parts;
+  int merge_gamma = -1, merge_beta = -1;
+  int wide_weight = -1, wide_gradient = -1;  // buffers, with a mean
+  int64_t stored_kernel() const { return mean ? kernel + 1 : kernel; }
+};
+
+enum class StepKind {
+  perturb,           // z and noise
+  merge,             // statistics of what a concatenation holds
+  forward,           // a unit
+  loss,              // sigmoid, squared error, average, statistic, gradient: one pass
+  image,             // sigmoid, average, statistic
+  measure,           // A
+  data_term,
+  measure_backward,  // A transposed
+  image_backward,    // sigmoid backwards
+  backward,          // a unit
+  merge_backward,    // the norm of a concatenation, backwards
+  adam,
+  inspect            // A of the average against x0; run now and then
+};
+
+struct Step {
+  StepKind kind;
+  int unit;
+  std::string name;
+  int workspace = -1;  // buffer
+};
+
+struct Graph {
+  std::vector<ParameterSpec> specs;
+  std::vector<Node> nodes;  // nodes[0] is z
+  std::vector<Unit> units;
+  std::vector<Step> steps;
+  Arena arena;
+  int64_t height, width;                // canvas
+  int64_t numbers = 0;                  // float64 of all nodes and merges
+  int64_t most_channels = 0;
+  int logits = -1, d_logits = -1;       // float32 [height, width, out]
+  int image = -1, d_image = -1;         // float32 [painted height, width, out], where A or the data term need it
+  int measured = -1, d_measured = -1;   // float32 [data height, width, out], behind another A than the identity
+  int inspected = -1;                   // A of the average, likewise
+  int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
+};
+
+// The graph of valid params, with every buffer but workspaces.
+Graph make_graph(const dipengine_fit_params& params);
+
+}  // namespace dipengine

@@ -1,0 +1,103 @@
+// The state of one fit: a block of memory with a header of scalars and the arrays behind it, saved and loaded as bytes.
+#pragma once
+
+#include <cstring>
+
+#include "fit/graph.h"
+#include "fit/stopping.h"
+
+namespace dipengine {
+
+// What the average and the statistic know besides their images.
+struct OutputCounts {
+  double es_variance;
+  int64_t frames;
+};
+
+struct SlotState {
+  uint64_t seed;
+  int64_t iteration;  // run
+  int64_t step;       // Adam's
+  double learning_rate;
+  OutputCounts outputs;
+  int64_t snapshot_step;
+  OutputCounts snapshot_outputs;
+  VarianceWatch watch;
+  Rollback rollback;
+  int64_t best_iteration;  // of the kept state; 0: none
+  int64_t at_noise;        // iteration at which the residual came down to the noise's; 0: not yet
+  double known;            // elements of x0 that are known
+  double loss;
+  int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
+  uint8_t has_mask, rolled_back;
+};
+
+// Float32 arrays of a slot, by place in its block. Parameters: the trainable ones in front, in the order of the
+// architecture, then the dead ones; weights [kernel, kernel, in, out].
+struct SlotArrays {
+  enum Name {
+    parameters, m, v, average, es_mean,                                              // the fit itself
+    snapshot_parameters, snapshot_m, snapshot_v, snapshot_average, snapshot_es_mean,  // for roll-back
+    best_parameters, best_average, target, mask, code,
+    count
+  };
+};
+
+class SlotLayout {
+ public:
+  SlotLayout(const dipengine_fit_params& params, const Graph& graph);
+
+  size_t bytes() const { return bytes_; }
+  int64_t trainable() const { return trainable_; }
+  int64_t parameter_count() const { return parameter_count_; }
+  int64_t parameter_offset(int parameter) const { return offsets_[static_cast<size_t>(parameter)]; }
+  size_t array_offset(SlotArrays::Name name) const { return arrays_[name]; }
+  int64_t array_size(SlotArrays::Name name) const { return sizes_[name]; }
+
+ private:
+  std::vector<int64_t> offsets_;
+  int64_t trainable_ = 0, parameter_count_ = 0;
+  size_t arrays_[SlotArrays::count];
+  int64_t sizes_[SlotArrays::count];
+  size_t bytes_;
+};
+
+// A slot's block, seen through its layout.
+class Slot {
+ public:
+  Slot(const SlotLayout& layout, void* block) : layout_(&layout), block_(static_cast<char*>(block)) {}
+
+  SlotState& state() const { return *reinterpret_cast<SlotState*>(block_); }
+  float* array(SlotArrays::Name name) const { return reinterpret_cast<float*>(block_ + layout_->array_offset(name)); }
+  float* parameter(int index) const { return array(SlotArrays::parameters) + layout_->parameter_offset(index); }
+  void* block() const { return block_; }
+
+  void snapshot() const;
+  void restore() const;
+  void keep_best() const;
+
+ private:
+  void copy(SlotArrays::Name to, SlotArrays::Name from) const {
+    memcpy(array(to), array(from), static_cast<size_t>(layout_->array_size(to)) * sizeof(float));
+  }
+
+  const SlotLayout* layout_;
+  char* block_;
+};
+
+// Between the arrays of `specs` in their order and documented shapes ([out, in, k, k]) and a slot's flat parameters.
+void parameters_to_slot(const std::vector<ParameterSpec>& specs, const SlotLayout& layout, const float* from, float* flat);
+// The trainable ones from one flat array, the dead ones from another; without that they are zero.
+void parameters_from_slot(const std::vector<ParameterSpec>& specs, const SlotLayout& layout, const float* trainable,
+                          const float* dead, float* to);
+
+// PyTorch's default distributions by Philox counters: tensor p of the order from stream WEIGHTS, step p.
+dipengine_status initial_parameters(const std::vector<ParameterSpec>& specs, const SlotLayout& layout, uint64_t seed,
+                                    dipengine_pool* pool, float* flat, float* scratch);
+
+// z over the canvas for the codes that are stored, float32 [height, width, depth].
+void meshgrid_code(int64_t height, int64_t width, float* z);
+void image_code(const float* image, int64_t image_height, int64_t image_width, int64_t channels, int64_t height, int64_t width,
+                float* z);
+
+}  // namespace dipengine

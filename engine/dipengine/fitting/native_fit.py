@@ -1,0 +1,222 @@
+"""One fit as the core's native plan: whole iterations without Python or PyTorch (csrc/include/dipengine/fit.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dipengine.errors import FitError
+from dipengine.fitting.device import Placement
+from dipengine.generators.architecture import Hourglass
+from dipengine.generators.code import Code
+from dipengine.kernels import backend, pool
+from dipengine.kernels.backend import native
+from dipengine.noise.likelihood import SensorLikelihood
+from dipengine.tasks.base import Problem, Recipe
+from dipengine.tasks.blur import Blur
+from dipengine.tasks.downsampling import Downsampling
+
+ES_ALPHA = 0.1
+_DTYPES = {"fp32": 0, "bf16": 1}
+_CODES = {"noise": 0, "meshgrid": 1, "image": 2}
+_UPSAMPLE = {"nearest": 1, "bilinear": 2}
+
+
+def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
+    """True where the native plan can run the fit: built-in operators and data terms on the CPU, up kernels of 3."""
+    generator = recipe.generator
+    widest = max(generator.kernel_down) + (1 if generator.downsample == "average" else 0)
+    return (
+        placement.device == "cpu"
+        and placement.kernels == "native"
+        and backend.native is not None
+        and all(kernel == 3 for kernel in generator.kernel_up)
+        and widest <= 7
+        and isinstance(problem.operator, (type(None), Downsampling, Blur))
+        and isinstance(problem.data_term, (type(None), SensorLikelihood))
+    )
+
+
+class NativeFit:
+    """State of one fit in the core; `fitting.fit.Fit` is its twin on autograd.
+
+    Weights, Adam, averages, stopping, best state and roll-back all live in one arena of `arena_bytes` bytes.
+    """
+
+    def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str) -> None:
+        self.problem = problem
+        self.placement = placement
+        self.seed = seed
+        if recipe.code == "image":
+            self.code = Code.of_image(problem.guide)
+        else:
+            self.code = Code(kind=recipe.code, depth=recipe.generator.input_depth, seed=seed)
+        generator = replace(recipe.generator, input_depth=self.code.depth, output_channels=problem.channels)
+        self.recipe = recipe = replace(recipe, generator=generator)
+        self.canvas = generator.canvas(*problem.output_shape)
+        self.es_alpha = ES_ALPHA
+        pool.set_threads(placement.threads)
+        settings = _settings(problem, recipe, self.code, placement, stop)
+        self._native = native.Fit(pool.get(), _generator(generator), settings)
+        self.arena_bytes: int = self._native.bytes
+        mask = None
+        if problem.known is not None and not problem.known.all():
+            mask = np.ascontiguousarray(problem.known, np.float32)
+        target = np.ascontiguousarray(problem.target, np.float32)
+        if mask is not None:
+            target = np.where(problem.known[:, :, None], target, np.float32(0))
+        guide = np.ascontiguousarray(problem.guide, np.float32) if recipe.code == "image" else None
+        self._native.start(0, seed=seed, target=target, mask=mask, code=guide)
+
+    def run(
+        self,
+        iterations: int,
+        report: Callable[[dict[str, Any]], bool] | None = None,
+        step_seconds: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `iterations` more, fewer where the fit stops by itself; (losses, variances) of those run, float64.
+
+        report: called after each with the progress; True ends the run. step_seconds: float64 [len(steps())], the time of each
+        step is added. KeyboardInterrupt is raised between iterations. Raises FitError when the fit diverges beyond repair.
+        """
+        before = self.iteration
+        losses, variances = np.empty(iterations), np.empty(iterations)
+        self._native.run(iterations, losses=losses, variances=variances, report=report, step_seconds=step_seconds)
+        progress = self.progress()
+        done = progress["iteration"] - before
+        if progress["state"] == "failed":
+            loss = progress["loss"]
+            if progress["reason"] == "first loss":
+                raise FitError(f"The first loss of the fit is {loss:g}; check the input's values.")
+            raise FitError(
+                f"The fit diverges (loss {loss:g}) and 20 roll-backs did not help; check the input's values, or try "
+                f"--precision fp32."
+            )
+        return losses[:done], variances[:done]
+
+    def progress(self) -> dict[str, Any]:
+        """state ("running", "done", ...), reason, iteration, delivered_iteration, rollbacks, loss, variance, ..."""
+        return self._native.progress(0)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations run."""
+        return self._native.progress(0)["iteration"]
+
+    def steps(self) -> list[str]:
+        """The names of an iteration's steps, in their order."""
+        return self._native.steps()
+
+    def average(self) -> np.ndarray:
+        """The exponential average of the outputs, float32 [H, W, C] in [0, 1]."""
+        out = self._image()
+        self._native.average(0, out)
+        return out
+
+    def render(self) -> np.ndarray:
+        """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
+        out = self._image()
+        self._native.render(0, out)
+        return out
+
+    def deliver(self) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+        """The image that the fit delivers, the weights it stems from, and its iteration."""
+        image, flat = self._image(), self._flat()
+        iteration = self._native.deliver(0, image, flat)
+        return image, self._named(flat), iteration
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """All parameters by name, float32, copied."""
+        flat = self._flat()
+        self._native.get_parameters(0, flat)
+        return self._named(flat)
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The gradients of the last iteration by parameter name, float32; those of dead parameters are 0."""
+        flat = self._flat()
+        self._native.get_gradients(flat)
+        return self._named(flat)
+
+    def load_weights(self, weights: dict[str, np.ndarray]) -> None:
+        """Set all parameters; Adam's state stays."""
+        order = (weights[spec.name] for spec in self.recipe.generator.parameters())
+        self._native.set_parameters(0, np.concatenate([np.ravel(array).astype(np.float32) for array in order]))
+
+    def save_state(self) -> bytes:
+        """All of the fit, so that one of the same settings goes on from there with the same bits."""
+        return self._native.save_state(0)
+
+    def load_state(self, state: bytes) -> None:
+        """Go on from a saved state. Raises InputError for one of other settings."""
+        self._native.load_state(0, state)
+
+    def _image(self) -> np.ndarray:
+        return np.empty((*self.problem.output_shape, self.problem.channels), np.float32)
+
+    def _flat(self) -> np.ndarray:
+        return np.empty(self.recipe.generator.parameter_count, np.float32)
+
+    def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        named, first = {}, 0
+        for spec in self.recipe.generator.parameters():
+            named[spec.name] = flat[first : first + spec.size].reshape(spec.shape)
+            first += spec.size
+        return named
+
+
+def _generator(generator: Hourglass) -> dict[str, Any]:
+    return {
+        "levels": generator.levels,
+        "input_depth": generator.input_depth,
+        "output_channels": generator.output_channels,
+        "channels_down": list(generator.channels_down),
+        "channels_up": list(generator.channels_up),
+        "channels_skip": list(generator.channels_skip),
+        "kernel_down": list(generator.kernel_down),
+        "upsample": [_UPSAMPLE[mode] for mode in generator.upsample],
+        "downsample": int(generator.downsample == "average"),
+        "one_by_one_up": int(generator.one_by_one_up),
+        "padding": int(generator.padding == "zero"),
+        "negative_slope": generator.negative_slope,
+    }
+
+
+def _settings(problem: Problem, recipe: Recipe, code: Code, placement: Placement, stop: str) -> dict[str, Any]:
+    operator, term = problem.operator, problem.data_term
+    down = operator if isinstance(operator, Downsampling) else None
+    blur = operator if isinstance(operator, Blur) else None
+    scale, shift, read = term.electrons() if isinstance(term, SensorLikelihood) else (0.0, 0.0, 0.0)
+    return {
+        "dtype": _DTYPES[placement.precision],
+        "slots": 1,
+        "height": problem.output_shape[0],
+        "width": problem.output_shape[1],
+        "operator_kind": 1 if down else 2 if blur else 0,
+        "data_height": problem.target.shape[0],
+        "data_width": problem.target.shape[1],
+        "factor": down.factor if down else 0,
+        "before": down.before if down else 0,
+        "taps": down.taps.tolist() if down else [],
+        "kernel_height": blur.kernel.shape[0] if blur else 0,
+        "kernel_width": blur.kernel.shape[1] if blur else 0,
+        "kernel": blur.kernel.ravel().tolist() if blur else [],
+        "data_term": int(term is not None),
+        "electrons_scale": scale,
+        "electrons_shift": shift,
+        "read_variance": read,
+        "sigma": problem.sigma or 0.0,
+        "code": _CODES[recipe.code],
+        "code_scale": code.scale,
+        "perturbation": recipe.perturbation,
+        "learning_rate": recipe.learning_rate,
+        "average_decay": recipe.average_decay or 0.0,
+        "average_warm_up": int(recipe.average_warm_up),
+        "deliver_average": int(recipe.average_decay is not None),
+        "es_alpha": ES_ALPHA,
+        "rollback_db": recipe.rollback_db,
+        "stop": int(stop == "auto"),
+        "iterations": recipe.iterations,
+    }
