@@ -142,7 +142,9 @@ class Fit {
   Fit(py::object pool, const py::dict& generator, const py::dict& settings) : pool_(std::move(pool)) {
     Settings s(generator, settings);
     s.params.pool = pool_of(pool_);
-    check(dipengine_fit_create(&s.params, &fit_));
+    const dipengine_status status = dipengine_fit_create(&s.params, &fit_);
+    if (status == DIPENGINE_OUT_OF_RESOURCES) raise("FitError", "%s", dipengine_last_error());
+    check(status);
     const dipengine_generator& g = s.params.generator;
     painted_ = s.params.height * s.params.width * g.output_channels;
     data_ = s.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? s.params.height * s.params.width

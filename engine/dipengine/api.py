@@ -11,7 +11,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting.progress import ProgressCallback
-from dipengine.fitting.run import History
+from dipengine.fitting.outcome import History
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.image import opaque

@@ -30,6 +30,21 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
+def memory() -> int | None:
+    """Bytes of memory that this process can ever have: the machine's, or its control group's limit; None where unknown."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                total = min(total, int(file.read()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return total
+
+
 def default_kernels() -> str:
     """Kernel backend when none is asked for: `DIPENGINE_KERNELS` or `auto`."""
     value = os.environ.get("DIPENGINE_KERNELS", "") or "auto"

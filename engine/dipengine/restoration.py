@@ -11,11 +11,12 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
-from dipengine.fitting import metrics
-from dipengine.fitting.device import Placement, memory_errors, place
+from dipengine.fitting import metrics, native_fit
+from dipengine.fitting.device import Placement, memory_errors, place, require_torch
+from dipengine.fitting.outcome import History, Outcome
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
-from dipengine.fitting.run import History, Outcome, run
+from dipengine.fitting.run import run
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, ValueMap
 from dipengine.images.image import opaque
@@ -67,7 +68,10 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         skips=settings.skips,
         upsample=settings.upsample,
     )
-    return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, place(settings))
+    placement = place(settings)
+    if not native_fit.supports(problem, recipe, placement):
+        require_torch()
+    return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, placement)
 
 
 def restore_image(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from dipengine import environment
 from dipengine.errors import DependencyError, DeviceError, FitError
@@ -27,21 +30,20 @@ def require_torch():
     try:
         import torch
     except ImportError as error:
-        raise DependencyError('Fitting needs PyTorch; install it with: pip install "dipengine[cpu]"') from error
+        raise DependencyError('This fit needs PyTorch; install it with: pip install "dipengine[cpu]"') from error
     return torch
 
 
 def place(settings: Settings) -> Placement:
     """Resolve device, precision, kernels and threads. Raises DeviceError when what was asked for is not here."""
-    torch = require_torch()
-    device = _device(torch, settings.device)
     kernels = backend.resolve(settings.kernels or environment.default_kernels())
+    device = _device(settings.device)
     if device != "cpu":
         # The native CUDA kernels are later work: on a GPU the fit runs on PyTorch's ops.
         if settings.kernels == "native":
             raise DeviceError(f"Native kernels do not run on {device} in this version; use --kernels torch.")
         kernels = "torch"
-    return Placement(device, _precision(torch, settings.precision, device), kernels, _threads(settings))
+    return Placement(device, _precision(settings.precision, device), kernels, _threads(settings))
 
 
 @contextmanager
@@ -81,7 +83,12 @@ def _threads(settings: Settings) -> int:
     return settings.threads or environment.default_threads()
 
 
-def _device(torch, wish: str) -> str:
+def _device(wish: str) -> str:
+    if wish == "cpu" or (wish == "auto" and not _nvidia_driver()):
+        return "cpu"  # known without PyTorch, which takes seconds to load
+    if wish == "auto" and find_spec("torch") is None:
+        return "cpu"
+    torch = require_torch()
     if wish == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
@@ -100,10 +107,19 @@ def _device(torch, wish: str) -> str:
     return f"cuda:{index}"
 
 
-def _precision(torch, wish: str, device: str) -> str:
+def _nvidia_driver() -> bool:
+    """True where CUDA could be: its driver library can be loaded."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _precision(wish: str, device: str) -> str:
     if wish != "auto":
         return wish
     if device == "cpu":
         # Only worth it where the CPU multiplies bf16 itself.
         return "bf16" if "avx512bf16" in backend.instruction_sets() else "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if require_torch().cuda.is_bf16_supported() else "fp32"

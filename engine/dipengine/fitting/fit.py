@@ -113,6 +113,11 @@ class Fit:
         self.statistics.restore(state[1])
 
     @property
+    def es_alpha(self) -> float:
+        """ES-EMV's weight of a new output."""
+        return self.statistics.es_alpha
+
+    @property
     def torch_is_idle(self) -> bool:
         """True where the native ops do all of an iteration that is worth more than one thread."""
         operator = self.problem.operator

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dipengine import environment
 from dipengine.errors import FitError
 from dipengine.fitting.device import Placement
 from dipengine.generators.architecture import Hourglass
@@ -35,7 +36,7 @@ def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
         and backend.native is not None
         and all(kernel == 3 for kernel in generator.kernel_up)
         and widest <= 7
-        and isinstance(problem.operator, (type(None), Downsampling, Blur))
+        and problem.operator is None and problem.data_term is None and problem.sigma is None
         and isinstance(problem.data_term, (type(None), SensorLikelihood))
     )
 
@@ -58,8 +59,11 @@ class NativeFit:
         self.recipe = recipe = replace(recipe, generator=generator)
         self.canvas = generator.canvas(*problem.output_shape)
         self.es_alpha = ES_ALPHA
+        self.losses: list[float] = []  # of each iteration, at the weights before its update
+        self.variances: list[float] = []  # ES-EMV's V after each
         pool.set_threads(placement.threads)
         settings = _settings(problem, recipe, self.code, placement, stop)
+        _check_memory(native.fit_memory(_generator(generator), settings, pool.get()))
         self._native = native.Fit(pool.get(), _generator(generator), settings)
         self.arena_bytes: int = self._native.bytes
         mask = None
@@ -76,17 +80,22 @@ class NativeFit:
         iterations: int,
         report: Callable[[dict[str, Any]], bool] | None = None,
         step_seconds: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `iterations` more, fewer where the fit stops by itself; (losses, variances) of those run, float64.
+    ) -> None:
+        """Up to `iterations` more, fewer where the fit stops by itself; `losses` and `variances` grow by those run.
 
         report: called after each with the progress; True ends the run. step_seconds: float64 [len(steps())], the time of each
-        step is added. KeyboardInterrupt is raised between iterations. Raises FitError when the fit diverges beyond repair.
+        step is added. KeyboardInterrupt leaves a whole number of iterations done. Raises FitError when the fit diverges beyond
+        repair.
         """
         before = self.iteration
         losses, variances = np.empty(iterations), np.empty(iterations)
-        self._native.run(iterations, losses=losses, variances=variances, report=report, step_seconds=step_seconds)
-        progress = self.progress()
-        done = progress["iteration"] - before
+        try:
+            self._native.run(iterations, losses=losses, variances=variances, report=report, step_seconds=step_seconds)
+        finally:
+            progress = self.progress()
+            done = progress["iteration"] - before
+            self.losses += losses[:done].tolist()
+            self.variances += variances[:done].tolist()
         if progress["state"] == "failed":
             loss = progress["loss"]
             if progress["reason"] == "first loss":
@@ -95,7 +104,6 @@ class NativeFit:
                 f"The fit diverges (loss {loss:g}) and 20 roll-backs did not help; check the input's values, or try "
                 f"--precision fp32."
             )
-        return losses[:done], variances[:done]
 
     def progress(self) -> dict[str, Any]:
         """state ("running", "done", ...), reason, iteration, delivered_iteration, rollbacks, loss, variance, ..."""
@@ -165,6 +173,16 @@ class NativeFit:
             named[spec.name] = flat[first : first + spec.size].reshape(spec.shape)
             first += spec.size
         return named
+
+
+def _check_memory(needed: int) -> None:
+    """Refused before it is taken: an operating system that promises more than it has would end the process instead."""
+    there = environment.memory()
+    if there is not None and needed > there:
+        raise FitError(
+            f"The fit needs {needed / 2**30:.1f} GiB of memory and this machine gives {there / 2**30:.1f}; use a smaller image, "
+            f"fewer channels or the preset fast."
+        )
 
 
 def _generator(generator: Hourglass) -> dict[str, Any]:

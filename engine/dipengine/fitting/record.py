@@ -12,7 +12,8 @@ import numpy as np
 
 from dipengine._version import __version__
 from dipengine.fitting.fit import Fit
-from dipengine.fitting.run import Outcome
+from dipengine.fitting.native_fit import NativeFit
+from dipengine.fitting.outcome import Outcome
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.stopping import StopRule
 from dipengine.images import Image
@@ -29,7 +30,7 @@ def make_record(
     task: str,
     settings: Settings,
     plan: "Plan",
-    fit: Fit,
+    fit: Fit | NativeFit,
     outcome: Outcome,
     measured: dict[str, float | None],
 ) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def make_record(
         "device": plan.placement.device,
         "precision": plan.placement.precision,
         "kernels": plan.placement.kernels,
+        "path": "plan" if isinstance(fit, NativeFit) else "autograd",
         "instruction_set": backend.instruction_set(),
         "threads": plan.placement.threads,
         "seed": settings.seed,
@@ -88,12 +90,12 @@ def make_record(
     }
 
 
-def _stop_rule(plan: "Plan", fit: Fit) -> dict[str, Any] | None:
+def _stop_rule(plan: "Plan", fit: Fit | NativeFit) -> dict[str, Any] | None:
     """The thresholds of stop="auto", in iterations, and ES-EMV's weight of a new output."""
     if plan.stop != "auto":
         return None
     rule = StopRule.for_recipe(fit.recipe)
-    return {**asdict(rule), "es_alpha": fit.statistics.es_alpha}
+    return {**asdict(rule), "es_alpha": fit.es_alpha}
 
 
 def _finite(value: float | None) -> float | None:

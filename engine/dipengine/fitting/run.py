@@ -1,44 +1,27 @@
-"""Run one fit from start to delivered image: stopping, best state, interruption, history."""
+"""Run one fit from start to delivered image: stopping, best state, interruption, history.
+
+Built-in tasks on a CPU run as the core's native plan, which needs no PyTorch; everything else on autograd, here.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from dipengine.fitting import native_fit
 from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
+from dipengine.fitting.native_fit import NativeFit
+from dipengine.fitting.outcome import History, Outcome
 from dipengine.fitting.progress import ProgressCallback, Report
 from dipengine.fitting.stopping import StopRule, VarianceWatch
 from dipengine.tasks.base import Problem, Recipe
 
 TRUTH_INTERVAL = 10  # iterations between PSNRs, when the truth is given
 RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known
-
-
-@dataclass
-class History:
-    """One entry an iteration; `psnr` holds (iteration, dB of the delivered image so far) where the truth is known."""
-
-    loss: list[float] = field(default_factory=list)
-    variance: list[float] = field(default_factory=list)
-    psnr: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished fit, in the generator's units."""
-
-    image: np.ndarray  # float32 [H, W, C] in [0, 1]: what the fit delivers
-    weights: dict[str, np.ndarray]  # of the state that `image` stems from
-    history: History
-    iterations: int  # run
-    best_iteration: int  # the one whose state is delivered
-    stop_reason: str  # "iterations", "variance", "discrepancy", "interrupted" or "callback"
-    rollbacks: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,16 +41,54 @@ def run(
     measure: Callable[[np.ndarray], float] | None = None,
     progress: ProgressCallback | None = None,
     keep_on_interrupt: bool = False,
-) -> tuple[Fit, Outcome]:
+) -> tuple[Fit | NativeFit, Outcome]:
     """Fit `problem` by `recipe`; returns the fit (at the delivered state) and its outcome.
 
     `measure` gives the PSNR of a delivered image ([H, W, C] in [0, 1]) and is only listened to. With
     `keep_on_interrupt` a KeyboardInterrupt ends the fit and delivers what there is; otherwise it propagates. Raises FitError
     when the fit diverges beyond repair.
     """
+    if native_fit.supports(problem, recipe, placement):
+        planned = NativeFit(problem, recipe, seed, placement, stop)
+        return planned, _run_native(planned, measure, progress, keep_on_interrupt)
     fit = Fit(problem, recipe, seed, placement)
     with threads(placement, torch_is_idle=fit.torch_is_idle):
         return fit, _run(fit, stop, measure, progress, keep_on_interrupt)
+
+
+def _run_native(
+    fit: NativeFit,
+    measure: Callable[[np.ndarray], float] | None,
+    progress: ProgressCallback | None,
+    keep_on_interrupt: bool,
+) -> Outcome:
+    problem, ceiling = fit.problem, fit.recipe.iterations
+    psnr: list[tuple[int, float]] = []
+
+    def report(state) -> bool:
+        iteration = state["iteration"]
+        if measure is not None and (iteration % TRUTH_INTERVAL == 0 or iteration in (1, ceiling)):
+            psnr.append((iteration, measure(problem.delivered(fit.average()))))
+        if progress is None:
+            return False
+        latest = psnr[-1][1] if psnr else None
+        return bool(progress(Report(iteration, ceiling, state["loss"], state["variance"], latest)))
+
+    reason = "callback"
+    start = time.perf_counter()
+    try:
+        fit.run(ceiling, report=report if measure or progress else None)
+    except KeyboardInterrupt:
+        if not keep_on_interrupt or fit.iteration == 0:
+            raise
+        reason = "interrupted"
+    seconds = time.perf_counter() - start
+    state = fit.progress()
+    image, weights, delivered = fit.deliver()
+    return Outcome(
+        problem.delivered(image), weights, History(fit.losses, fit.variances, psnr), state["iteration"], delivered,
+        state["reason"] or reason, state["rollbacks"], seconds,
+    )
 
 
 def _run(

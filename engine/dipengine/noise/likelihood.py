@@ -56,9 +56,14 @@ class SensorLikelihood:
     def to_dict(self) -> dict[str, Any]:
         return {"data_term": "likelihood", **self.sensor.to_dict()}
 
-    def _electrons(self, unit):
+    def electrons(self) -> tuple[float, float, float]:
+        """(scale, shift, squared read noise): electrons are scale * x + shift for x in [0, 1]."""
         span, low = self.values.span, self.values.low
-        return unit * (self.sensor.gain * span) + self.sensor.gain * (low - self.sensor.offset)
+        return self.sensor.gain * span, self.sensor.gain * (low - self.sensor.offset), self.sensor.read_electrons**2
+
+    def _electrons(self, unit):
+        scale, shift, _ = self.electrons()
+        return unit * scale + shift
 
 
 def _mean(values, mask):
