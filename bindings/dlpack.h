@@ -66,6 +66,7 @@ class Tensor {
 // The native pool behind a `Pool` object, or null for None.
 dipengine_pool* pool_of(py::handle pool);
 
+void bind_activation(py::module_& module);
 void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
