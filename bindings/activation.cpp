@@ -1,5 +1,6 @@
 // The output sigmoid's gradient.
 #include "ops/activation/activation.h"
+
 #include "pixels.h"
 
 namespace dipengine_python {

@@ -71,5 +71,6 @@ void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
 void bind_conv(py::module_& module);
+void bind_resample(py::module_& module);
 
 }  // namespace dipengine_python

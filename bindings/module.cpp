@@ -68,4 +68,5 @@ PYBIND11_MODULE(_native, module) {
   bind_masked_mse(module);
   bind_adam(module);
   bind_conv(module);
+  bind_resample(module);
 }
