@@ -1,7 +1,6 @@
 // The convolutions and the norm passes between them, over [height, width, channels] tensors.
 #include <pybind11/stl.h>
 
-#include <cstdlib>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -9,51 +8,16 @@
 #include "dlpack.h"
 #include "ops/conv/conv.h"
 #include "ops/norm/norm.h"
+#include "pixels.h"
 
 namespace dipengine_python {
 namespace {
-
-// Memory that ops work in; grows to the largest that was asked for.
-class Workspace {
- public:
-  ~Workspace() { std::free(memory_); }
-  Workspace() = default;
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  size_t bytes() const { return bytes_; }
-  void* reserve(size_t bytes) {
-    if (bytes > bytes_) {
-      std::free(memory_);
-      bytes_ = (bytes + 63) / 64 * 64;
-      memory_ = std::aligned_alloc(64, bytes_);
-      if (memory_ == nullptr) {
-        bytes_ = 0;
-        raise("DeviceError", "A workspace of %zu bytes could not be had; use a smaller image or network.", bytes);
-      }
-    }
-    return memory_;
-  }
-
- private:
-  void* memory_ = nullptr;
-  size_t bytes_ = 0;
-};
 
 using Coefficients = std::optional<std::pair<py::object, py::object>>;
 
 double* per_channel(py::handle object, const char* name, int64_t channels, Access access = Access::read) {
   if (object.is_none()) return nullptr;
   return static_cast<double*>(Tensor(object, name, access).flat(channels, DIPENGINE_FLOAT64));
-}
-
-dipengine_pixels pixels_of(const Tensor& tensor) {
-  if (tensor.dims() != 3 || (tensor.size(2) > 1 && tensor.stride(2) != 1)) {
-    raise("InputError", "The tensor '%s' is not [height, width, channels] with channels contiguous; lay it out so.", tensor.name());
-  }
-  // Strides of axes of size 1 mean nothing: give them what a dense tensor has.
-  const int64_t pixel = tensor.size(1) > 1 ? tensor.stride(1) : tensor.size(2);
-  return {tensor.data(), tensor.size(0) > 1 ? tensor.stride(0) : tensor.size(1) * pixel, pixel};
 }
 
 // A source as Python gives it; keeps the tensors alive.

@@ -66,10 +66,12 @@ class Tensor {
 // The native pool behind a `Pool` object, or null for None.
 dipengine_pool* pool_of(py::handle pool);
 
+void bind_activation(py::module_& module);
 void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
 void bind_conv(py::module_& module);
 void bind_fit(py::module_& module);
+void bind_resample(py::module_& module);
 
 }  // namespace dipengine_python

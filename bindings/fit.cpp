@@ -259,6 +259,17 @@ size_t memory(const py::dict& generator, const py::dict& settings, py::handle po
   return bytes;
 }
 
+py::dict stop_rule(int64_t iterations, double average_decay) {
+  dipengine_stop_rule rule{};
+  dipengine_fit_stop_rule(iterations, average_decay, &rule);
+  py::dict d;
+  d["ceiling"] = rule.ceiling;
+  d["patience"] = rule.patience;
+  d["warm_up"] = rule.warm_up;
+  d["lag"] = rule.lag;
+  return d;
+}
+
 }  // namespace
 
 void bind_fit(py::module_& module) {
@@ -279,6 +290,22 @@ void bind_fit(py::module_& module) {
       .def("save_state", &Fit::save_state, py::arg("slot"))
       .def("load_state", &Fit::load_state, py::arg("slot"), py::arg("state"))
       .def("steps", &Fit::steps);
+  module.def("fit_stop_rule", &stop_rule, py::arg("iterations"), py::arg("average_decay"),
+             "The thresholds of stop=auto: ceiling, patience, warm_up, lag.");
+  module.def(
+      "generator_canvas",
+      [](const py::dict& generator, int64_t side) {
+        const dipengine_generator g = generator_of(generator);
+        return dipengine_generator_canvas(&g, side);
+      },
+      py::arg("generator"), py::arg("side"), "The side of the grid that an image of `side` pixels is fitted on.");
+  module.def(
+      "generator_parameters",
+      [](const py::dict& generator) {
+        const dipengine_generator g = generator_of(generator);
+        return dipengine_generator_parameters(&g);
+      },
+      py::arg("generator"), "Number of parameters.");
   module.def("fit_memory", &memory, py::arg("generator"), py::arg("settings"), py::arg("pool") = py::none(),
              "Bytes that a Fit would hold.");
 }

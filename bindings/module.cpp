@@ -63,9 +63,11 @@ PYBIND11_MODULE(_native, module) {
       [](const std::optional<std::string>& name) { check(dipengine_set_cpu_isa(name ? name->c_str() : nullptr)); },
       py::arg("name"), "Cap the instruction set of the process; None: what DIPENGINE_ISA says.");
 
+  bind_activation(module);
   bind_philox(module);
   bind_masked_mse(module);
   bind_adam(module);
   bind_conv(module);
   bind_fit(module);
+  bind_resample(module);
 }

@@ -23,9 +23,8 @@ dipengine_status check_operator(const Params& p) {
   if (p.operator_kind == DIPENGINE_OPERATOR_IDENTITY) return DIPENGINE_OK;
   int64_t height, width;
   if (p.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
-    DIPENGINE_REQUIRE(p.factor >= 1 && p.taps_count >= 1 && p.taps != nullptr && p.before >= 0,
-                      "The fit's downsampling has factor %d, %d taps and %d samples before the first; give at least 1, 1 and 0.",
-                      p.factor, p.taps_count, p.before);
+    DIPENGINE_REQUIRE(p.factor >= 1 && p.taps_count >= 1 && p.taps != nullptr,
+                      "The fit's downsampling has factor %d and %d taps; give at least 1 of both.", p.factor, p.taps_count);
     height = (p.height + p.factor - 1) / p.factor;
     width = (p.width + p.factor - 1) / p.factor;
   } else {

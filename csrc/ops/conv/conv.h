@@ -30,6 +30,7 @@
 #define DIPENGINE_OPS_CONV_H_
 
 #include "dipengine/dipengine.h"
+#include "dipengine/pixels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,12 +45,6 @@ typedef enum dipengine_upsample {
 } dipengine_upsample;
 
 typedef enum dipengine_padding { DIPENGINE_PADDING_REFLECTION = 0, DIPENGINE_PADDING_ZERO = 1 } dipengine_padding;
-
-/* [height, width, channels]; strides in elements. */
-typedef struct dipengine_pixels {
-  void* data;
-  int64_t row_stride, pixel_stride;
-} dipengine_pixels;
 
 /* Per-channel affine map of float64 coefficients: scale * x + shift; absent where scale is NULL. */
 typedef struct dipengine_affine {
