@@ -70,6 +70,7 @@ void bind_activation(py::module_& module);
 void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
+void bind_blur(py::module_& module);
 void bind_conv(py::module_& module);
 void bind_fit(py::module_& module);
 void bind_resample(py::module_& module);

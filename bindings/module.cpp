@@ -67,6 +67,7 @@ PYBIND11_MODULE(_native, module) {
   bind_philox(module);
   bind_masked_mse(module);
   bind_adam(module);
+  bind_blur(module);
   bind_conv(module);
   bind_fit(module);
   bind_resample(module);

@@ -61,7 +61,7 @@ DIPENGINE_API const char* dipengine_last_error(void);
 DIPENGINE_API const char* dipengine_cpu_isa(void);
 
 /* Cap the instruction set of the process anew: one of the names above, or NULL for what DIPENGINE_ISA says.
- * Not to be called while ops run. Results are the same bits on every set, convolutions
+ * Not to be called while ops run. Results are the same bits on every set, convolutions, blur
  * and norms excepted: theirs are the same at any number of threads, but each set has its own. */
 DIPENGINE_API dipengine_status dipengine_set_cpu_isa(const char* name);
 
