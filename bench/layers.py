@@ -51,7 +51,8 @@ class PyTorch:
     def __init__(self, layer: Layer, dtype: torch.dtype, memory: torch.memory_format, autocast: bool) -> None:
         self.layer, self.autocast = layer, autocast
         self.parts = [
-            torch.randn(1, part.channels, part.height, part.width).to(dtype).contiguous(memory_format=memory).requires_grad_(part.raw)
+            torch.randn(1, part.channels, part.height, part.width).to(dtype).contiguous(memory_format=memory)
+            .requires_grad_(part.raw)
             for part in layer.parts
         ]
         inputs = sum(part.channels for part in layer.parts)

@@ -10,13 +10,13 @@ _BLANK = "-"
 
 
 def table(report: dict[str, Any]) -> str:
-    """Everything that was measured, as lines of at most 132 characters."""
+    """Everything that was measured, as lines of at most 130 characters."""
     lines = [*_head(report), "", *_sides(report), *_ratios(report)]
     for entry in report["skipped"]:
         lines.append(f"{entry['name']}: left out ({entry['reason'][:160]})")
     for row in report["sides"]:
         if row["compile_seconds"] is not None:
-            lines.append(f"{row['name']}: {row['compile_seconds']:.0f} s before its first result, not counted; memory not measured")
+            lines.append(f"{row['name']}: {row['compile_seconds']:.0f} s to its first result, not counted; no memory measured")
     lines += report["notes"]
     if "layers" in report:
         lines += ["", *_layers(report["layers"])]
@@ -42,8 +42,8 @@ def _head(report: dict[str, Any]) -> list[str]:
 
 def _sides(report: dict[str, Any]) -> list[str]:
     yours = report["sides"][0]["peak_memory_bytes"]
-    lines = [f"{'':<30}{'s an iteration':>15}{'quartiles':>17}{'ratio':>8}{'quartiles':>15}{'GFLOP/s':>9}{'ceiling':>9}{'peak MB':>9}"
-             f"{'ours':>7}"]
+    lines = [f"{'':<30}{'s an iteration':>15}{'quartiles':>17}{'ratio':>8}{'quartiles':>15}{'GFLOP/s':>9}{'ceiling':>9}"
+             f"{'peak MB':>9}{'ours':>7}"]
     for row in report["sides"]:
         seconds, ratio, peak = row["seconds"], row["ratio"], row["peak_memory_bytes"]
         text = f"{row['name']:<30}{seconds['median']:>15.4f}{_between(seconds, 4):>17}"
