@@ -28,7 +28,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,134 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipengine.bench.machine import ceiling, cpu_name, idle
+from dipengine.bench.native_layer import NativeLayer
+from dipengine.bench.operations import Layer, layers_of
+from dipengine.bench.turns import PAUSE
 from dipengine.generators.architecture import NORM_EPSILON, Hourglass
-from dipengine.kernels import backend, conv, pool
-from dipengine.kernels.conv import Source
+from dipengine.kernels import backend, pool
 
 TARGET = 2.5  # for one decoder block, forward and backward
-PAUSE = 0.02  # seconds, until the other side's idle workers sleep
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a layer reads: channels at height x width; `raw` where it is a convolution's output and takes a gradient."""
-
-    side: int
-    channels: int
-    upsample: str = "none"
-    raw: bool = True
-
-
-@dataclass(frozen=True)
-class Layer:
-    name: str
-    parts: tuple[Part, ...]
-    channels: int
-    side: int  # of the output
-    kernel: int
-    stride: int = 1
-    norm: bool = True  # the head has none
-
-    @property
-    def shape(self) -> str:
-        enter = "+".join(str(part.channels) for part in self.parts)
-        return f"{enter} -> {self.channels}, {self.kernel}x{self.kernel}, {self.side}^2"
-
-    def operations(self, reduced: bool) -> tuple[float, float]:
-        """(forward, backward) floating-point operations of the products."""
-        forward = backward = 0.0
-        for part in self.parts:
-            direct = 2.0 * self.kernel**2 * part.channels * self.channels * self.side**2
-            both = weights = 1.0
-            if reduced and part.upsample != "none":
-                both = weights = 9 / 36
-            elif reduced and (self.kernel, self.stride, len(self.parts)) == (3, 1, 1):
-                both = 16 / 36
-            forward += both * direct
-            backward += (both * part.raw + weights) * direct
-        return forward, backward
-
-
-def layers_of(architecture: Hourglass, size: int) -> list[Layer]:
-    found = []
-    for i in range(architecture.levels):
-        side, down, up = size >> i, architecture.channels_down[i], architecture.channels_up[i]
-        enter = Part(side, architecture.level_input(i), raw=i > 0)
-        kernel = architecture.kernel_down[i]
-        deep = Part(side // 2, architecture.inner_channels(i), architecture.upsample[i])
-        merged = (Part(side, architecture.channels_skip[i]), deep)
-        found += [
-            Layer(f"level{i}.skip", (enter,), architecture.channels_skip[i], side, 1),
-            Layer(f"level{i}.down1", (enter,), down, side // 2, kernel, 2),
-            Layer(f"level{i}.down2", (Part(side // 2, down),), down, side // 2, kernel),
-            Layer(f"level{i}.up", merged, up, side, 3),
-            Layer(f"level{i}.point", (Part(side, up),), up, side, 1),
-        ]
-    top = architecture.channels_up[0]
-    return [*found, Layer("head", (Part(size, top),), architecture.output_channels, size, 1, norm=False)]
-
-
-def numbers(channels: int, value: float = 0.0) -> Tensor:
-    return torch.full((channels,), value, dtype=torch.float64)
-
-
-class Ours:
-    """A layer on the native ops, as generators/fused.py composes them."""
-
-    def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
-        self.layer = layer
-        self.parts = [
-            (part, torch.randn(part.side, part.side, part.channels).to(dtype),
-             torch.empty(part.side, part.side, part.channels, dtype=dtype),
-             (numbers(part.channels, 0.9), numbers(part.channels, 0.1)) if part.raw else None,
-             tuple(numbers(part.channels) for _ in range(6)))
-            for part in layer.parts
-        ]
-        inputs, size = sum(part.channels for part in layer.parts), (layer.side, layer.side, layer.channels)
-        self.weight = torch.randn(layer.kernel, layer.kernel, inputs, layer.channels) / (layer.kernel * inputs**0.5)
-        self.d_weight, self.gamma = torch.empty_like(self.weight), torch.ones(layer.channels)
-        self.raw = torch.empty(size, dtype=dtype if layer.norm else torch.float32)
-        self.gradient = torch.randn(size).to(self.raw.dtype)
-        self.moments, self.sums = ((numbers(layer.channels), numbers(layer.channels)) for _ in range(2))
-        self.bias = self.d_bias = None
-        if not layer.norm:
-            self.bias, self.d_bias = torch.zeros(layer.channels), torch.zeros(layer.channels)
-        self.geometry = {"stride": layer.stride, "pad": layer.kernel // 2, "kernels": "native"}
-
-    @property
-    def merge(self) -> bool:
-        return len(self.parts) > 1
-
-    def forward(self) -> None:
-        self.outers = [None] * len(self.parts)
-        sources = []
-        for i, (part, x, _, inner, own) in enumerate(self.parts):
-            fold = {"upsample": part.upsample, "inner": inner, "slope": 0.2 if inner else 1.0}
-            if self.merge:
-                conv.norm_statistics(Source(x, **fold), own[:2], kernels="native")
-                self.outers[i] = conv.norm_fold(own[:2], torch.ones(part.channels), None, NORM_EPSILON, kernels="native")
-            sources.append(Source(x, **fold, outer=self.outers[i]))
-        moments = self.moments if self.layer.norm else None
-        conv.forward(sources, self.weight, self.raw, moments=moments, bias=self.bias, **self.geometry)
-        if moments:
-            conv.norm_fold(moments, self.gamma, None, NORM_EPSILON, kernels="native")
-
-    def backward(self) -> None:
-        coefficients = None
-        if self.layer.norm:
-            coefficients, _, _ = conv.norm_fold_gradient(self.layer.side**2, self.moments, self.gamma, NORM_EPSILON, *self.sums,
-                                                         centred=True, kernels="native")
-        targets = []
-        for (part, x, d_x, inner, own), outer in zip(self.parts, self.outers):
-            wanted = {"d_x": d_x, "centre": None if outer else own[0], "sum": own[2], "product": own[3]} if part.raw else {}
-            targets.append(Source(x, part.upsample, inner=inner, outer=outer, slope=0.2 if inner else 1.0, **wanted))
-        conv.backward(targets, self.weight, self.gradient, raw=self.raw if coefficients else None, coefficients=coefficients,
-                      d_weight=self.d_weight, d_bias=self.d_bias, **self.geometry)
-        for part, x, d_x, inner, own in self.parts if self.merge else ():
-            folded, _, _ = conv.norm_fold_gradient(self.layer.side**2, own[:2], torch.ones(part.channels), NORM_EPSILON, *own[2:4],
-                                                   centred=False, kernels="native")
-            target = Source(x, part.upsample, inner=inner, slope=0.2, d_x=d_x, centre=own[0], sum=own[4], product=own[5])
-            conv.norm_backward(target, d_x, folded, kernels="native")
 
 
 class PyTorch:
@@ -172,7 +51,8 @@ class PyTorch:
     def __init__(self, layer: Layer, dtype: torch.dtype, memory: torch.memory_format, autocast: bool) -> None:
         self.layer, self.autocast = layer, autocast
         self.parts = [
-            torch.randn(1, part.channels, part.side, part.side).to(dtype).contiguous(memory_format=memory).requires_grad_(part.raw)
+            torch.randn(1, part.channels, part.height, part.width).to(dtype).contiguous(memory_format=memory)
+            .requires_grad_(part.raw)
             for part in layer.parts
         ]
         inputs = sum(part.channels for part in layer.parts)
@@ -231,15 +111,8 @@ def take_turn(side: Any) -> tuple[float, float]:
     return min(a for a, _ in pairs), min(b for _, b in pairs)
 
 
-def ceiling(dtype: torch.dtype, n: int = 2048) -> float:
-    """Floating-point operations per second of PyTorch's product of two n x n matrices: the best of several."""
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
-    a @ b
-    return 2 * n**3 / (min(milliseconds(lambda: a @ b) for _ in range(5)) / 1000)
-
-
 def measure(layer: Layer, dtype: torch.dtype, rounds: int, rate: float) -> dict[str, Any]:
-    sides: dict[str, Any] = {"ours": Ours(layer, dtype)}
+    sides: dict[str, Any] = {"ours": NativeLayer(layer, dtype)}
     sides |= {name: PyTorch(layer, dtype, memory, autocast) for name, (memory, autocast) in configurations(dtype).items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -289,19 +162,19 @@ def main() -> int:
     pool.set_threads(arguments.threads)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[arguments.dtype]
 
-    rate = ceiling(dtype)
+    rate = ceiling(arguments.dtype, arguments.threads)
     print(f"{arguments.dtype}, {arguments.upsample}, {arguments.size}x{arguments.size}, {arguments.threads} threads, "
           f"{backend.instruction_set()}; PyTorch {torch.__version__}: {rate / 1e9:.0f} GFLOP/s in a matrix product. Milliseconds.")
     print(f"{'':<43}{'forward':^33}{'backward':^33}{'both':^33}")
     print(f"{'layer':<14}{'shape':<29}" + f"{'ours':>9}{'PyTorch':>9}{'ratio':>7}{'floor':>8}" * 3)
     rows = []
-    for layer in layers_of(architecture, arguments.size):
+    for layer in layers_of(architecture, arguments.size, arguments.size):
         if arguments.only in layer.name:
             rows.append(measure(layer, dtype, arguments.rounds, rate))
             print(line(layer.name, layer.shape, *(rows[-1][key] for key in ("forward", "backward", "both"))), flush=True)
-    again = ceiling(dtype)
-    idle = 0.85 < again / rate < 1.18
-    if not idle:
+    again = ceiling(arguments.dtype, arguments.threads)
+    was_idle = idle(rate, again)
+    if not was_idle:
         print(f"Afterwards {again / 1e9:.0f} GFLOP/s: the machine was not idle; measure again.")
     total = {key: both(*(row[key] for row in rows)) for key in ("forward", "backward", "both")}
     print(line("all", "", *total.values()))
@@ -309,7 +182,7 @@ def main() -> int:
         "format": 1, "size": arguments.size, "upsample": arguments.upsample, "dtype": arguments.dtype,
         "threads": arguments.threads, "rounds": arguments.rounds, "machine": platform.machine(), "cpu": cpu_name(),
         "instruction_set": backend.instruction_set(), "torch": torch.__version__, "python": platform.python_version(),
-        "matrix_product_gflops": rate / 1e9, "matrix_product_gflops_afterwards": again / 1e9, "idle": idle,
+        "matrix_product_gflops": rate / 1e9, "matrix_product_gflops_afterwards": again / 1e9, "idle": was_idle,
         "layers": rows, "all": total,
     }
     block = next((row["both"] for row in rows if row["layer"] == "level0.up"), None)
@@ -320,14 +193,6 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for text in Path("/proc/cpuinfo").read_text().splitlines():
-            if text.startswith("model name"):
-                return text.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The command line: `dipengine <task> IN -o OUT`, `dipengine doctor`."""
+"""The command line: `dipengine <task> IN -o OUT`, `dipengine doctor`, `dipengine bench iteration`."""

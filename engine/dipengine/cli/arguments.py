@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 
 
 def integer_list(text: str) -> tuple[int, ...]:
@@ -31,3 +32,11 @@ def value_range(text: str) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range: the first number must be below the second")
     return low, high
+
+
+def size(text: str) -> tuple[int, int]:
+    """`256` or `256x384`: height and width in pixels."""
+    found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 256 or 256x384 (height x width)")
+    return int(found[1]), int(found[2] or found[1])

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dipengine._version import __version__
-from dipengine.cli import doctor, restore
+from dipengine.cli import bench, doctor, restore
 from dipengine.errors import DipEngineError
 from dipengine.tasks import TASKS
 
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
             continue
         restore.add_parser(verbs, task)
     doctor.add_parser(verbs)
+    bench.add_parser(verbs)
     return parser
 
 
@@ -45,7 +46,9 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parsed = build_parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    words = _joined(sys.argv[1:] if arguments is None else arguments)
+    parsed = build_parser().parse_args(words)
+    parsed.words = words  # for reports
     try:
         return parsed.run(parsed)
     except DipEngineError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from contextlib import nullcontext, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dipengine.cli import arguments
+from dipengine.cli.side_files import check_side_file, write_json
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
 from dipengine.images import MAX_PIXELS
@@ -83,7 +83,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     settings = _settings(parsed)
     check_writable(parsed.output)
     for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors")):
-        _check_side_file(path, ending)
+        check_side_file(path, ending)
     _check_distinct(task, parsed)
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
     options = _task_options(task, parsed, image)
@@ -101,7 +101,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     if parsed.generator:
         restored.generator.save(parsed.generator)
     if parsed.record:
-        _write_record(parsed.record, restored.record)
+        write_json(parsed.record, restored.record)
     if not parsed.quiet and sys.stderr is not None:
         with suppress(OSError):  # nobody listens any more: the files are written all the same
             print(_summary(parsed.output, restored.record), file=sys.stderr)
@@ -132,17 +132,6 @@ def _task_options(task: Task, parsed: argparse.Namespace, image: Any) -> dict[st
     return options
 
 
-def _check_side_file(path: Path | None, ending: str) -> None:
-    """A record or generator that could not be written must be refused before the fit, not after it."""
-    from dipengine.images.atomic import check_target
-
-    if path is None:
-        return
-    if path.suffix != ending:
-        raise InputError(f"{os.fspath(path)!r} should end in {ending}.")
-    check_target(path)
-
-
 def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
     named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
@@ -155,14 +144,6 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
         if path.resolve() in seen:
             raise InputError(f"{os.fspath(path)!r} is named twice; an output needs a path of its own.")
         seen.add(path.resolve())
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    from dipengine.images.atomic import atomic_path
-
-    with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=2, allow_nan=False)
-        file.write("\n")
 
 
 def _summary(output: Path, record: dict[str, Any]) -> str:
