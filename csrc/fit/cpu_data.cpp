@@ -2,18 +2,218 @@
 #include <algorithm>
 
 #include "fit/cpu_plan.h"
+#include "ops/activation/activation.h"
+#include "ops/blur/blur.h"
+#include "ops/deviance/deviance.h"
 #include "ops/masked_mse/masked_mse.h"
+#include "ops/resample/resample.h"
 #include "platform/error.h"
 
 namespace dipengine {
+namespace {
 
-static dipengine_image rows_of(const void* data, int64_t row_stride) { return {const_cast<void*>(data), 0, 0, row_stride}; }
+constexpr double kDevianceFloor = 0.1;  // electrons; as in engine/dipengine/noise/likelihood.py
 
-dipengine_status CpuPlan::measure(int, bool, const float*, float*) { return fail(DIPENGINE_UNSUPPORTED, "This build has no native operators; use the autograd path."); }
-dipengine_status CpuPlan::measure_backward(int, bool) { return fail(DIPENGINE_UNSUPPORTED, "This build has no native operators; use the autograd path."); }
-dipengine_status CpuPlan::data_term(int, const Slot*, bool) { return DIPENGINE_OK; }
-dipengine_status CpuPlan::image_backward() { return fail(DIPENGINE_UNSUPPORTED, "This build has no native operators; use the autograd path."); }
-dipengine_status CpuPlan::discrepancy(const Slot&, double* v) { *v = 2; return DIPENGINE_OK; }
+dipengine_image rows_of(const void* data, int64_t row_stride) { return {const_cast<void*>(data), 0, 0, row_stride}; }
+
+dipengine_pixels dense(const void* data, int64_t width, int64_t channels) {
+  return {const_cast<void*>(data), width * channels, channels};
+}
+
+}  // namespace
+
+// ---- A --------------------------------------------------------------------------------------------------------------
+
+dipengine_downsample_params CpuPlan::downsample(int step) const {
+  dipengine_downsample_params d{};
+  d.struct_size = sizeof(d);
+  d.pool = p_.pool;
+  d.workspace = workspace(step);
+  d.workspace_bytes = workspace_bytes(step);
+  d.height = p_.height;
+  d.width = p_.width;
+  d.channels = channels_;
+  d.factor = p_.factor;
+  d.before = p_.before;
+  d.taps_count = p_.taps_count;
+  d.taps = p_.taps;
+  d.dtype = DIPENGINE_FLOAT32;
+  return d;
+}
+
+dipengine_blur_params CpuPlan::blur(int step) const {
+  dipengine_blur_params b{};
+  b.struct_size = sizeof(b);
+  b.pool = p_.pool;
+  b.workspace = workspace(step);
+  b.workspace_bytes = workspace_bytes(step);
+  b.height = data_height_;
+  b.width = data_width_;
+  b.channels = channels_;
+  b.kernel_height = p_.kernel_height;
+  b.kernel_width = p_.kernel_width;
+  b.kernel = p_.kernel;
+  b.dtype = DIPENGINE_FLOAT32;
+  return b;
+}
+
+dipengine_status CpuPlan::size_operator(int step) {
+  size_t bytes = 0;
+  if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
+    const dipengine_downsample_params d = downsample(step);
+    DIPENGINE_TRY(dipengine_downsample_workspace(&d, &bytes));
+  } else {
+    const dipengine_blur_params b = blur(step);
+    DIPENGINE_TRY(dipengine_blur_workspace(&b, &bytes));
+  }
+  need(step, bytes);
+  return DIPENGINE_OK;
+}
+
+dipengine_status CpuPlan::measure(int step, const float* image, float* measured) {
+  const dipengine_pixels in = dense(image, p_.width, channels_), out = dense(measured, data_width_, channels_);
+  if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
+    dipengine_downsample_params d = downsample(step);
+    d.image = in;
+    d.out = out;
+    return dipengine_downsample(&d);
+  }
+  dipengine_blur_params b = blur(step);
+  b.image = in;
+  b.out = out;
+  return dipengine_blur(&b);
+}
+
+dipengine_status CpuPlan::measure_backward(int step) {
+  const dipengine_pixels in = dense(at<float>(graph_.d_measured), data_width_, channels_);
+  const dipengine_pixels out = dense(at<float>(graph_.d_image), p_.width, channels_);
+  if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
+    dipengine_downsample_params d = downsample(step);
+    d.d_out = in;
+    d.d_image = out;
+    return dipengine_downsample_backward(&d);
+  }
+  dipengine_blur_params b = blur(step);
+  b.d_out = in;
+  b.d_image = out;
+  return dipengine_blur_backward(&b);
+}
+
+// ---- the data term --------------------------------------------------------------------------------------------------
+
+dipengine_masked_mse_params CpuPlan::squared(int step) const {
+  dipengine_masked_mse_params m{};
+  m.struct_size = sizeof(m);
+  m.pool = p_.pool;
+  m.workspace = workspace(step);
+  m.workspace_bytes = workspace_bytes(step);
+  m.fits = m.outer = 1;
+  m.rows = data_height_;
+  m.inner = data_width_ * channels_;
+  m.dtype = DIPENGINE_FLOAT32;
+  m.activation = DIPENGINE_ACTIVATION_NONE;
+  m.mask_repeat = 1;
+  m.grad_scale = 1;
+  m.es_alpha = 1;
+  return m;
+}
+
+dipengine_deviance_params CpuPlan::deviance(int step) const {
+  dipengine_deviance_params d{};
+  d.struct_size = sizeof(d);
+  d.pool = p_.pool;
+  d.workspace = workspace(step);
+  d.workspace_bytes = workspace_bytes(step);
+  d.height = data_height_;
+  d.width = data_width_;
+  d.channels = channels_;
+  d.dtype = DIPENGINE_FLOAT32;
+  d.scale = p_.electrons_scale;
+  d.shift = p_.electrons_shift;
+  d.read_variance = p_.read_variance;
+  d.floor = kDevianceFloor;
+  d.grad_scale = 1;
+  return d;
+}
+
+dipengine_status CpuPlan::size_data_term(int step) {
+  size_t bytes = 0;
+  if (p_.data_term == DIPENGINE_DATA_SENSOR) {
+    const dipengine_deviance_params d = deviance(step);
+    DIPENGINE_TRY(dipengine_deviance_workspace(&d, &bytes));
+  } else {
+    const dipengine_masked_mse_params m = squared(step);
+    DIPENGINE_TRY(dipengine_masked_mse_workspace(&m, &bytes));
+  }
+  need(step, bytes);
+  return DIPENGINE_OK;
+}
+
+// The loss of `data` against x0 and, where `d_data` is given, its gradient; for a sensor the discrepancy on demand. Squares
+// are divided by `normaliser`, deviances always by what is known.
+dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
+                                  double* discrepancy) {
+  const float* target = slot.array(SlotArrays::target);
+  const float* mask = slot.state().has_mask ? slot.array(SlotArrays::mask) : nullptr;
+  if (p_.data_term == DIPENGINE_DATA_SENSOR) {
+    dipengine_deviance_params d = deviance(step);
+    d.image = dense(data, data_width_, channels_);
+    d.target = dense(target, data_width_, channels_);
+    if (mask != nullptr) d.mask = dense(mask, data_width_, 1);
+    if (d_data != nullptr) d.d_image = dense(d_data, data_width_, channels_);
+    d.normaliser = slot.state().known;
+    d.loss = loss;
+    d.discrepancy = discrepancy;
+    return dipengine_deviance(&d);
+  }
+  dipengine_masked_mse_params m = squared(step);
+  m.raw = rows_of(data, m.inner);
+  m.target = rows_of(target, m.inner);
+  if (mask != nullptr) {
+    m.mask = rows_of(mask, data_width_);
+    m.mask_repeat = channels_;
+  }
+  if (d_data != nullptr) m.d_raw = rows_of(d_data, m.inner);
+  m.normaliser = &normaliser;
+  m.loss = loss;
+  return dipengine_masked_mse(&m);
+}
+
+dipengine_status CpuPlan::data_term(int step, const Slot& slot) {
+  const bool identity = p_.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
+  const double all = static_cast<double>(data_height_ * data_width_ * channels_);
+  return compare(step, slot, at<float>(identity ? graph_.image : graph_.measured),
+                 at<float>(identity ? graph_.d_image : graph_.d_measured), all, &loss_, nullptr);
+}
+
+dipengine_status CpuPlan::image_backward() {
+  dipengine_sigmoid_backward_params s{};
+  s.struct_size = sizeof(s);
+  s.pool = p_.pool;
+  s.height = p_.height;
+  s.width = p_.width;
+  s.channels = channels_;
+  s.dtype = DIPENGINE_FLOAT32;
+  s.x = dense(at<float>(graph_.image), p_.width, channels_);
+  s.d_x = dense(at<float>(graph_.d_image), p_.width, channels_);
+  s.d_raw = dense(at<float>(graph_.d_logits), graph_.width, channels_);
+  clear_margin();
+  return dipengine_sigmoid_backward(&s);
+}
+
+dipengine_status CpuPlan::discrepancy(const Slot& slot, double* value) {
+  const int step = static_cast<int>(graph_.steps.size()) - 1;
+  const float* data = slot.array(SlotArrays::average);
+  if (p_.operator_kind != DIPENGINE_OPERATOR_IDENTITY) {
+    DIPENGINE_TRY(measure(step, data, at<float>(graph_.inspected)));
+    data = at<float>(graph_.inspected);
+  }
+  double loss = 0;
+  if (p_.data_term == DIPENGINE_DATA_SENSOR) return compare(step, slot, data, nullptr, 1, &loss, value);
+  DIPENGINE_TRY(compare(step, slot, data, nullptr, slot.state().known, &loss, nullptr));
+  *value = loss / (p_.sigma * p_.sigma);
+  return DIPENGINE_OK;
+}
 
 dipengine_status CpuPlan::render(const Slot& slot, float* image) {
   DIPENGINE_TRY(perturb(slot, 0));
@@ -24,17 +224,10 @@ dipengine_status CpuPlan::render(const Slot& slot, float* image) {
     DIPENGINE_TRY(run(step, slot));
   }
   // `step` is now the one that takes the logits: its workspace serves the sigmoid alone, too.
-  dipengine_masked_mse_params m{};
-  m.struct_size = sizeof(m);
-  m.pool = p_.pool;
-  m.workspace = workspace(step);
-  m.workspace_bytes = workspace_bytes(step);
-  m.fits = m.outer = 1;
+  dipengine_masked_mse_params m = squared(step);
+  m.activation = DIPENGINE_ACTIVATION_SIGMOID;
   m.rows = p_.height;
   m.inner = p_.width * channels_;
-  m.dtype = DIPENGINE_FLOAT32;
-  m.activation = DIPENGINE_ACTIVATION_SIGMOID;
-  m.mask_repeat = 1;
   m.raw = rows_of(at<void>(graph_.logits), graph_.width * channels_);
   m.out = rows_of(image, m.inner);
   return dipengine_masked_mse(&m);

@@ -60,17 +60,18 @@ dipengine_status CpuPlan::each_op(int step, const Slot* slot, bool sizing) {
     case StepKind::forward: return conv(step, slot, false, sizing);
     case StepKind::loss: return output(step, slot, sizing, true);
     case StepKind::image: return output(step, slot, sizing, false);
-    case StepKind::measure: return measure(step, sizing, at<float>(graph_.image), at<float>(graph_.measured));
-    case StepKind::data_term: return data_term(step, slot, sizing);
-    case StepKind::measure_backward: return measure_backward(step, sizing);
+    case StepKind::measure:
+      return sizing ? size_operator(step) : measure(step, at<float>(graph_.image), at<float>(graph_.measured));
+    case StepKind::data_term: return sizing ? size_data_term(step) : data_term(step, *slot);
+    case StepKind::measure_backward: return sizing ? size_operator(step) : measure_backward(step);
     case StepKind::image_backward: return sizing ? DIPENGINE_OK : image_backward();
     case StepKind::backward: return conv(step, slot, true, sizing);
     case StepKind::merge_backward: return merge_backward(step, slot, sizing);
     case StepKind::adam: return sizing ? DIPENGINE_OK : adam(*slot);
     case StepKind::inspect:
       if (!sizing) return DIPENGINE_OK;  // see discrepancy()
-      if (graph_.inspected >= 0) DIPENGINE_TRY(measure(step, true, at<float>(graph_.inspected), at<float>(graph_.inspected)));
-      return data_term(step, nullptr, true);
+      if (graph_.inspected >= 0) DIPENGINE_TRY(size_operator(step));
+      return size_data_term(step);
   }
   return DIPENGINE_OK;
 }

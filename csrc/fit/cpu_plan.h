@@ -2,7 +2,11 @@
 #pragma once
 
 #include "fit/slot.h"
+#include "ops/blur/blur.h"
 #include "ops/conv/conv.h"
+#include "ops/deviance/deviance.h"
+#include "ops/masked_mse/masked_mse.h"
+#include "ops/resample/resample.h"
 
 namespace dipengine {
 
@@ -44,12 +48,21 @@ class CpuPlan {
   dipengine_status merge_backward(int step, const Slot* slot, bool sizing);
   dipengine_status perturb(const Slot& slot, double std);
   dipengine_status output(int step, const Slot* slot, bool sizing, bool with_loss);
-  dipengine_status measure(int step, bool sizing, const float* image, float* measured);
-  dipengine_status measure_backward(int step, bool sizing);
-  dipengine_status data_term(int step, const Slot* slot, bool sizing);
-  dipengine_status image_backward();
   dipengine_status adam(const Slot& slot);
-  dipengine_status residual(const Slot& slot, const float* measured, double* value);
+
+  // cpu_data.cpp: what knows the task
+  dipengine_downsample_params downsample(int step) const;
+  dipengine_blur_params blur(int step) const;
+  dipengine_masked_mse_params squared(int step) const;
+  dipengine_deviance_params deviance(int step) const;
+  dipengine_status size_operator(int step);
+  dipengine_status size_data_term(int step);
+  dipengine_status measure(int step, const float* image, float* measured);
+  dipengine_status measure_backward(int step);
+  dipengine_status compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
+                           double* discrepancy);
+  dipengine_status data_term(int step, const Slot& slot);
+  dipengine_status image_backward();
 
   dipengine_conv_source source(const Part& part, bool backward) const;
   dipengine_pixels pixels(const Node& node, int buffer) const;

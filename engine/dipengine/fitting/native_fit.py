@@ -36,7 +36,7 @@ def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
         and backend.native is not None
         and all(kernel == 3 for kernel in generator.kernel_up)
         and widest <= 7
-        and problem.operator is None and problem.data_term is None and problem.sigma is None
+        and isinstance(problem.operator, (type(None), Downsampling, Blur))
         and isinstance(problem.data_term, (type(None), SensorLikelihood))
     )
 
