@@ -69,5 +69,6 @@ PYBIND11_MODULE(_native, module) {
   bind_adam(module);
   bind_blur(module);
   bind_conv(module);
+  bind_deviance(module);
   bind_resample(module);
 }
