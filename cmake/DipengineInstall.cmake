@@ -7,7 +7,7 @@ install(TARGETS dipengine EXPORT dipengineTargets
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 install(DIRECTORY csrc/include/dipengine DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.h")
-foreach(op activation adam blur conv masked_mse norm philox resample)
+foreach(op activation adam blur conv deviance masked_mse norm philox resample)
   install(FILES "csrc/ops/${op}/${op}.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
 endforeach()
 install(EXPORT dipengineTargets NAMESPACE dipengine:: DESTINATION "${package_dir}")

@@ -5,17 +5,16 @@
 // needs a kernel of its own. Memory is read and written once: with everything on, 20 bytes read and 16 written per
 // element in float32, some 30 floating-point operations.
 //
-// A sum keeps 16 lanes in float64, element i of a row in lane i % 16, and folds them as a tree at the tile's end. This
-// order is in the source, so vector width does not matter.
+// Sums are kept in lanes (math/lanes.h), so vector width does not matter.
 #include "ops/masked_mse/masked_mse_kernels.h"
 
 #include "math/bf16.h"
+#include "math/lanes.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 namespace {
 
 constexpr int kChunk = 240;  // a multiple of the lanes, and of 2, 3 and 4 channels
-constexpr int kLanes = 16;
 static_assert(kChunk % kLanes == 0 && kMaskedMseTileElements % kChunk == 0, "a chunk begins at lane 0");
 
 void load(const float* __restrict from, float* __restrict to, int n) {
@@ -55,23 +54,6 @@ void apply_sigmoid(Real* __restrict x, Real* __restrict slope, int n) {
     x[i] = s.value;
     slope[i] = s.slope;
   }
-}
-
-// lanes[i % 16] += terms[i]
-template <typename Real>
-void add_to_lanes(double* __restrict lanes, Real* __restrict terms, int n) {
-  const int padded = (n + kLanes - 1) / kLanes * kLanes;
-  for (int i = n; i < padded; ++i) terms[i] = 0;
-  for (int i = 0; i < padded; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(terms[i + lane]);
-  }
-}
-
-double fold_lanes(double* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  }
-  return lanes[0];
 }
 
 // The chunk's buffers and sums; aligned and in one place, so that they stay in the first-level cache.

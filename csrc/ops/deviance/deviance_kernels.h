@@ -1,0 +1,21 @@
+// The CPU kernels of deviance, one table per instruction set.
+#pragma once
+
+#include "ops/deviance/deviance.h"
+#include "ops/deviance/deviance_math.h"
+
+namespace dipengine {
+
+// Sums of one tile; the workspace is an array of them.
+struct DeviancePartial {
+  double loss, discrepancy;
+};
+
+struct DevianceKernels {
+  using Tile = void (*)(const dipengine_deviance_params& params, const DevianceTiling& tiling, int64_t tile,
+                        DeviancePartial* partial);
+  Tile float32;
+  Tile float64;  // only in the portable table
+};
+
+}  // namespace dipengine
