@@ -46,6 +46,11 @@ EDGES = [
     Layer((Input(2, 258, 32),), 32),
     Layer((Input(70, 16, 32),), 32, padding="zero"),
     Layer((Input(12, 20, 128),), 128),
+    Layer((Input(2, 16, 32, "nearest", outer=True),), 32),
+    Layer((Input(4, 32, 3, outer=True), Input(2, 16, 33, "nearest", outer=True)), 40, padding="zero"),
+    Layer((Input(4, 258, 32, "nearest"),), 32),
+    Layer((Input(70, 16, 32, "nearest"), Input(140, 32, 4)), 32, padding="zero"),
+    Layer((Input(24, 40, 4, outer=True), Input(12, 20, 128, "nearest", outer=True)), 128),
 ]
 
 
