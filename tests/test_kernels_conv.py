@@ -37,6 +37,8 @@ EDGES = [
     Layer((Input(65, 2, 4, "nearest"),), 5),
     Layer((Input(130, 3, 4, "bilinear"), Input(260, 6, 2)), 5, padding="zero"),
     Layer((Input(5, 300, 3),), 2),
+    Layer((Input(3, 127 * 128 + 1, 2),), 2),  # 128 blocks of 128 columns, the last of one
+    Layer((Input(1, 127 * 128 - 5, 2),), 2, kernel=7, pad=6, padding="zero"),
     Layer((Input(300, 5, 3),), 2, kernel=4, pad=2),
     Layer((Input(12, 20, 4, outer=True), Input(6, 10, 128, "nearest", outer=True)), 128),
     Layer((Input(12, 20, 128),), 128, kernel=1, pad=0),
