@@ -297,39 +297,11 @@ struct Forward {
     }
   }
 
-  // The sample of an axis that a tile of source `s` reads at `i`, or -1. Upsampled, reflection repeats the border sample.
-  int64_t tile_index(const Prepared& s, int64_t i, int64_t n) const {
-    if (&s != up) return padded_index(i, n, p.padding);
-    if (i >= 0 && i < n) return i;
-    return p.padding == DIPENGINE_PADDING_ZERO ? -1 : i < 0 ? 0 : n - 1;
-  }
-
   // V of the tiles of source rows r and r + 1, from column `first` on.
   void transform_rows(const Prepared& s, int64_t r, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
-    const Stored* rows[4];
-    for (int i = 0; i < 4; ++i) {
-      const int64_t y = tile_index(s, r - 1 + i, s.source->height);
-      rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(s.source->x.data) + y * s.source->x.row_stride;
-    }
-    if (s.prologue.has_outer) {
-      transform<true>(s, rows, first, tiles, to, plane);
-    } else {
-      transform<false>(s, rows, first, tiles, to, plane);
-    }
-  }
-
-  template <bool kOuter>
-  void transform(const Prepared& s, const Stored* const* rows, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
-    const Source& source = *s.source;
-    auto load = [&](int row, int64_t u, int64_t c) {
-      const int64_t x = u < 0 || u >= source.width ? tile_index(s, u, source.width) : u;
-      if (rows[row] == nullptr || x < 0) return V::zero();
-      const Stored* at = rows[row] + x * source.x.pixel_stride + c;
-      const int64_t left = source.channels - c;
-      const typename V::Register value = left >= V::size ? V::load(at) : V::load_part(at, static_cast<int>(left));
-      return normalise<Real, true, kOuter>(s.prologue, value, c);
-    };
-    winograd_input<Real>(load, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
+    with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
+      winograd_input<Real>(samples, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
+    });
   }
 
   // ---- an upsampled source ------------------------------------------------------------------------------------------
