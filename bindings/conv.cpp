@@ -74,6 +74,7 @@ struct Call {
     p.source_size = sizeof(dipengine_conv_source);
     int64_t inputs = 0;
     for (const Source* source : given) {
+      if (source == nullptr) raise("InputError", "One of the convolution's sources is None; give a Source.");
       int32_t dtype = 0;
       sources.push_back(source->see(&dtype));
       if (inputs > 0 && dtype != p.dtype) raise("InputError", "The convolution's sources have several dtypes; convert them.");
@@ -191,6 +192,9 @@ void norm_pass(dipengine_status (*op)(const dipengine_norm_params*), const Sourc
 
 void norm_fold(py::handle mean, py::handle variance, py::handle gamma, py::handle beta, double eps, py::handle scale, py::handle shift) {
   const int64_t n = Tensor(mean, "mean").count();
+  if (variance.is_none() || scale.is_none() || shift.is_none()) {
+    raise("InputError", "The norm's fold lacks one of variance, scale and shift; give all three.");
+  }
   dipengine_norm_fold(n, per_channel(mean, "mean", n), per_channel(variance, "variance", n), per_channel(gamma, "gamma", n),
                       per_channel(beta, "beta", n), eps, per_channel(scale, "scale", n, Access::write),
                       per_channel(shift, "shift", n, Access::write));

@@ -61,20 +61,21 @@ class Layer:
         return {"stride": self.stride, "pad": self.pad, "padding": self.padding}
 
 
-FAMILIES = ("pointwise", "plain", "even", "strided", "nearest", "bilinear")
+FAMILIES = ("pointwise", "plain", "even", "strided", "nearest", "bilinear", "paired")
 
 
 def draw_layer(family: str, seed: int) -> Layer:
     """A layer of the family; every second one has two sources, every fourth is long in one direction.
 
-    "even": one source, 3x3, even sides and many channels, which a kernel may do two by two outputs at a time.
+    "even": one source, 3x3, even sides and many channels, which a kernel may do two by two outputs at a time. "paired":
+    the same of a source that is upsampled by the nearest sample, beside which another may stand.
     """
     generator = torch.Generator().manual_seed(1000 * FAMILIES.index(family) + seed)
 
     def pick(*values):
         return values[int(torch.randint(len(values), (), generator=generator))]
 
-    up = family if family in ("nearest", "bilinear") else "none"
+    up = {"nearest": "nearest", "paired": "nearest", "bilinear": "bilinear"}.get(family, "none")
     kernel = {"pointwise": 1, "plain": pick(3, 3, 4, 5, 7), "strided": pick(1, 3, 3, 4, 5, 6, 7)}.get(family, 3)
     pad = 1 if up != "none" or family == "even" else pick(0, kernel // 2, kernel // 2, kernel - 1)
     least = 1 if up != "none" else max(pad + 1, kernel)
@@ -84,11 +85,11 @@ def draw_layer(family: str, seed: int) -> Layer:
         height, width = pick((least, 130 + pick(0, 1, 7, 127, 131)), (70 + pick(0, 1, 63), least))
     counts = CHANNELS[:6] if long else CHANNELS
     sources = 1 + seed % 2
-    if family == "even":
+    if family in ("even", "paired"):
         height, width = 2 + 2 * (height % 4), 16 + 2 * (width % 6)
         if long:
             height, width = pick((2, 128 + pick(0, 2, 14, 130)), (70, 16))
-        counts, sources = (32, 33, 40, 48), 1
+        counts, sources = (32, 33, 40, 48), sources if family == "paired" else 1
     inputs = []
     for _ in range(sources):
         folded = pick(True, True, False)

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from conv_problems import FAMILIES, Input, Layer, Problem, draw_layer, exact, run  # noqa: E402
 
 from dipengine.errors import DipEngineError, InputError  # noqa: E402
-from dipengine.kernels import backend, conv, pool  # noqa: E402
+from dipengine.kernels import backend, conv, pool, workspace  # noqa: E402
 from dipengine.kernels.conv import Source  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -37,6 +37,8 @@ EDGES = [
     Layer((Input(65, 2, 4, "nearest"),), 5),
     Layer((Input(130, 3, 4, "bilinear"), Input(260, 6, 2)), 5, padding="zero"),
     Layer((Input(5, 300, 3),), 2),
+    Layer((Input(3, 127 * 128 + 1, 2),), 2),  # 128 blocks of 128 columns, the last of one
+    Layer((Input(1, 127 * 128 - 5, 2),), 2, kernel=7, pad=6, padding="zero"),
     Layer((Input(300, 5, 3),), 2, kernel=4, pad=2),
     Layer((Input(12, 20, 4, outer=True), Input(6, 10, 128, "nearest", outer=True)), 128),
     Layer((Input(12, 20, 128),), 128, kernel=1, pad=0),
@@ -46,6 +48,11 @@ EDGES = [
     Layer((Input(2, 258, 32),), 32),
     Layer((Input(70, 16, 32),), 32, padding="zero"),
     Layer((Input(12, 20, 128),), 128),
+    Layer((Input(2, 16, 32, "nearest", outer=True),), 32),
+    Layer((Input(4, 32, 3, outer=True), Input(2, 16, 33, "nearest", outer=True)), 40, padding="zero"),
+    Layer((Input(4, 258, 32, "nearest"),), 32),
+    Layer((Input(70, 16, 32, "nearest"), Input(140, 32, 4)), 32, padding="zero"),
+    Layer((Input(24, 40, 4, outer=True), Input(12, 20, 128, "nearest", outer=True)), 128),
 ]
 
 
@@ -234,6 +241,7 @@ def test_a_forward_output_of_another_size_is_refused(changes):
     {"other": {"coefficients": (numbers(5),) * 3, "raw": torch.zeros(5, 7, 5)}},
     {"source": {"d_x": torch.zeros(6, 7, 3)}}, {"source": {"d_x": torch.zeros(6, 7, 4).double()}},
     {"source": {"d_x": torch.zeros(6, 7, 4), "sum": numbers(4)}},
+    {"source": {"sum": numbers(4), "product": numbers(4)}},  # of what?
     {"source": {"d_x": torch.zeros(6, 7, 4), "sum": numbers(4), "product": numbers(5)}},
     {"source": {"d_x": torch.zeros(6, 7, 4), "centre": numbers(3)}},
     {"source": {"d_x": torch.zeros(4, 6, 7).permute(1, 2, 0)}},
@@ -241,3 +249,11 @@ def test_a_forward_output_of_another_size_is_refused(changes):
 def test_a_backward_output_of_another_size_is_refused(changes):
     with pytest.raises(InputError):
         call("backward", **changes)
+
+
+def test_what_is_missing_is_refused_before_it_is_read():
+    native, space = backend.native, workspace.get()
+    with pytest.raises(InputError, match="None"):
+        native.conv_forward([None], torch.zeros(3, 3, 4, 5), torch.zeros(6, 7, 5), pad=1, workspace=space)
+    with pytest.raises(InputError, match="lacks"):
+        native.norm_fold(numbers(3), None, numbers(3), None, 1e-5, numbers(3), numbers(3))

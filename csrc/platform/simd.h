@@ -3,6 +3,7 @@
 //   Vec<Real>            Real lanes: 16, 8 or 4 floats; doubles only in the portable set (gradient checks)
 //   load / store         whole registers from any address; *_part: the first n lanes, the others read as zero
 //   *_stored             the same from and to memory in another type (bfloat16, widened and rounded to nearest even)
+//   rounded(x, p)        what load(p) would yield after store(p, x)
 //
 // Everything here lives in the namespace of the instruction set, so one source compiles for all (see host_device.h).
 // Products of the portable set are rounded twice (no fused multiply-add without hardware): fast beats fused there.
@@ -54,6 +55,8 @@ struct Vec<float> {
   DIPENGINE_MEMBER Register load_part(const uint16_t* p, int n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
   DIPENGINE_MEMBER void store(uint16_t* p, Register x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(x)); }
   DIPENGINE_MEMBER void store_part(uint16_t* p, Register x, int n) { _mm256_mask_storeu_epi16(p, lanes(n), narrow(x)); }
+  DIPENGINE_MEMBER Register rounded(Register x, const float*) { return x; }
+  DIPENGINE_MEMBER Register rounded(Register x, const uint16_t*) { return widen(narrow(x)); }
 
  private:
   DIPENGINE_MEMBER Register widen(__m256i x) {
@@ -109,6 +112,8 @@ struct Vec<float> {
     store(buffer, x);
     memcpy(p, buffer, static_cast<size_t>(n) * 2);
   }
+  DIPENGINE_MEMBER Register rounded(Register x, const float*) { return x; }
+  DIPENGINE_MEMBER Register rounded(Register x, const uint16_t*) { return widen(narrow(x)); }
 
  private:
   DIPENGINE_MEMBER Register widen(__m128i x) {
@@ -152,6 +157,7 @@ struct PortableVec {
     return x;
   }
   DIPENGINE_MEMBER void store_part(Real* p, Register x, int n) { memcpy(p, &x, static_cast<size_t>(n) * sizeof(Real)); }
+  DIPENGINE_MEMBER Register rounded(Register x, const Real*) { return x; }
 };
 
 template <>
@@ -163,6 +169,7 @@ struct Vec<float> : PortableVec<float> {
   using PortableVec<float>::store;
   using PortableVec<float>::load_part;
   using PortableVec<float>::store_part;
+  using PortableVec<float>::rounded;
   DIPENGINE_MEMBER Register load(const uint16_t* p) { return load_part(p, size); }
   DIPENGINE_MEMBER Register load_part(const uint16_t* p, int n) {
     Register x{};
@@ -172,6 +179,10 @@ struct Vec<float> : PortableVec<float> {
   DIPENGINE_MEMBER void store(uint16_t* p, Register x) { store_part(p, x, size); }
   DIPENGINE_MEMBER void store_part(uint16_t* p, Register x, int n) {
     for (int i = 0; i < n; ++i) p[i] = bf16_from_float(x[i]);
+  }
+  DIPENGINE_MEMBER Register rounded(Register x, const uint16_t*) {
+    for (int i = 0; i < size; ++i) x[i] = float_from_bf16(bf16_from_float(x[i]));
+    return x;
   }
 };
 

@@ -465,5 +465,6 @@ TEST(conv_refuses_what_it_cannot_do) {
   CHECK(refused(true, [](auto& q, double*) { q.gradient.data = nullptr; }));
   CHECK(refused(true, [](auto& q, double* n) { q.raw_scale = n; }));
   CHECK(refused(true, [](auto& q, double* n) { q.sources->sum = n; }));
+  CHECK(refused(true, [](auto& q, double* n) { q.sources->sum = q.sources->product = n, q.sources->d_x.data = nullptr; }));
   CHECK(refused(true, [](auto& q, double*) { q.sources->d_x.pixel_stride = 3; }));
 }

@@ -134,6 +134,10 @@ dipengine_status check_backward(const Params& p) {
     const Source& s = p.sources[i];
     DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr),
                       "The convolution's source %d has a place for one of sum and product; give both or none.", i);
+    DIPENGINE_REQUIRE(s.sum == nullptr || s.d_x.data != nullptr,
+                      "The convolution's source %d has a place for sum and product but none for d_x, which they are sums of; give "
+                      "all three.",
+                      i);
     if (s.d_x.data != nullptr) DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, "data gradient"));
   }
   return DIPENGINE_OK;

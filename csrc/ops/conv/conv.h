@@ -62,7 +62,7 @@ typedef struct dipengine_conv_source {
   /* backward only */
   dipengine_pixels d_x;             /* g_s, params.dtype; optional */
   const double* centre;             /* [channels], or NULL: zero */
-  double *sum, *product;            /* [channels], both or none */
+  double *sum, *product;            /* [channels], both (and d_x) or none */
 } dipengine_conv_source;
 
 typedef struct dipengine_conv_params {

@@ -55,7 +55,7 @@ struct Backward {
   const Prepared* up = nullptr;
   const bool winograd;   // of the data gradient
   Real* transformed;     // the turned weights in Winograd's form, [16][in][out]
-  int64_t inputs = 0, padded, grid_height, grid_width, chunks, chunk_rows, columns, column_blocks, batch_rows;
+  int64_t inputs = 0, padded, grid_height, grid_width, chunks, chunk_rows, columns, batch_rows;
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
   GradientMap<Real> map;
@@ -105,8 +105,9 @@ struct Backward {
     chunk_rows = ceil_divide(grid_height, most_chunks);
     if (winograd) chunk_rows = round_up(chunk_rows, 2);
     chunks = ceil_divide(grid_height, chunk_rows);
-    column_blocks = ceil_divide(grid_width, kColumns);
-    columns = ceil_divide(grid_width, column_blocks);
+    columns = ceil_divide(grid_width, ceil_divide(grid_width, kColumns));
+    // What falls on reflected columns is folded back within a block, so the last one must be wide enough to hold it.
+    while (grid_width % columns != 0 && grid_width % columns <= 2 * kMargin) ++columns;
     if (winograd) columns = round_up(columns, 2);
     batch_rows = least(least(kMostBatchRows, chunk_rows), most(1, kColumns / columns));
     if (winograd) batch_rows = round_up(batch_rows, 2);

@@ -7,8 +7,8 @@
 // three rows of that, and puts two output rows together from them. Other sources are then added to those rows directly.
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
+#include "ops/conv/upsampled_cpu.h"
 #include "ops/conv/weights_cpu.h"
-#include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -47,13 +47,14 @@ struct Forward {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;  // the upsampled source
+  bool paired = false;           // its low-resolution samples are taken two by two
   const bool winograd;
   int blocks;                    // of output channels
   int64_t padded;                // output channels, in whole blocks
   int64_t inputs = 0;
   // Chunks: rows x columns of a grid of output pixels, or of low-resolution ones.
   int64_t grid_height, grid_width, chunk_rows, chunk_columns, row_chunks, column_chunks;
-  Real* transformed;             // the weights in Winograd's form, [16][in][out]
+  Real* transformed;             // the weights in Winograd's form, [16][in][out]; paired: of the upsampled source, [25][in][out]
   Real* bias;
   double *chunk_mean, *chunk_m2;  // [chunks][padded]
   Element* low;                   // the upsampled source, normalised: [height][width][padded]
@@ -64,9 +65,9 @@ struct Forward {
   size_t bytes = 0;
 
   struct Scratch {
-    Real* sums;                                  // [columns][kBlock]; two rows for Winograd
+    Real* sums;                                  // [columns][kBlock]; two rows for Winograd, four if paired
     Element* tiles;                              // [16][tiles][padded]
-    Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [kernel][padded columns][padded]
+    Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [ring rows][padded columns][padded]
     int64_t held[DIPENGINE_CONV_MAX_SOURCES][DIPENGINE_CONV_MAX_KERNEL];
     Real* products;                              // [3][low columns + 2][kBlock]
     Real* mapped;                                // [3 rows][3][2 low columns][kBlock]
@@ -81,17 +82,20 @@ struct Forward {
       s.padded = round_up(s.source->channels, V::size);
       s.groups = static_cast<int>(ceil_divide(s.source->channels, kPair));
       s.first = inputs;
-      s.panel_size = static_cast<int64_t>(weight_planes()) * s.groups * kBlock<Real> * kPair;
+      if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) {
+        up = &s;
+        paired = paired_suits(p, *s.source);
+      }
+      s.panel_size = static_cast<int64_t>(weight_planes(s)) * s.groups * kBlock<Real> * kPair;
       inputs += s.source->channels;
-      if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) up = &s;
     }
     grid_height = up != nullptr ? up->source->height : p.height;
     grid_width = up != nullptr ? up->source->width : p.width;
     const int64_t most_columns = up != nullptr ? kUpColumns : winograd ? kWinogradColumns : kPlainColumns;
     chunk_columns = ceil_divide(grid_width, ceil_divide(grid_width, most_columns));
-    chunk_rows = up != nullptr ? least(kUpRows, grid_height)
+    chunk_rows = up != nullptr && !paired ? least(kUpRows, grid_height)
                                : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, chunk_columns)));
-    if (winograd) {
+    if (winograd || paired) {
       chunk_rows = round_up(chunk_rows, 2);
       chunk_columns = round_up(chunk_columns, 2);
     }
@@ -106,12 +110,12 @@ struct Forward {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
-    transformed = carver.take<Real>(winograd ? kWinogradPlanes * inputs * p.channels : 0);
+    transformed = carver.take<Real>(winograd ? kWinogradPlanes * inputs * p.channels : paired ? kPairedPlanes * up->source->channels * p.channels : 0);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);
     low = nullptr;
-    if (up != nullptr) {
+    if (up != nullptr && !paired) {
       low = carver.take<Element>(grid_height * grid_width * up->padded);
       rows_map = carver.take<AxisTerms>(grid_height * 6);
       columns_map = carver.take<AxisTerms>(grid_width * 6);
@@ -123,24 +127,27 @@ struct Forward {
     bytes = carver.used() + scratch_bytes * static_cast<size_t>(dipengine_pool_size(p.pool));
   }
 
-  int weight_planes() const { return winograd ? kWinogradPlanes : p.kernel * p.kernel; }
+  int weight_planes(const Prepared& s) const {
+    return winograd ? kWinogradPlanes : paired && &s == up ? kPairedPlanes : p.kernel * p.kernel;
+  }
+  int64_t ring_rows() const { return paired ? 4 + p.kernel - 1 : p.kernel; }  // of all the output rows made at once
   int64_t out_columns() const { return up != nullptr ? 2 * chunk_columns : chunk_columns; }
   int64_t ring_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
 
   Scratch carve_scratch(Carver& carver) const {
     Scratch s;
-    s.sums = carver.take<Real>((winograd ? 2 : 1) * out_columns() * kBlock<Real>);
-    if (winograd) {
-      s.tiles = carver.take<Element>(kWinogradPlanes * (chunk_columns / 2) * sources[0].padded);
-      s.products = carver.take<Real>(kWinogradPlanes * (chunk_columns / 2) * kBlock<Real>);
-      return s;
+    s.sums = carver.take<Real>((winograd ? 2 : paired ? 4 : 1) * out_columns() * kBlock<Real>);
+    if (winograd || paired) {
+      s.tiles = carver.take<Element>(kWinogradPlanes * (chunk_columns / 2) * (paired ? up : &sources[0])->padded);
+      s.products = carver.take<Real>((paired ? kPairedPlanes : kWinogradPlanes) * (chunk_columns / 2) * kBlock<Real>);
     }
+    if (winograd) return s;
     for (int i = 0; i < p.sources_count; ++i) {
       if (&sources[i] == up) continue;
-      s.ring[i] = carver.take<Element>(p.kernel * ring_columns() * sources[i].padded);
+      s.ring[i] = carver.take<Element>(ring_rows() * ring_columns() * sources[i].padded);
       for (int64_t& row : s.held[i]) row = -(int64_t{1} << 40);
     }
-    if (up != nullptr) {
+    if (up != nullptr && !paired) {
       s.products = carver.take<Real>(3 * (chunk_columns + 2) * kBlock<Real>);
       s.mapped = carver.take<Real>(3 * 3 * 2 * chunk_columns * kBlock<Real>);
     }
@@ -167,25 +174,38 @@ struct Forward {
       run_tasks(p.pool, inputs, [&](int64_t c) { winograd_weights(weight, inputs, p.channels, c, false, transformed); });
       weight = transformed;
     }
-    const int64_t layouts = up != nullptr ? grid_height : 0;
+    if (paired) {
+      run_tasks(p.pool, up->source->channels, [&](int64_t c) {
+        paired_weights(static_cast<const Real*>(p.weight), inputs, up->first, up->source->channels, p.channels, c, transformed);
+      });
+    }
+    const int64_t layouts = up != nullptr && !paired ? grid_height : 0;
     run_tasks(p.pool, static_cast<int64_t>(blocks) * p.sources_count + layouts, [&](int64_t task) {
       if (task < static_cast<int64_t>(blocks) * p.sources_count) {
         const int block = static_cast<int>(task % blocks);
         Prepared& s = sources[task / blocks];
-        pack_weights<Element, Real>(p.channels, weight, weight_planes(), s.first, s.source->channels, inputs, block, vectors_of(block),
-                                    s.panels + block * s.panel_size);
+        Element* panel = s.panels + block * s.panel_size;
+        if (paired && &s == up) {
+          pack_weights<Element, Real>(p.channels, transformed, kPairedPlanes, 0, s.source->channels, s.source->channels, block,
+                                      vectors_of(block), panel);
+        } else {
+          pack_weights<Element, Real>(p.channels, weight, weight_planes(s), s.first, s.source->channels, inputs, block,
+                                      vectors_of(block), panel);
+        }
         return;
       }
       const int64_t y = task - static_cast<int64_t>(blocks) * p.sources_count;
       load_row<Real, Stored>(*up->source, up->prologue, p.padding, y, 0, grid_width, low + y * grid_width * up->padded);
     });
-    if (up != nullptr) {
+    if (up != nullptr && !paired) {
       fill_map(rows_map, grid_height);
       fill_map(columns_map, grid_width);
       run_tasks_with_scratch(p.pool, row_chunks * column_chunks * blocks,
                              [&](int64_t task, int slot) { run_up(task / blocks, static_cast<int>(task % blocks), slot); });
     } else {
-      run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) { winograd ? run_winograd(task, slot) : run_plain(task, slot); });
+      run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) {
+        paired ? run_paired(task, slot) : winograd ? run_winograd(task, slot) : run_plain(task, slot);
+      });
     }
     if (p.mean != nullptr) finish_moments();
   }
@@ -199,13 +219,13 @@ struct Forward {
   // ---- plain sources ------------------------------------------------------------------------------------------------
 
   // Adds source `i` to sums of output row r, columns [begin, begin + columns), one block.
-  void add_plain(int i, Scratch& scratch_area, int64_t r, int64_t begin, int64_t columns, int block, bool accumulate) const {
+  void add_plain(int i, Scratch& scratch_area, int64_t r, int64_t begin, int64_t columns, int block, bool accumulate, Real* sums) const {
     const Prepared& s = sources[i];
     const int64_t row_elements = ring_columns() * s.padded, from = begin * p.stride - p.pad;
     Segments<Element> segments;
     segments.count = p.kernel * p.kernel;
     for (int ky = 0; ky < p.kernel; ++ky) {
-      const int64_t y = r * p.stride - p.pad + ky, place = (y + p.kernel * 2) % p.kernel;
+      const int64_t y = r * p.stride - p.pad + ky, place = (y + p.kernel * 2) % ring_rows();
       Element* row = scratch_area.ring[i] + place * row_elements;
       if (scratch_area.held[i][place] != y) {
         scratch_area.held[i][place] = y;
@@ -214,7 +234,7 @@ struct Forward {
       for (int kx = 0; kx < p.kernel; ++kx) segments.start[ky * p.kernel + kx] = row + kx * s.padded;
     }
     multiply<Element>(columns, segments, p.stride * s.padded, s.groups, s.panels + block * s.panel_size, vectors_of(block),
-                      scratch_area.sums, kBlock<Real>, accumulate);
+                      sums, kBlock<Real>, accumulate);
   }
 
   void store_row(const Real* sums, int64_t r, int64_t begin, int64_t columns, int block, int64_t before, int64_t chunk) const {
@@ -250,7 +270,7 @@ struct Forward {
     const int64_t columns = piece.right - piece.left;
     for (int64_t r = piece.top; r < piece.bottom; ++r) {
       for (int block = 0; block < blocks; ++block) {
-        for (int i = 0; i < p.sources_count; ++i) add_plain(i, area, r, piece.left, columns, block, i > 0);
+        for (int i = 0; i < p.sources_count; ++i) add_plain(i, area, r, piece.left, columns, block, i > 0, area.sums);
         store_row(area.sums, r, piece.left, columns, block, (r - piece.top) * columns, chunk);
       }
     }
@@ -266,16 +286,7 @@ struct Forward {
     Real* second = area.sums + columns * kBlock<Real>;
     clear_moments(chunk, 0, padded);
     for (int64_t r = piece.top; r < piece.bottom; r += 2) {
-      const Stored* rows[4];
-      for (int i = 0; i < 4; ++i) {
-        const int64_t y = padded_index(r - 1 + i, s.source->height, p.padding);
-        rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(s.source->x.data) + y * s.source->x.row_stride;
-      }
-      if (s.prologue.has_outer) {
-        transform<true>(s, rows, piece.left, tiles, area.tiles, plane);
-      } else {
-        transform<false>(s, rows, piece.left, tiles, area.tiles, plane);
-      }
+      transform_rows(s, r, piece.left, tiles, area.tiles, plane);
       const int64_t before = (r - piece.top) * columns;
       for (int block = 0; block < blocks; ++block) {
         winograd_rows<Element>(area.tiles, plane, tiles, s.padded, s.groups, s.panels + block * s.panel_size, vectors_of(block),
@@ -286,18 +297,11 @@ struct Forward {
     }
   }
 
-  template <bool kOuter>
-  void transform(const Prepared& s, const Stored* const* rows, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
-    const Source& source = *s.source;
-    auto load = [&](int row, int64_t u, int64_t c) {
-      const int64_t x = u < 0 || u >= source.width ? padded_index(u, source.width, p.padding) : u;
-      if (rows[row] == nullptr || x < 0) return V::zero();
-      const Stored* at = rows[row] + x * source.x.pixel_stride + c;
-      const int64_t left = source.channels - c;
-      const typename V::Register value = left >= V::size ? V::load(at) : V::load_part(at, static_cast<int>(left));
-      return normalise<Real, true, kOuter>(s.prologue, value, c);
-    };
-    winograd_input<Real>(load, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
+  // V of the tiles of source rows r and r + 1, from column `first` on.
+  void transform_rows(const Prepared& s, int64_t r, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
+    with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
+      winograd_input<Real>(samples, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
+    });
   }
 
   // ---- an upsampled source ------------------------------------------------------------------------------------------
@@ -436,10 +440,33 @@ struct Forward {
         for (int64_t o = 2 * j; o < 2 * j + 2; ++o) {
           sum_rows(o, area.mapped, columns, area.sums);
           for (int s = 0; s < p.sources_count; ++s) {
-            if (&sources[s] != up) add_plain(s, area, o, 2 * begin, 2 * columns, block, true);
+            if (&sources[s] != up) add_plain(s, area, o, 2 * begin, 2 * columns, block, true, area.sums);
           }
           store_row(area.sums, o, 2 * begin, 2 * columns, block, before, chunk);
           before += 2 * columns;
+        }
+      }
+    }
+  }
+
+  // The same from 2x2 low-resolution samples at a time.
+  void run_paired(int64_t chunk, int slot) const {
+    Scratch area = scratch_of(slot);
+    const Piece piece = piece_of(chunk);
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tiles * up->padded;
+    const int64_t row_size = out_columns() * kBlock<Real>;
+    clear_moments(chunk, 0, padded);
+    for (int64_t r = piece.top; r < piece.bottom; r += 2) {
+      transform_rows(*up, r, piece.left, tiles, area.tiles, plane);
+      for (int block = 0; block < blocks; ++block) {
+        paired_rows<Element>(area.tiles, plane, tiles, up->padded, up->groups, up->panels + block * up->panel_size, vectors_of(block),
+                             area.products, area.sums, row_size);
+        for (int y = 0; y < 4; ++y) {
+          Real* sums = area.sums + y * row_size;
+          for (int s = 0; s < p.sources_count; ++s) {
+            if (&sources[s] != up) add_plain(s, area, 2 * r + y, 2 * piece.left, 2 * columns, block, true, sums);
+          }
+          store_row(sums, 2 * r + y, 2 * piece.left, 2 * columns, block, (2 * (r - piece.top) + y) * 2 * columns, chunk);
         }
       }
     }

@@ -147,7 +147,7 @@ static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptr
   using V = Vec<typename M::Real>;
   typename V::Register sum[MR][NV];
   for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) sum[m][v] = V::load(c + m * c_stride + v * V::size);
+    for (int v = 0; v < NV; ++v) sum[m][v] = V::zero();  // C is read at the end, when it need not be waited for
   }
   for (int s = 0; s < a.count; ++s) {
     const Element* row = a.start[s] + a_offset;
@@ -162,7 +162,10 @@ static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptr
     }
   }
   for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) V::store(c + m * c_stride + v * V::size, sum[m][v]);
+    for (int v = 0; v < NV; ++v) {
+      typename M::Real* to = c + m * c_stride + v * V::size;
+      V::store(to, V::add(V::load(to), sum[m][v]));
+    }
   }
 }
 

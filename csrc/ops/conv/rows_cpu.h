@@ -109,6 +109,25 @@ static void load_row(const dipengine_conv_source& s, const Prologue<Real>& p, in
   }
 }
 
+// Two pixels' registers of an operand packed along pixels: at their group and channel, [group][padded][kPair].
+template <typename Element>
+DIPENGINE_INLINE void store_pair(Element* to, int64_t padded, typename Vec<typename Mac<Element>::Real>::Register one,
+                                 typename Vec<typename Mac<Element>::Real>::Register two) {
+  using V = Vec<typename Mac<Element>::Real>;
+  if constexpr (Mac<Element>::kPair == 1) {
+    V::store(to, one);
+    V::store(to + padded, two);
+  }
+#if defined(__AVX512BF16__)
+  if constexpr (Mac<Element>::kPair == 2) {
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(two, one);  // `one` in the lower half
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both));
+  }
+#endif
+}
+
 // Means and centred squares of channels over the pixels of a chunk, merged row by row (T. Chan, G. Golub, R. LeVeque 1979).
 struct Moments {
   double *mean, *m2;  // [channels padded]
@@ -120,48 +139,59 @@ DIPENGINE_INLINE void merge_moments(double count_a, double* mean_a, double* m2_a
   *m2_a += m2_b + delta * delta * (count_a * count_b / total);
 }
 
-// One register's columns of a row of sums: [pixels], `stride` apart. `before` pixels were merged into the moments.
-template <typename Real, typename Raw>
+// kCount registers' columns of a row of sums: [pixels], `stride` apart; the last has `lanes` channels. `before` pixels were
+// merged into the moments.
+template <int kCount, typename Real, typename Raw>
 DIPENGINE_INLINE void store_raw_lanes(const Real* sums, ptrdiff_t stride, int64_t pixels, int lanes, const Real* bias, Raw* raw,
                                       int64_t pixel_stride, int64_t before, double* mean, double* m2) {
   using V = Vec<Real>;
+  using Register = typename V::Register;
   const bool whole = lanes == V::size;
-  const typename V::Register shift_out = bias == nullptr ? V::zero() : V::load(bias);
-  auto put = [&](int64_t w) {
-    const typename V::Register x = V::add(V::load(sums + w * stride), shift_out);
-    if (whole) {
-      V::store(raw + w * pixel_stride, x);
-    } else {
-      V::store_part(raw + w * pixel_stride, x, lanes);
+  Register shift_out[kCount];
+  for (int v = 0; v < kCount; ++v) shift_out[v] = bias == nullptr ? V::zero() : V::load(bias + v * V::size);
+  // Stores pixel w and yields what was stored.
+  auto put = [&](int64_t w, int v) {
+    const Register x = V::add(V::load(sums + w * stride + v * V::size), shift_out[v]);
+    Raw* to = raw + w * pixel_stride + v * V::size;
+    if (v + 1 < kCount || whole) {
+      V::store(to, x);
+      return V::rounded(x, to);
     }
-  };
-  auto stored = [&](int64_t w) {
-    return whole ? V::load(raw + w * pixel_stride) : V::load_part(raw + w * pixel_stride, lanes);
+    V::store_part(to, x, lanes);
+    return V::load_part(to, lanes);
   };
   if (mean == nullptr) {
-    for (int64_t w = 0; w < pixels; ++w) put(w);
+    for (int64_t w = 0; w < pixels; ++w) {
+      for (int v = 0; v < kCount; ++v) put(w, v);
+    }
     return;
   }
   // Sums about a value near the mean: neither cancels where |mean| is far above the standard deviation.
-  put(0);
-  Real near[V::size];
-  V::store(near, stored(0));
+  const int channels = (kCount - 1) * V::size + lanes;
+  Real near[kCount * V::size];
+  for (int v = 0; v < kCount; ++v) V::store(near + v * V::size, put(0, v));
   if (before > 0) {
-    for (int i = 0; i < lanes; ++i) near[i] = static_cast<Real>(mean[i]);
+    for (int i = 0; i < channels; ++i) near[i] = static_cast<Real>(mean[i]);
   }
-  const typename V::Register centre = V::load(near);
-  typename V::Register first = V::zero(), second = V::zero();
+  Register centre[kCount], first[kCount], second[kCount];
+  for (int v = 0; v < kCount; ++v) {
+    centre[v] = V::load(near + v * V::size);
+    first[v] = second[v] = V::zero();
+  }
   for (int64_t w = 0; w < pixels; ++w) {
-    put(w);
-    const typename V::Register x = V::sub(stored(w), centre);
-    first = V::add(first, x);
-    second = V::fma(x, x, second);
+    for (int v = 0; v < kCount; ++v) {
+      const Register x = V::sub(put(w, v), centre[v]);
+      first[v] = V::add(first[v], x);
+      second[v] = V::fma(x, x, second[v]);
+    }
   }
-  Real sum[V::size], square[V::size];
-  V::store(sum, first);
-  V::store(square, second);
+  Real sum[kCount * V::size], square[kCount * V::size];
+  for (int v = 0; v < kCount; ++v) {
+    V::store(sum + v * V::size, first[v]);
+    V::store(square + v * V::size, second[v]);
+  }
   const double n = static_cast<double>(pixels);
-  for (int i = 0; i < lanes; ++i) {
+  for (int i = 0; i < channels; ++i) {
     const double offset = static_cast<double>(sum[i]) / n;
     const double row_m2 = static_cast<double>(square[i]) - offset * offset * n;
     merge_moments(static_cast<double>(before), mean + i, m2 + i, n, static_cast<double>(near[i]) + offset,
@@ -174,10 +204,11 @@ template <typename Real, typename Raw>
 static void store_raw(const Real* sums, int64_t pixels, int columns, const Real* bias, Raw* raw, int64_t pixel_stride,
                       int64_t before, Moments moments) {
   constexpr int kWidth = Vec<Real>::size;
-  for (int c = 0; c < columns; c += kWidth) {
-    const int lanes = columns - c < kWidth ? columns - c : kWidth;
-    store_raw_lanes(sums + c, kBlock<Real>, pixels, lanes, bias == nullptr ? nullptr : bias + c, raw + c, pixel_stride, before,
-                    moments.mean == nullptr ? nullptr : moments.mean + c, moments.m2 == nullptr ? nullptr : moments.m2 + c);
+  static_assert(kVectors == 2, "the columns are one or two registers");
+  if (columns > kWidth) {
+    store_raw_lanes<2>(sums, kBlock<Real>, pixels, columns - kWidth, bias, raw, pixel_stride, before, moments.mean, moments.m2);
+  } else {
+    store_raw_lanes<1>(sums, kBlock<Real>, pixels, columns, bias, raw, pixel_stride, before, moments.mean, moments.m2);
   }
 }
 

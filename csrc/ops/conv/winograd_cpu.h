@@ -57,6 +57,63 @@ static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs
   }
 }
 
+// Registers of `kPlanes` planes, tile after tile, packed in pairs of tiles along which multiply_outer() sums:
+// [planes][groups][padded][kPair]; after an odd tile comes one of zeros.
+template <typename Element, int kPlanes>
+struct TilePairs {
+  using V = Vec<typename Mac<Element>::Real>;
+  Element* to;
+  int64_t plane, padded, tiles;
+  typename V::Register kept[kPlanes];
+
+  // Planes [k, k + count) of tile t.
+  __attribute__((always_inline)) inline void put(int64_t c, int64_t t, int k, int count, const typename V::Register* values) {
+    const bool both = t % 2 != 0;
+    Element* at = to + (t - (both ? 1 : 0)) * padded + c * Mac<Element>::kPair + k * plane;
+    if (both) {
+      for (int i = 0; i < count; ++i) store_pair<Element>(at + i * plane, padded, kept[k + i], values[i]);
+    } else if (t + 1 < tiles) {
+      for (int i = 0; i < count; ++i) kept[k + i] = values[i];
+    } else {
+      for (int i = 0; i < count; ++i) store_pair<Element>(at + i * plane, padded, values[i], V::zero());
+    }
+  }
+};
+
+// Planes of the weight gradient's other operand, packed as V is: of two outputs (y0, y0 + y1, y0 - y1, y1) per axis.
+// load(row 0..1, column, channel); columns from `first` on.
+template <typename Real, typename Load, typename Element>
+static void winograd_gradient(const Load& load, int64_t first, int64_t tiles, int64_t padded, Element* to, int64_t plane) {
+  using V = Vec<Real>;
+  TilePairs<Element, kWinogradPlanes> pairs{to, plane, padded, tiles, {}};
+  auto axis = [](typename V::Register y0, typename V::Register y1, typename V::Register* out) {
+    out[0] = y0;
+    out[1] = V::add(y0, y1);
+    out[2] = V::sub(y0, y1);
+    out[3] = y1;
+  };
+  for (int64_t c = 0; c < padded; c += V::size) {
+    for (int64_t t = 0; t < tiles; ++t) {
+      typename V::Register left[4], right[4], planes[4];
+      axis(load(0, first + 2 * t, c), load(1, first + 2 * t, c), left);
+      axis(load(0, first + 2 * t + 1, c), load(1, first + 2 * t + 1, c), right);
+      for (int y = 0; y < 4; ++y) {
+        axis(left[y], right[y], planes);
+        pairs.put(c, t, 4 * y, 4, planes);
+      }
+    }
+  }
+}
+
+// The weights' gradient from that of U, whose last element has the other sign there.
+template <typename V>
+DIPENGINE_INLINE void winograd_weight_axis(const typename V::Register* u, typename V::Register* g) {
+  const typename V::Register half = V::set(0.5f), even = V::mul(V::add(u[1], u[2]), half);
+  g[0] = V::add(u[0], even);
+  g[1] = V::mul(V::sub(u[1], u[2]), half);
+  g[2] = V::sub(even, u[3]);
+}
+
 // Which of an axis' borders a tile touches where reflection has to be folded into V (data gradient), else neither.
 struct WinogradFold {
   bool first, last;
@@ -72,10 +129,10 @@ DIPENGINE_INLINE void winograd_axis(const typename V::Register d0, const typenam
 }
 
 // A row of `tiles` tiles: load(row 0..3, column, channel) gives sample (2 i - 1 + row, column), columns from -1 + `first`
-// on. Writes V to [16 planes][tiles][padded].
-template <typename Real, typename Load, typename Element>
-static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,
-                           Element* to, int64_t plane) {
+// on. emit(channel, tile, plane, V [4 planes]) takes them tile by tile, a register of channels after the other.
+template <typename Real, typename Load, typename Emit>
+DIPENGINE_INLINE void winograd_tiles(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns,
+                                     int64_t padded, const Emit& emit) {
   using V = Vec<Real>;
   for (int64_t c = 0; c < padded; c += V::size) {
     typename V::Register window[4][4];  // [column][vertical product]
@@ -84,19 +141,80 @@ static void winograd_input(const Load& load, int64_t first, int64_t tiles, Winog
     };
     column(first - 1, window[0]);
     column(first, window[1]);
-    Element* out = to + c;
-    for (int64_t t = 0; t < tiles; ++t, out += padded) {
+    for (int64_t t = 0; t < tiles; ++t) {
       column(first + 2 * t + 1, window[2]);
       column(first + 2 * t + 2, window[3]);
       const WinogradFold fold{columns.first && t == 0, columns.last && t + 1 == tiles};
       for (int y = 0; y < 4; ++y) {
         typename V::Register products[4];
         winograd_axis<V>(window[0][y], window[1][y], window[2][y], window[3][y], fold, products);
-        for (int x = 0; x < 4; ++x) V::store(out + (4 * y + x) * plane, products[x]);
+        emit(c, t, 4 * y, products);
         window[0][y] = window[2][y];
         window[1][y] = window[3][y];
       }
     }
+  }
+}
+
+// V to [16 planes][tiles][padded].
+template <typename Real, typename Load, typename Element>
+static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,
+                           Element* to, int64_t plane) {
+  winograd_tiles<Real>(load, first, tiles, rows, columns, padded, [&](int64_t c, int64_t t, int k, const typename Vec<Real>::Register* v) {
+    for (int i = 0; i < 4; ++i) Vec<Real>::store(to + (k + i) * plane + t * padded + c, v[i]);
+  });
+}
+
+// V packed along the tiles for multiply_outer(): [16 planes][groups][padded][kPair], an even number of tiles.
+template <typename Real, typename Load, typename Element>
+static void winograd_packed(const Load& load, int64_t first, int64_t tiles, int64_t padded, Element* to, int64_t plane) {
+  TilePairs<Element, kWinogradPlanes> pairs{to, plane, padded, tiles, {}};
+  winograd_tiles<Real>(load, first, tiles, {false, false}, {false, false}, padded,
+                       [&](int64_t c, int64_t t, int k, const typename Vec<Real>::Register* v) { pairs.put(c, t, k, 4, v); });
+}
+
+// The samples of a source that a row of tiles reads, normalised. Behind an upsampling (by the nearest sample), reflection
+// repeats the border sample.
+template <typename Real, typename Stored, bool kOuter>
+struct TileSamples {
+  using V = Vec<Real>;
+  const dipengine_conv_source& source;
+  const Prologue<Real>& prologue;
+  int padding;
+  const Stored* rows[4];
+
+  // Of the tiles of source rows r and r + 1.
+  TileSamples(const dipengine_conv_source& source_, const Prologue<Real>& prologue_, int padding_, int64_t r)
+      : source(source_), prologue(prologue_), padding(padding_) {
+    for (int i = 0; i < 4; ++i) {
+      const int64_t y = place(r - 1 + i, source.height);
+      rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(source.x.data) + y * source.x.row_stride;
+    }
+  }
+
+  int64_t place(int64_t i, int64_t n) const {
+    if (i >= 0 && i < n) return i;
+    if (source.upsample == DIPENGINE_UPSAMPLE_NONE || padding == DIPENGINE_PADDING_ZERO) return padded_index(i, n, padding);
+    return i < 0 ? 0 : n - 1;
+  }
+
+  __attribute__((always_inline)) inline typename V::Register operator()(int row, int64_t u, int64_t c) const {
+    const int64_t x = place(u, source.width);
+    if (rows[row] == nullptr || x < 0) return V::zero();
+    const Stored* at = rows[row] + x * source.x.pixel_stride + c;
+    const int64_t left = source.channels - c;
+    const typename V::Register value = left >= V::size ? V::load(at) : V::load_part(at, static_cast<int>(left));
+    return normalise<Real, true, kOuter>(prologue, value, c);
+  }
+};
+
+// use(samples) with the tiles' samples of source rows r and r + 1.
+template <typename Real, typename Stored, typename Use>
+static void with_samples(const dipengine_conv_source& source, const Prologue<Real>& prologue, int padding, int64_t r, const Use& use) {
+  if (prologue.has_outer) {
+    use(TileSamples<Real, Stored, true>(source, prologue, padding, r));
+  } else {
+    use(TileSamples<Real, Stored, false>(source, prologue, padding, r));
   }
 }
 

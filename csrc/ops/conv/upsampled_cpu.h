@@ -1,0 +1,97 @@
+// The convolution (kernel 3, pad 1) of a nearest x2 upsampled source on a CPU, two low-resolution samples at a time: 25
+// products a 2x2 tile of them, which is 4x4 outputs, instead of 36 (and of 144 on the upsampled image).
+//
+// Per axis, output 2i is w0 x[i-1] + (w1 + w2) x[i] and output 2i + 1 is (w0 + w1) x[i] + w2 x[i+1], indices clamped (or
+// zero beyond the borders, with zero padding): two kernels of two taps, which as polynomials agree at 1. Both interpolated
+// at 0 or infinity, 1 and -1 (S. Winograd 1980) then share a product and, of the samples d = x[2t-1 .. 2t+2], what
+// Winograd's F(2, 3) makes of them:
+//
+//   V = (d0 - d2, d1 + d2, d2 - d1, d1 - d3)
+//   U = (w0, (w0 + w1 + w2) / 2, (w0 - w1 - w2) / 2, (w0 + w1 - w2) / 2, w2)        m = (U0 V0, U1 V1, U2 V2, U3 V2, U4 V3)
+//   y = (m0 + m1 + m2, m1 - m3, m1 - m2, m1 + m3 - m4)                              outputs 4t .. 4t+3
+#pragma once
+
+#include "ops/conv/winograd_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+constexpr int kPairedPlanes = 25;
+constexpr int kPairedInput[5] = {0, 1, 2, 2, 3};  // the element of V that each product of an axis takes
+
+DIPENGINE_INLINE bool paired_suits(const dipengine_conv_params& p, const dipengine_conv_source& s) {
+  return s.upsample == DIPENGINE_UPSAMPLE_NEAREST && s.height % 2 == 0 && s.width % 2 == 0 && s.width >= 2 * kWinogradLeastTiles &&
+         p.channels >= kWinogradLeastChannels && s.channels >= kWinogradLeastChannels;
+}
+
+// Row `c` of the channels in: weights [9][inputs][outputs], from channel `first` on -> U [25][channels][outputs].
+template <typename Real>
+static void paired_weights(const Real* weight, int64_t inputs, int64_t first, int64_t channels, int64_t outputs, int64_t c, Real* to) {
+  using V = Vec<Real>;
+  using Register = typename V::Register;
+  const Register half = V::set(Real(0.5));
+  auto axis = [&](Register w0, Register w1, Register w2, Register* out) {
+    const Register both = V::add(w0, w1), rest = V::add(w1, w2);
+    out[0] = w0;
+    out[1] = V::mul(V::add(w0, rest), half);
+    out[2] = V::mul(V::sub(w0, rest), half);
+    out[3] = V::mul(V::sub(both, w2), half);
+    out[4] = w2;
+  };
+  for (int64_t o = 0; o < outputs; o += V::size) {
+    const int lanes = static_cast<int>(least(V::size, outputs - o));
+    Register rows[3][5], columns[5];
+    for (int y = 0; y < 3; ++y) {
+      Register w[3];
+      for (int x = 0; x < 3; ++x) w[x] = V::load_part(weight + ((3 * y + x) * inputs + first + c) * outputs + o, lanes);
+      axis(w[0], w[1], w[2], rows[y]);
+    }
+    for (int x = 0; x < 5; ++x) {
+      axis(rows[0][x], rows[1][x], rows[2][x], columns);
+      for (int y = 0; y < 5; ++y) V::store_part(to + ((5 * y + x) * channels + c) * outputs + o, columns[y], lanes);
+    }
+  }
+}
+
+template <typename V>
+DIPENGINE_INLINE void paired_outputs(const typename V::Register* m, typename V::Register* y) {
+  y[0] = V::add(V::add(m[0], m[1]), m[2]);
+  y[1] = V::sub(m[1], m[3]);
+  y[2] = V::sub(m[1], m[2]);
+  y[3] = V::sub(V::add(m[1], m[3]), m[4]);
+}
+
+// One block of channels out: products of V [16 planes][tiles][padded] with the packed U (panel), and from them four rows of
+// outputs [4 tiles][kBlock], `row_size` elements apart.
+template <typename Element>
+static void paired_rows(const Element* v, int64_t plane, int64_t tiles, int64_t padded, int groups, const Element* panel, int vectors,
+                        typename Mac<Element>::Real* products, typename Mac<Element>::Real* rows, int64_t row_size) {
+  using Real = typename Mac<Element>::Real;
+  using V = Vec<Real>;
+  const int64_t size = tiles * kBlock<Real>, panel_size = static_cast<int64_t>(groups) * vectors * V::size * Mac<Element>::kPair;
+  Segments<Element> segments;
+  segments.count = 1;
+  for (int k = 0; k < kPairedPlanes; ++k) {
+    segments.start[0] = v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane;
+    multiply<Element>(tiles, segments, padded, groups, panel + k * panel_size, vectors, products + k * size, kBlock<Real>, false);
+  }
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
+      const Real* m = products + t * kBlock<Real> + lane;
+      typename V::Register down[5][4];  // [product across][row]
+      for (int x = 0; x < 5; ++x) {
+        typename V::Register column[5];
+        for (int y = 0; y < 5; ++y) column[y] = V::load(m + (5 * y + x) * size);
+        paired_outputs<V>(column, down[x]);
+      }
+      Real* to = rows + 4 * t * kBlock<Real> + lane;
+      for (int y = 0; y < 4; ++y) {
+        const typename V::Register across[5] = {down[0][y], down[1][y], down[2][y], down[3][y], down[4][y]};
+        typename V::Register out[4];
+        paired_outputs<V>(across, out);
+        for (int x = 0; x < 4; ++x) V::store(to + y * row_size + x * kBlock<Real>, out[x]);
+      }
+    }
+  }
+}
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
