@@ -72,11 +72,8 @@ void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
 void bind_blur(py::module_& module);
 void bind_conv(py::module_& module);
-<<<<<<< HEAD
 void bind_fit(py::module_& module);
-=======
 void bind_deviance(py::module_& module);
->>>>>>> ops
 void bind_resample(py::module_& module);
 
 }  // namespace dipengine_python

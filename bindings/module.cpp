@@ -69,10 +69,7 @@ PYBIND11_MODULE(_native, module) {
   bind_adam(module);
   bind_blur(module);
   bind_conv(module);
-<<<<<<< HEAD
   bind_fit(module);
-=======
   bind_deviance(module);
->>>>>>> ops
   bind_resample(module);
 }

@@ -30,7 +30,10 @@ from dipengine.tasks.blur import Blur
 from dipengine.tasks.downsampling import Downsampling
 from dipengine.tasks.inpaint import RECIPES
 
-pytestmark = pytest.mark.skipif(not backend.native_available(), reason="needs the native core")
+pytestmark = [
+    pytest.mark.skipif(not backend.native_available(), reason="needs the native core"),
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 SMALL = Hourglass.regular(levels=2, channels_down=8, channels_up=8, channels_skip=4, upsample="nearest", input_depth=8)
 RECIPE = Recipe(SMALL, iterations=40, average_decay=0.9, average_warm_up=True)
@@ -271,7 +274,7 @@ def test_the_core_has_the_same_stop_rule():
 
 
 def test_more_memory_than_there_is_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr(environment, "memory", lambda: 2**20)
+    monkeypatch.setattr(environment, "memory", lambda: 2**16)
     with pytest.raises(FitError, match="smaller image"):
         native(PROBLEMS["identity"])
 
