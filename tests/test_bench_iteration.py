@@ -293,6 +293,16 @@ def test_a_machine_that_changed_its_speed_is_called_not_idle(monkeypatch, quick)
     assert machine.idle(100e9, 110e9) and machine.idle(None, None)
 
 
+def test_a_disturbance_between_two_equal_ceilings_is_noticed(monkeypatch, quick):
+    monkeypatch.setattr(machine, "ceiling", lambda precision, threads: 100e9)
+    monkeypatch.setattr(iteration, "make_ours", lambda setting: Fake())
+    for samples, disturbed in (([0.2, 0.21, 0.2, 0.24], []), ([0.2, 0.21, 0.2, 0.42], [4])):
+        fixed_samples(monkeypatch, {"ours": samples})
+        report = measure(small(), rounds=4, peers="none")
+        assert report["disturbed_rounds"] == disturbed and report["idle"] == (not disturbed)
+        assert ("far slower than at its median in round 4: the machine was not idle" in table(report)) == bool(disturbed)
+
+
 def test_layers_have_floor_and_share(monkeypatch, quick):
     times = [LayerTime("head", "forward", 0.01), LayerTime("head", "backward", 0.03), LayerTime("adam", "backward", 0.01)]
     monkeypatch.setattr(iteration, "make_ours", lambda setting: Fake(times))
@@ -372,7 +382,7 @@ def test_a_small_run_prints_a_table_and_writes_all_of_it(tmp_path, capsys, one_t
     wanted = {
         "format", "date", "command_line", "machine", "cpu", "instruction_set", "python", "torch", "numpy", "dipengine",
         "environment", "architecture", "height", "width", "precision", "threads", "upsample", "parameters", "rounds", "path",
-        "operations", "fewest_operations", "ceilings", "idle", "sides", "best", "skipped", "notes", "layers",
+        "operations", "fewest_operations", "ceilings", "idle", "disturbed_rounds", "sides", "best", "skipped", "notes", "layers",
     }
     assert wanted <= set(report)
     assert report["command_line"] == ["dipengine", "bench", "iteration", *(str(word) for word in arguments)]

@@ -15,7 +15,7 @@ from dipengine.bench import machine, memory
 from dipengine.bench.operations import Layer, iteration_operations, layers_of
 from dipengine.bench.ours import LayerTime, Ours, make_ours
 from dipengine.bench.setting import OURS, Setting
-from dipengine.bench.turns import Side, Spread, ratios, seconds, spread_of, take_turns
+from dipengine.bench.turns import Side, Spread, disturbed_rounds, ratios, seconds, spread_of, take_turns
 from dipengine.errors import FitError, InputError
 
 FORMAT = 1
@@ -74,6 +74,7 @@ def measure(
               compile_seconds.get(name))
         for name, taken in samples.items()
     ]
+    disturbed = disturbed_rounds(samples)
     report = {
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -87,7 +88,8 @@ def measure(
         "operations": operations,
         "fewest_operations": iteration_operations(found, reduced=True),
         "ceilings": ceilings,
-        "idle": all(ceiling["idle"] for ceiling in ceilings.values()),
+        "idle": not disturbed and all(ceiling["idle"] for ceiling in ceilings.values()),
+        "disturbed_rounds": disturbed,
         "sides": rows,
         "best": _best(rows),
         "skipped": skipped,

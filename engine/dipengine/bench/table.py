@@ -36,7 +36,9 @@ def _head(report: dict[str, Any]) -> list[str]:
         f"{report['fewest_operations'] / 1e9:.1f} at fewest; matrix product, GFLOP/s: {'; '.join(ceilings)}",
     ]
     if not report["idle"]:
-        lines.append("The matrix product changed its speed meanwhile: the machine was not idle; measure again.")
+        rounds = ", ".join(map(str, report["disturbed_rounds"]))
+        changed = "The matrix product changed its speed"
+        lines.append(f"{f'Some side was far slower than at its median in round {rounds}' if rounds else changed}: the machine was not idle; measure again.")
     return lines
 
 

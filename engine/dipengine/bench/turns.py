@@ -17,6 +17,7 @@ from typing import Any, Protocol
 PAUSE = 0.02  # seconds, until the other side's idle workers sleep
 LEAST = 0.25  # seconds of timed iterations in a turn, so that short ones are not measured by single ones
 MOST = 200  # iterations in a turn
+DISTURBED = 1.5  # times a side's median: a round slower than that had the machine not to itself
 
 
 class Side(Protocol):
@@ -60,6 +61,12 @@ def take_turns(sides: Mapping[str, Side], rounds: int, say: Callable[[str], None
 def ratios(samples: list[float], ours: list[float]) -> list[float]:
     """How many times longer the first takes, round by round."""
     return [theirs / own for theirs, own in zip(samples, ours, strict=True)]
+
+
+def disturbed_rounds(samples: Mapping[str, list[float]]) -> list[int]:
+    """Rounds, from 1, in which some side took far longer than at its median: what two looks at the machine may miss."""
+    slow = {i + 1 for taken in samples.values() for i, t in enumerate(taken) if t > DISTURBED * Spread.of(taken).median}
+    return sorted(slow)
 
 
 def seconds(side: Side, n: int) -> float:
