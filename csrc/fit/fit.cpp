@@ -357,9 +357,7 @@ void dipengine_fit_default_params(dipengine_fit_params* params) {
   }
   g.one_by_one_up = 1;
   g.negative_slope = 0.2;
-  const char* isa = dipengine_cpu_isa();
-  // Only worth it where the CPU multiplies bfloat16 itself.
-  params->dtype = isa != nullptr && std::string(isa) == "avx512bf16" ? DIPENGINE_BFLOAT16 : DIPENGINE_FLOAT32;
+  params->dtype = dipengine_cpu_bfloat16() ? DIPENGINE_BFLOAT16 : DIPENGINE_FLOAT32;
   params->slots = 1;
   params->code_scale = 0.1;
   params->perturbation = 1.0 / 30;
