@@ -430,4 +430,28 @@ dipengine_status CpuPlan::output(int step, const Slot* slot, bool sizing, bool w
   return DIPENGINE_OK;
 }
 
+void CpuPlan::statistics(float* flat) const {
+  std::vector<float*> places;
+  for (const ParameterSpec& spec : graph_.specs) {
+    places.push_back(flat);
+    flat = std::fill_n(flat, spec.size(), 0.0f);
+  }
+  const auto put = [&](int parameter, int64_t first, int64_t count, const double* values) {
+    for (int64_t c = 0; c < count; ++c) places[static_cast<size_t>(parameter)][first + c] = static_cast<float>(values[c]);
+  };
+  for (const Node& node : graph_.nodes) {
+    if (node.gamma < 0) continue;
+    put(node.gamma, 0, node.channels, node_number(node, kMean));
+    put(node.beta, 0, node.channels, node_number(node, kVariance));
+  }
+  for (const Unit& unit : graph_.units) {
+    for (const Part& part : unit.parts) {
+      if (part.merged_first < 0) continue;
+      const int64_t channels = graph_.nodes[static_cast<size_t>(part.node)].channels;
+      put(unit.merge_gamma, part.merged_first, channels, part_number(part, kMean));
+      put(unit.merge_beta, part.merged_first, channels, part_number(part, kVariance));
+    }
+  }
+}
+
 }  // namespace dipengine

@@ -28,6 +28,9 @@ class CpuPlan {
   // f(z) at the unperturbed z, [height, width, channels] in [0, 1].
   dipengine_status render(const Slot& slot, float* image);
 
+  // Mean and variance of every norm in the forward pass run last, where a flat array of all parameters has gamma and beta.
+  void statistics(float* flat) const;
+
   float* gradients() const { return at<float>(gradients_); }  // flat, trainable parameters only
   float* scratch() const { return at<float>(gradients_); }    // as many floats as the largest tensor has, between iterations
 

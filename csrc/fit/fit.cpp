@@ -445,6 +445,11 @@ dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, 
   return DIPENGINE_OK;
 }
 
+dipengine_status dipengine_fit_get_statistics(const dipengine_fit* fit, float* statistics) {
+  fit->fit->plan().statistics(statistics);
+  return DIPENGINE_OK;
+}
+
 dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients) {
   dipengine::parameters_from_slot(fit->fit->graph().specs, fit->fit->layout(), fit->fit->plan().gradients(), nullptr, gradients);
   return DIPENGINE_OK;

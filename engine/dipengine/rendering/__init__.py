@@ -1,0 +1,1 @@
+"""Painting finished generators: ONNX Runtime sessions, providers, regions."""
