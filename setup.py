@@ -72,7 +72,7 @@ setup(
     extras_require={
         "cpu": [*FITTING, "onnxruntime"],
         "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
-        "render": ["onnxruntime"],
+        "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
         "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],
     },

@@ -4,6 +4,7 @@ Restore an image with no training data, by fitting a randomly initialised convol
 
     result = dipengine.denoise(noisy)          # HxW or HxWxC, NumPy, torch or DLPack
     result.image, result.record, result.generator.save("generator.safetensors")
+    result.export("generator.onnx")            # painted again by dipengine.Renderer("generator.onnx")
 
 Importing this package needs neither PyTorch nor an image reader; each is loaded when it is first used.
 """
@@ -23,6 +24,8 @@ _LAZY = {
     "flash": "dipengine.api",
     "deblur": "dipengine.api",
     "FittedGenerator": "dipengine.export.generator_file",
+    "Export": "dipengine.export.exporter",
+    "Renderer": "dipengine.rendering.renderer",
 }
 
 __all__ = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from dipengine.images.image import opaque
 from dipengine.restoration import restore_image
 from dipengine.tasks import task_named
 
+if TYPE_CHECKING:
+    from dipengine.export.exporter import Export
+
 
 @dataclass(frozen=True)
 class Result:
@@ -27,6 +31,16 @@ class Result:
     history: History  # loss and output variance of each iteration, PSNR now and then where the truth was given
     generator: FittedGenerator  # the fitted network; `.save("x.safetensors")` keeps it
     record: dict[str, Any]  # every parameter and measurement (JSON-able)
+
+    def export(self, path: str | os.PathLike, **options: Any) -> Export:
+        """Write the generator as an ONNX file that `dipengine.Renderer`, or any ONNX runtime, paints; verified by painting.
+
+        options: precision "fp32", "fp16" or "int8"; z "stored" or "seed"; threads; others and errors as in
+        `export.exporter.export`, which continues the fit for a while so that the network paints the delivered image.
+        """
+        from dipengine.export.exporter import export
+
+        return export(self.generator, path, **options)
 
 
 def restore(

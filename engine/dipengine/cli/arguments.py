@@ -34,6 +34,15 @@ def value_range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def region(text: str) -> tuple[int, int, int, int]:
+    """`x,y,w,h`: pixels from the upper left corner, width and height."""
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a region such as 0,0,256,128 (x,y,width,height)") from None
+    return x, y, width, height
+
+
 def size(text: str) -> tuple[int, int]:
     """`256` or `256x384`: height and width in pixels."""
     found = re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", text)

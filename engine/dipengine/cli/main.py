@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dipengine._version import __version__
-from dipengine.cli import bench, doctor, restore
+from dipengine.cli import bench, doctor, export, render, restore
 from dipengine.errors import DipEngineError
 from dipengine.tasks import TASKS
 
@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         if task.python_only:
             continue
         restore.add_parser(verbs, task)
+    export.add_parser(verbs)
+    render.add_parser(verbs)
     doctor.add_parser(verbs)
     bench.add_parser(verbs)
     return parser

@@ -68,6 +68,7 @@ def _add_common_options(fit: Any, files: Any) -> None:
     files.add_argument("--truth", type=Path, metavar="GT", help="the undamaged image: PSNR and SSIM are reported")
     files.add_argument("--record", type=Path, metavar="FILE.json", help="write every parameter and measurement here")
     files.add_argument("--generator", type=Path, metavar="FILE.safetensors", help="keep the fitted generator here")
+    files.add_argument("--export", type=Path, metavar="FILE.onnx", help="write the generator as ONNX, to be painted by `render`")
     files.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger images (200 million)")
     files.add_argument("--quiet", action="store_true", help="no progress; errors are shown all the same")
 
@@ -76,14 +77,18 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     """Restore one image; returns the exit status (130 when interrupted, with the output written)."""
     # Parsing has no need of these; a wrong word on the command line is answered at once.
     from dipengine.cli.main import INTERRUPTED
+    from dipengine.cli import export
+    from dipengine.export.exporter import require_onnx
     from dipengine.fitting.progress import ProgressBar
     from dipengine.images import check_writable, read_image, write_image
     from dipengine.restoration import plan_restoration, restore_image
 
     settings = _settings(parsed)
     check_writable(parsed.output)
-    for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors")):
+    for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors"), (parsed.export, ".onnx")):
         check_side_file(path, ending)
+    if parsed.export:
+        require_onnx()
     _check_distinct(task, parsed)
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
     options = _task_options(task, parsed, image)
@@ -105,6 +110,12 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     if not parsed.quiet and sys.stderr is not None:
         with suppress(OSError):  # nobody listens any more: the files are written all the same
             print(_summary(parsed.output, restored.record), file=sys.stderr)
+    if parsed.export:
+        try:
+            export.write(restored.generator, parsed.export, threads=parsed.threads, quiet=parsed.quiet)
+        except KeyboardInterrupt:
+            print(f"dipengine: interrupted: {parsed.export} was not written, everything else was.", file=sys.stderr)
+            return INTERRUPTED
     return INTERRUPTED if restored.record["stop_reason"] == "interrupted" else 0
 
 
@@ -136,7 +147,7 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
     named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
     inputs = [parsed.input, parsed.truth, *named]
-    outputs = [parsed.output, parsed.record, parsed.generator]
+    outputs = [parsed.output, parsed.record, parsed.generator, parsed.export]
     seen = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path is None:

@@ -200,12 +200,12 @@ class GraphWriter:
 
 def generator_model(
     architecture: Hourglass, folded: Mapping[str, Folded], *, code: np.ndarray, code_scale: float, store_code: bool,
-    window: tuple[int, int, int, int], metadata: Mapping[str, str], producer_version: str,
+    window: tuple[int, int, int, int], producer_version: str,
 ) -> onnx.ModelProto:
     """The model of a frozen generator.
 
     code: z [depth, H, W] in its stored dtype (uint8, uint16 or float32); times `code_scale` it is z. store_code: whether it
-    travels as the input's default. window: top, left, bottom, right of the delivered image on the canvas. metadata: text by key.
+    travels as the input's default. window: top, left, bottom, right of the delivered image on the canvas.
     """
     writer = GraphWriter(architecture, folded)
     z = "z"
@@ -229,6 +229,5 @@ def generator_model(
     graph = helper.make_graph(writer.nodes, "dipengine", inputs, [output], list(writer.initializers.values()))
     model = helper.make_model(graph, producer_name="dipengine", producer_version=producer_version,
                               opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     return model

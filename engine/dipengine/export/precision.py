@@ -1,0 +1,47 @@
+"""float16 and int8 versions of a generator's ONNX model, by ONNX Runtime's own tools."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from dipengine.errors import DependencyError
+
+
+def converted(model: onnx.ModelProto, precision: str, z: np.ndarray) -> onnx.ModelProto:
+    """The model in "fp32" (as it is), "fp16" (weights and activations; z and image stay) or "int8" (convolutions, per channel,
+    activations calibrated on z, [1, depth, H, W] as stored)."""
+    if precision == "fp16":
+        return _half(model)
+    if precision == "int8":
+        return _quantised(model, z)
+    return model
+
+
+def _half(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError as error:
+        raise DependencyError("This onnxruntime lacks its float16 converter; install another version.") from error
+    return convert_float_to_float16(model, keep_io_types=True)
+
+
+def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Once(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [{"z": z}]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return self.left.pop() if self.left else None
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
+        onnx.save(model, source)
+        quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+                        weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
+        return onnx.load(target)

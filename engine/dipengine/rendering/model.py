@@ -1,0 +1,147 @@
+"""Reading a generator's ONNX file: what it says of itself, its z, and whether it can be run safely here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from dipengine import environment
+from dipengine.errors import InputError
+from dipengine.export.exporter import FORMAT, KEY
+from dipengine.generators.architecture import Hourglass
+from dipengine.generators.code import Code
+from dipengine.images import ValueMap
+from dipengine.noise.anscombe import Anscombe
+
+MOST_BYTES = 1 << 31  # a protobuf holds no more
+
+
+@dataclass(frozen=True)
+class GeneratorModel:
+    """A generator's ONNX model, checked: everything in the file, nothing outside it, of a size that fits."""
+
+    data: bytes  # the model as ONNX Runtime takes it
+    name: str  # for messages
+    about: dict[str, Any]  # see export.exporter
+    architecture: Hourglass
+    values: ValueMap
+    z: np.ndarray  # [depth, H, W] as the graph takes it
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image, pixels."""
+        return self.about["height"], self.about["width"]
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(top, left) of the image on the canvas."""
+        return tuple(self.about["origin"])
+
+
+def read_model(source: str | os.PathLike | bytes) -> GeneratorModel:
+    """Read and check a file that `export` wrote. Raises InputError for any other: missing, foreign, truncated, with weights
+    outside the file, or larger than this machine's memory."""
+    name, data = _bytes(source)
+    try:
+        model = onnx.load_model_from_string(data)
+        outside = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+        texts = {prop.key: prop.value for prop in model.metadata_props}
+        if KEY not in texts:
+            raise InputError(f"{name} is no generator of dipengine; give a file that `dipengine export` wrote.")
+        if outside:
+            raise InputError(f"{name} keeps weights in another file, which dipengine never writes; export the generator again.")
+        onnx.checker.check_model(model)
+        about = json.loads(texts[KEY])
+        if about["format"] != FORMAT:
+            raise InputError(f"{name} has format {about['format']} and this version reads {FORMAT}; use dipengine "
+                             f"{about['version']}, which wrote it.")
+        found = _from_parts(data, name, model, about)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise InputError(f"{name} cannot be read as an ONNX model; it may be truncated.") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{name} is damaged as a generator ({error}); export it again.") from error
+    return found
+
+
+def _bytes(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "the model", source
+    name = os.fspath(source)
+    try:
+        size = os.path.getsize(source)
+        if size > MOST_BYTES:
+            raise InputError(f"{name} has {size} bytes; a generator's ONNX file has less than 2^31.")
+        with open(source, "rb") as file:
+            return name, file.read()
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; check the path.") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}).") from error
+
+
+def _from_parts(data: bytes, name: str, model: onnx.ModelProto, about: dict[str, Any]) -> GeneratorModel:
+    architecture = Hourglass.from_dict(about["generator"])
+    height, width = (int(side) for side in about["canvas"])
+    (top, left), size = about["origin"], (about["height"], about["width"])
+    if (height, width) != architecture.canvas(height, width):
+        raise ValueError(f"{height}x{width} is no canvas")
+    if not (0 <= top and 0 <= left and 0 < size[0] <= height - top and 0 < size[1] <= width - left):
+        raise ValueError("the image does not lie on the canvas")
+    _check_memory(name, architecture, height, width)
+    _check_graph(name, model, architecture)
+    record = about["values"]
+    curve = record.get("curve")
+    stored = next((tensor for tensor in model.graph.initializer if tensor.name == "z"), None)
+    return GeneratorModel(
+        data, name, about, architecture, ValueMap.from_dict(record, Anscombe.from_dict(curve) if curve else None),
+        _code(about, architecture, (height, width), stored),
+    )
+
+
+def _code(about: dict[str, Any], architecture: Hourglass, canvas: tuple[int, int], stored: onnx.TensorProto | None) -> np.ndarray:
+    shape = (architecture.input_depth, *canvas)
+    if stored is not None:
+        if tuple(stored.dims) != (1, *shape):
+            raise ValueError(f"its z has shape {list(stored.dims)}")
+        return numpy_helper.to_array(stored)[0]
+    if about["z"] != "seed":
+        raise ValueError("it lacks its z")
+    code = Code.from_dict(about["code"])
+    values = code.noise_bytes(canvas) if code.kind == "noise" else code.make(canvas)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def _check_memory(name: str, a: Hourglass, height: int, width: int) -> None:
+    """The outermost level in float32, in and out of its widest convolution, in phase form: what a runtime holds at once."""
+    widest = max(*a.channels_up, *a.channels_down, a.input_depth)
+    needed = 4 * height * width * 2 * widest
+    there = environment.memory()
+    if there is not None and needed > there:
+        raise InputError(f"{name} paints {height}x{width} pixels for which {needed / 2**30:.1f} GiB are needed and this machine has "
+                         f"{there / 2**30:.1f}; render it by tiles, or a region of it.")
+
+
+def _check_graph(name: str, model: onnx.ModelProto, architecture: Hourglass) -> None:
+    """Weights as large as the architecture has them at most: a crafted file cannot ask for more than it is."""
+    if {value.name for value in model.graph.input} != {"z", "crop"} or [value.name for value in model.graph.output] != ["image"]:
+        raise InputError(f"{name} is no generator of dipengine: its inputs or outputs are others.")
+    foreign = sorted({node.op_type for node in model.graph.node} - _OPERATORS)
+    if foreign or model.functions:
+        raise InputError(f"{name} is no generator of dipengine: it holds {foreign[0] if foreign else 'functions'}.")
+    elements = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.name != "z")
+    if elements > 4 * architecture.parameter_count + 4096:
+        raise ValueError("its weights are more than its network has")
+
+
+_OPERATORS = {
+    "Add", "AveragePool", "Cast", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Gather", "LeakyRelu", "Mul", "Pad",
+    "QuantizeLinear", "Resize", "Sigmoid", "Slice", "SpaceToDepth",
+}
