@@ -15,7 +15,15 @@ namespace {
 
 using Params = dipengine_fit_params;
 
+constexpr int32_t kFarthest = 1 << 30;
+constexpr double kMostElements = 0x1p40;  // of one tensor: beyond all memory, and its bytes still fit their types
+constexpr size_t kMostBytes = size_t{1} << 60;
+
 bool whole(double value, double low, double high) { return value >= low && value <= high; }  // false for NaN
+
+bool finite(const double* values, int64_t count) {
+  return std::all_of(values, values + count, [](double value) { return std::isfinite(value); });
+}
 
 dipengine_status check_operator(const Params& p) {
   DIPENGINE_REQUIRE(p.operator_kind >= DIPENGINE_OPERATOR_IDENTITY && p.operator_kind <= DIPENGINE_OPERATOR_BLUR,
@@ -25,6 +33,9 @@ dipengine_status check_operator(const Params& p) {
   if (p.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
     DIPENGINE_REQUIRE(p.factor >= 1 && p.taps_count >= 1 && p.taps != nullptr,
                       "The fit's downsampling has factor %d and %d taps; give at least 1 of both.", p.factor, p.taps_count);
+    DIPENGINE_REQUIRE(finite(p.taps, p.taps_count), "The fit's downsampling has a tap that is not finite; give numbers.");
+    DIPENGINE_REQUIRE(p.before >= -kFarthest && p.before <= kFarthest,
+                      "The fit's downsampling begins %d samples before the image, which no filter does.", p.before);
     height = (p.height + p.factor - 1) / p.factor;
     width = (p.width + p.factor - 1) / p.factor;
   } else {
@@ -32,6 +43,8 @@ dipengine_status check_operator(const Params& p) {
                           p.kernel_width <= p.width,
                       "The fit's blur has a kernel of %d x %d for an image of %lld x %lld; give one that lies in it.",
                       p.kernel_height, p.kernel_width, static_cast<long long>(p.height), static_cast<long long>(p.width));
+    DIPENGINE_REQUIRE(finite(p.kernel, int64_t{p.kernel_height} * p.kernel_width),
+                      "The fit's blur has a kernel with a weight that is not finite; give numbers.");
     height = p.height - p.kernel_height + 1;
     width = p.width - p.kernel_width + 1;
   }
@@ -51,6 +64,10 @@ dipengine_status check(const Params* params) {
   DIPENGINE_REQUIRE(p.height >= 1 && p.width >= 1 && p.height <= (1 << 24) && p.width <= (1 << 24),
                     "The fit's image is %lld x %lld; a side is 1 to 2^24.", static_cast<long long>(p.height),
                     static_cast<long long>(p.width));
+  const double canvas = static_cast<double>(canvas_side(p.generator, p.height)) * static_cast<double>(canvas_side(p.generator, p.width));
+  if (canvas * most_channels(p.generator) > kMostElements) {
+    return fail(DIPENGINE_OUT_OF_RESOURCES, "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
+  }
   DIPENGINE_TRY(check_operator(p));
   DIPENGINE_REQUIRE(p.data_term == DIPENGINE_DATA_SQUARED || p.data_term == DIPENGINE_DATA_SENSOR,
                     "The fit has data term %d; it takes squared (0) or sensor (1).", p.data_term);
@@ -112,6 +129,9 @@ Fit::Fit(const Params& params)
 Fit::~Fit() { std::free(arena_); }
 
 dipengine_status Fit::prepare(bool allocate) {
+  if (layout_.bytes() > kMostBytes / static_cast<size_t>(p_.slots)) {
+    return fail(DIPENGINE_OUT_OF_RESOURCES, "The fit's %d slots need more memory than any machine has; give it fewer.", p_.slots);
+  }
   const int slots = graph_.arena.add_permanent(layout_.bytes() * static_cast<size_t>(p_.slots));
   DIPENGINE_TRY(plan_.size());
   if (!allocate) return DIPENGINE_OK;
@@ -128,46 +148,47 @@ dipengine_status Fit::prepare(bool allocate) {
 
 Slot Fit::slot(int32_t index) const { return Slot(layout_, slots_ + layout_.bytes() * static_cast<size_t>(index)); }
 
-dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) {
+dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_params& s, double* known) const {
   DIPENGINE_REQUIRE(s.target != nullptr, "The fit was started without a target; point it at one.");
   DIPENGINE_REQUIRE((p_.code == DIPENGINE_CODE_IMAGE) == (s.code != nullptr),
                     "A fit whose code is an image, and no other, is started with one.");
-  const Slot at = slot(index);
-  SlotState& state = at.state();
-  DIPENGINE_REQUIRE(!s.keep_weights || state.status != DIPENGINE_FIT_IDLE, "Slot %d holds no weights to be kept; start it without.",
-                    index);
+  DIPENGINE_REQUIRE(!s.keep_weights || slot(index).state().status != DIPENGINE_FIT_IDLE,
+                    "Slot %d holds no weights to be kept; start it without.", index);
   const int64_t data = layout_.array_size(SlotArrays::mask), channels = p_.generator.output_channels;
-  double known = static_cast<double>(data);
-  if (s.mask != nullptr) {
-    known = 0;
-    for (int64_t i = 0; i < data; ++i) {
-      DIPENGINE_REQUIRE(s.mask[i] == 0.0f || s.mask[i] == 1.0f, "The fit's mask holds %g; it is of zeros and ones.",
-                        static_cast<double>(s.mask[i]));
-      known += static_cast<double>(s.mask[i]);
-    }
-    DIPENGINE_REQUIRE(known > 0, "The fit's mask leaves no pixel known.");
-    std::copy_n(s.mask, data, at.array(SlotArrays::mask));
+  *known = s.mask == nullptr ? static_cast<double>(data) : 0;
+  for (int64_t i = 0; i < data && s.mask != nullptr; ++i) {
+    DIPENGINE_REQUIRE(s.mask[i] == 0.0f || s.mask[i] == 1.0f, "The fit's mask holds %g; it is of zeros and ones.",
+                      static_cast<double>(s.mask[i]));
+    *known += static_cast<double>(s.mask[i]);
   }
+  DIPENGINE_REQUIRE(*known > 0, "The fit's mask leaves no pixel known; ones mark the known ones.");
   for (int64_t i = 0; i < data * channels; ++i) {
     DIPENGINE_REQUIRE(std::isfinite(s.target[i]), "The fit's target holds a value that is not finite; mask such pixels and set them to 0.");
   }
-  std::copy_n(s.target, data * channels, at.array(SlotArrays::target));
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) {
+  double known;
+  DIPENGINE_TRY(check_start(index, s, &known));
+  const Slot at = slot(index);
+  // Nothing of an earlier fit stays, so that equal fits have equal states, byte by byte.
+  at.clear(s.keep_weights != 0);
+  std::copy_n(s.target, layout_.array_size(SlotArrays::target), at.array(SlotArrays::target));
+  if (s.mask != nullptr) std::copy_n(s.mask, layout_.array_size(SlotArrays::mask), at.array(SlotArrays::mask));
   if (!s.keep_weights) {
     DIPENGINE_TRY(initial_parameters(graph_.specs, layout_, s.seed, p_.pool, at.array(SlotArrays::parameters), plan_.scratch()));
-  }
-  for (const SlotArrays::Name name : {SlotArrays::m, SlotArrays::v, SlotArrays::average, SlotArrays::es_mean}) {
-    std::fill_n(at.array(name), layout_.array_size(name), 0.0f);
   }
   if (p_.code == DIPENGINE_CODE_MESHGRID) meshgrid_code(graph_.height, graph_.width, at.array(SlotArrays::code));
   if (p_.code == DIPENGINE_CODE_IMAGE) {
     image_code(s.code, p_.height, p_.width, p_.generator.input_depth, graph_.height, graph_.width, at.array(SlotArrays::code));
   }
-  state = SlotState{};
+  SlotState& state = at.state();
   state.seed = s.seed;
   state.learning_rate = p_.learning_rate;
   state.watch = VarianceWatch::begin();
   state.rollback = Rollback::begin();
-  state.known = known * static_cast<double>(channels);
+  state.known = known * static_cast<double>(p_.generator.output_channels);
   state.has_mask = s.mask != nullptr;
   state.status = DIPENGINE_FIT_RUNNING;
   return DIPENGINE_OK;
@@ -196,8 +217,9 @@ dipengine_status Fit::steps(int first, int last, const Slot& slot, const dipengi
 dipengine_status Fit::iterate(const Slot& slot, const dipengine_fit_run_params& run, bool* stopped) {
   SlotState& state = slot.state();
   // Nothing of the slot has changed until the output's averages do, so up to there an iteration can be given up.
-  DIPENGINE_TRY(steps(0, graph_.judged, slot, run, true, stopped));
+  DIPENGINE_TRY(steps(0, graph_.painted, slot, run, true, stopped));
   if (*stopped) return DIPENGINE_OK;
+  DIPENGINE_TRY(steps(graph_.painted, graph_.judged, slot, run, false, stopped));
   ++state.iteration;
   state.loss = plan_.loss();
   state.rolled_back = 0;
@@ -331,6 +353,12 @@ dipengine_status Fit::check_slot(int32_t index) const {
   return DIPENGINE_OK;
 }
 
+dipengine_status Fit::check_started(int32_t index) const {
+  DIPENGINE_TRY(check_slot(index));
+  DIPENGINE_REQUIRE(slot(index).state().status != DIPENGINE_FIT_IDLE, "Slot %d was never started; it has nothing to show.", index);
+  return DIPENGINE_OK;
+}
+
 }  // namespace dipengine
 
 using dipengine::Fit;
@@ -417,31 +445,31 @@ dipengine_status dipengine_fit_run(dipengine_fit* fit, dipengine_fit_run_params*
 }
 
 dipengine_status dipengine_fit_deliver(dipengine_fit* fit, int32_t slot, float* image, float* parameters, int64_t* iteration) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   return fit->fit->deliver(slot, image, parameters, iteration);
 }
 
 dipengine_status dipengine_fit_average(const dipengine_fit* fit, int32_t slot, float* image) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   const auto& layout = fit->fit->layout();
   std::copy_n(fit->fit->slot(slot).array(SlotArrays::average), layout.array_size(SlotArrays::average), image);
   return DIPENGINE_OK;
 }
 
 dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t slot, float* image) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   return fit->fit->plan().render(fit->fit->slot(slot), image);
 }
 
 dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   const float* flat = fit->fit->slot(slot).array(SlotArrays::parameters);
   dipengine::parameters_from_slot(fit->fit->graph().specs, fit->fit->layout(), flat, flat, parameters);
   return DIPENGINE_OK;
 }
 
 dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   dipengine::parameters_to_slot(fit->fit->graph().specs, fit->fit->layout(), parameters,
                                 fit->fit->slot(slot).array(SlotArrays::parameters));
   return DIPENGINE_OK;
@@ -455,7 +483,7 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
 size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return fit->fit->layout().bytes(); }
 
 dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state) {
-  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
   memcpy(state, fit->fit->slot(slot).block(), fit->fit->layout().bytes());
   return DIPENGINE_OK;
 }

@@ -17,6 +17,7 @@ class Fit {
   Fit& operator=(const Fit&) = delete;
 
   dipengine_status check_slot(int32_t index) const;
+  dipengine_status check_started(int32_t index) const;
   dipengine_status start(int32_t index, const dipengine_fit_start_params& start);
   dipengine_status run(dipengine_fit_run_params& run);
   dipengine_status deliver(int32_t index, float* image, float* parameters, int64_t* iteration);
@@ -31,6 +32,7 @@ class Fit {
  private:
   explicit Fit(const dipengine_fit_params& params);
   dipengine_status prepare(bool allocate);
+  dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, double* known) const;
   dipengine_status iterate(const Slot& slot, const dipengine_fit_run_params& run, bool* stopped);
   dipengine_status steps(int first, int last, const Slot& slot, const dipengine_fit_run_params& run, bool may_stop, bool* stopped);
   dipengine_status watch(const Slot& slot);
