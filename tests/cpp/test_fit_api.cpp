@@ -1,0 +1,227 @@
+// What the interface of fits refuses, and how: a status, and one sentence that says what to do.
+#include <cstring>
+
+#include "fit_problems.h"
+
+using check::FitProblem;
+using check::TestFit;
+
+namespace {
+
+// One sentence about the last refusal: a capital letter, a full stop at its end and none within.
+bool one_sentence() {
+  const std::string text = dipengine_last_error();
+  return text.size() > 20 && text.size() < 400 && text.back() == '.' && text.find(". ") == std::string::npos &&
+         text.find('\n') == std::string::npos && (text.rfind("dipengine_", 0) == 0 || (text[0] >= 'A' && text[0] <= 'Z'));
+}
+
+FitProblem problem_of(int32_t operator_kind) {
+  for (FitProblem& problem : check::every_task(DIPENGINE_FLOAT32)) {
+    if (problem.params.operator_kind == operator_kind) return problem;
+  }
+  std::abort();
+}
+
+struct Refusal {
+  const char* what;
+  int32_t operator_kind;
+  void (*change)(dipengine_fit_params& p);
+  dipengine_status status = DIPENGINE_INVALID_ARGUMENT;
+};
+
+constexpr int32_t kAny = DIPENGINE_OPERATOR_IDENTITY, kDown = DIPENGINE_OPERATOR_DOWNSAMPLE, kBlur = DIPENGINE_OPERATOR_BLUR;
+double not_finite[] = {0.5, NAN, 0.5, INFINITY, 0.5, 0, 0, 0, 0, 0, 0, 0};
+
+const Refusal kRefusals[] = {
+    {"params of another version", kAny, [](auto& p) { p.struct_size -= 8; }, DIPENGINE_STRUCT_SIZE},
+    {"no levels", kAny, [](auto& p) { p.generator.levels = 0; }},
+    {"13 levels", kAny, [](auto& p) { p.generator.levels = DIPENGINE_MAX_LEVELS + 1; }},
+    {"no z", kAny, [](auto& p) { p.generator.input_depth = 0; }},
+    {"no output", kAny, [](auto& p) { p.generator.output_channels = 0; }},
+    {"no channels down", kAny, [](auto& p) { p.generator.channels_down[1] = 0; }},
+    {"no channels up", kAny, [](auto& p) { p.generator.channels_up[0] = 0; }},
+    {"skips below 0", kAny, [](auto& p) { p.generator.channels_skip[0] = -1; }},
+    {"absurdly many channels", kAny, [](auto& p) { p.generator.channels_up[0] = INT32_MAX; }},
+    {"an even kernel", kAny, [](auto& p) { p.generator.kernel_down[0] = 4; }},
+    {"too large a kernel", kAny, [](auto& p) { p.generator.kernel_down[0] = 9; }},
+    {"too large a kernel with averages", kDown, [](auto& p) { p.generator.kernel_down[0] = 7; }},
+    {"upsampling that there is not", kAny, [](auto& p) { p.generator.upsample[0] = 0; }},
+    {"downsampling that there is not", kAny, [](auto& p) { p.generator.downsample = 2; }},
+    {"padding that there is not", kAny, [](auto& p) { p.generator.padding = 2; }},
+    {"a slope of 1", kAny, [](auto& p) { p.generator.negative_slope = 1; }},
+    {"a slope that is no number", kAny, [](auto& p) { p.generator.negative_slope = NAN; }},
+    {"float64", kAny, [](auto& p) { p.dtype = DIPENGINE_FLOAT64; }},
+    {"no slots", kAny, [](auto& p) { p.slots = 0; }},
+    {"no height", kAny, [](auto& p) { p.height = 0; }},
+    {"width below 0", kAny, [](auto& p) { p.width = -5; }},
+    {"a side beyond 2^24", kAny, [](auto& p) { p.width = (1 << 24) + 1; }},
+    {"an operator that there is not", kAny, [](auto& p) { p.operator_kind = 3; }},
+    {"factor 0", kDown, [](auto& p) { p.factor = 0; }},
+    {"no taps", kDown, [](auto& p) { p.taps_count = 0; }},
+    {"taps at NULL", kDown, [](auto& p) { p.taps = nullptr; }},
+    {"taps that are no numbers", kDown, [](auto& p) { p.taps = not_finite; }},
+    {"a filter far outside", kDown, [](auto& p) { p.before = INT32_MAX; }},
+    {"data of another height", kDown, [](auto& p) { p.data_height += 1; }},
+    {"data of another width", kDown, [](auto& p) { p.data_width -= 1; }},
+    {"a kernel at NULL", kBlur, [](auto& p) { p.kernel = nullptr; }},
+    {"a kernel that is no numbers", kBlur, [](auto& p) { p.kernel = not_finite; }},
+    {"a kernel of no height", kBlur, [](auto& p) { p.kernel_height = 0; }},
+    {"a kernel wider than the image", kBlur, [](auto& p) { p.kernel_width = 31; }},
+    {"data that the kernel does not give", kBlur, [](auto& p) { p.data_height = p.height; }},
+    {"a data term that there is not", kAny, [](auto& p) { p.data_term = 2; }},
+    {"a sensor without gain", kAny, [](auto& p) { p.data_term = DIPENGINE_DATA_SENSOR; p.electrons_scale = 0; }},
+    {"a sensor's shift that is no number", kAny,
+     [](auto& p) { p.data_term = DIPENGINE_DATA_SENSOR; p.electrons_scale = 1; p.electrons_shift = NAN; }},
+    {"a variance below 0", kAny,
+     [](auto& p) { p.data_term = DIPENGINE_DATA_SENSOR; p.electrons_scale = 1; p.read_variance = -1; }},
+    {"sigma below 0", kAny, [](auto& p) { p.sigma = -1; }},
+    {"infinite sigma", kAny, [](auto& p) { p.sigma = INFINITY; }},
+    {"a code that there is not", kAny, [](auto& p) { p.code = 3; }},
+    {"a meshgrid of depth 5", kAny, [](auto& p) { p.code = DIPENGINE_CODE_MESHGRID; }},
+    {"a code below 0", kAny, [](auto& p) { p.code_scale = -1; }},
+    {"a perturbation that is no number", kAny, [](auto& p) { p.perturbation = NAN; }},
+    {"a learning rate below 0", kAny, [](auto& p) { p.learning_rate = -0.01; }},
+    {"an average that forgets nothing", kAny, [](auto& p) { p.average_decay = 1; }},
+    {"ES-EMV without weight", kAny, [](auto& p) { p.es_alpha = 0; }},
+    {"a roll-back threshold that is no number", kAny, [](auto& p) { p.rollback_db = NAN; }},
+    {"a stop that there is not", kAny, [](auto& p) { p.stop = 2; }},
+    {"no iterations", kAny, [](auto& p) { p.iterations = 0; }},
+    {"2^32 iterations", kAny, [](auto& p) { p.iterations = int64_t{1} << 32; }},
+    {"more slots than there are addresses", kAny, [](auto& p) { p.slots = INT32_MAX; p.height = p.width = 1 << 20; },
+     DIPENGINE_OUT_OF_RESOURCES},
+    {"layers beyond all addresses", kAny,
+     [](auto& p) { p.height = p.width = 1 << 24; p.generator.channels_up[0] = 1 << 20; }, DIPENGINE_OUT_OF_RESOURCES},
+};
+
+}  // namespace
+
+TEST(fits_refuse_params_that_make_no_sense) {
+  for (const Refusal& refusal : kRefusals) {
+    dipengine_fit_params params = problem_of(refusal.operator_kind).params;
+    refusal.change(params);
+    size_t bytes = 17;
+    dipengine_fit* fit = reinterpret_cast<dipengine_fit*>(&bytes);
+    const int before = check::failures();
+    CHECK(dipengine_fit_create(&params, &fit) == refusal.status);
+    CHECK(one_sentence());
+    CHECK(fit == nullptr);
+    CHECK(dipengine_fit_memory(&params, &bytes) == refusal.status);
+    CHECK(one_sentence() && bytes == 17);
+    if (check::failures() != before) std::printf("  ... where the params have %s\n", refusal.what);
+  }
+}
+
+TEST(unusable_generators_have_no_canvas_and_no_parameters) {
+  dipengine_generator generator = check::small_params(DIPENGINE_FLOAT32).generator;
+  CHECK(dipengine_generator_canvas(&generator, 21) == 24 && dipengine_generator_canvas(&generator, 0) == 0);
+  CHECK(dipengine_generator_parameters(&generator) > 1000);
+  generator.levels = 0;
+  CHECK(dipengine_generator_canvas(&generator, 21) == 0 && dipengine_generator_parameters(&generator) == 0);
+  CHECK(dipengine_generator_canvas(nullptr, 21) == 0 && dipengine_generator_parameters(nullptr) == 0);
+}
+
+TEST(fits_refuse_starts_that_make_no_sense) {
+  struct Start {
+    const char* what;
+    const FitProblem problem;
+    void (*change)(dipengine_fit_start_params& s, std::vector<float>& data);
+    dipengine_status status = DIPENGINE_INVALID_ARGUMENT;
+  };
+  std::vector<FitProblem> tasks = check::every_task(DIPENGINE_FLOAT32);
+  FitProblem plain = tasks[0], masked = tasks[2], imaged = tasks[5];
+  const Start starts[] = {
+      {"another version", plain, [](auto& s, auto&) { s.struct_size += 8; }, DIPENGINE_STRUCT_SIZE},
+      {"no target", plain, [](auto& s, auto&) { s.target = nullptr; }},
+      {"NaN in the target", plain, [](auto& s, auto& d) { d.assign(21 * 30 * 3, 0); d[50] = NAN; s.target = d.data(); }},
+      {"a grey mask", masked, [](auto& s, auto& d) { d.assign(7 * 10, 0.5f); s.mask = d.data(); }},
+      {"NaN in the mask", masked, [](auto& s, auto& d) { d.assign(7 * 10, NAN); s.mask = d.data(); }},
+      {"a black mask", masked, [](auto& s, auto& d) { d.assign(7 * 10, 0); s.mask = d.data(); }},
+      {"a code that the fit does not take", plain, [](auto& s, auto& d) { d.assign(21 * 30 * 5, 0); s.code = d.data(); }},
+      {"no code where it is an image", imaged, [](auto& s, auto&) { s.code = nullptr; }},
+      {"weights to be kept that are not there", plain, [](auto& s, auto&) { s.keep_weights = 1; }},
+  };
+  for (const Start& start : starts) {
+    TestFit fit(start.problem);
+    dipengine_fit_start_params params = start.problem.start(1);
+    std::vector<float> data;
+    start.change(params, data);
+    const int before = check::failures();
+    CHECK(dipengine_fit_start(fit.get(), 0, &params) == start.status);
+    CHECK(one_sentence());
+    CHECK(fit.progress().state == DIPENGINE_FIT_IDLE);
+    if (check::failures() != before) std::printf("  ... where the start has %s\n", start.what);
+  }
+}
+
+TEST(a_refused_start_leaves_the_slot_as_it_was) {
+  const FitProblem problem = check::every_task(DIPENGINE_FLOAT32)[2];
+  TestFit fit(problem, 1);
+  fit.run(3);
+  const std::string state = fit.state();
+  std::vector<float> grey(problem.mask.size(), 1.0f), broken = problem.target;
+  grey.back() = 0.5f;
+  broken.back() = INFINITY;
+  dipengine_fit_start_params params = problem.start(2);
+  params.mask = grey.data();
+  CHECK(dipengine_fit_start(fit.get(), 0, &params) == DIPENGINE_INVALID_ARGUMENT);
+  params = problem.start(2);
+  params.target = broken.data();
+  CHECK(dipengine_fit_start(fit.get(), 0, &params) == DIPENGINE_INVALID_ARGUMENT);
+  CHECK(fit.state() == state);
+}
+
+TEST(slots_that_are_not_there_are_refused) {
+  const FitProblem problem = problem_of(kAny);
+  TestFit fit(problem, nullptr, 2);
+  std::vector<float> image(static_cast<size_t>(problem.painted())),
+      parameters(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
+  std::string state(dipengine_fit_state_bytes(fit.get()), '\0');
+  const dipengine_fit_start_params start = problem.start(1);
+  dipengine_fit_progress progress{};
+  progress.struct_size = sizeof(progress);
+  for (int32_t slot : {-1, 2, INT32_MAX}) {
+    for (const dipengine_status status : {
+             dipengine_fit_start(fit.get(), slot, &start), dipengine_fit_get_progress(fit.get(), slot, &progress),
+             dipengine_fit_deliver(fit.get(), slot, image.data(), nullptr, nullptr),
+             dipengine_fit_average(fit.get(), slot, image.data()), dipengine_fit_render(fit.get(), slot, image.data()),
+             dipengine_fit_get_parameters(fit.get(), slot, parameters.data()),
+             dipengine_fit_set_parameters(fit.get(), slot, parameters.data()),
+             dipengine_fit_save_state(fit.get(), slot, state.data()),
+         }) {
+      CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+    }
+  }
+}
+
+TEST(a_slot_that_was_never_started_has_nothing_to_show) {
+  const FitProblem problem = problem_of(kAny);
+  TestFit fit(problem, nullptr, 2);
+  fit.start(1, problem, 1);
+  std::vector<float> image(static_cast<size_t>(problem.painted())),
+      parameters(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
+  std::string state(dipengine_fit_state_bytes(fit.get()), '\0');
+  for (const dipengine_status status : {
+           dipengine_fit_deliver(fit.get(), 0, image.data(), nullptr, nullptr),
+           dipengine_fit_deliver(fit.get(), 1, image.data(), nullptr, nullptr),  // started, but not run
+           dipengine_fit_average(fit.get(), 0, image.data()), dipengine_fit_render(fit.get(), 0, image.data()),
+           dipengine_fit_get_parameters(fit.get(), 0, parameters.data()),
+           dipengine_fit_set_parameters(fit.get(), 0, parameters.data()), dipengine_fit_save_state(fit.get(), 0, state.data()),
+       }) {
+    CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+  }
+  CHECK(fit.progress(0).state == DIPENGINE_FIT_IDLE && fit.progress(1).state == DIPENGINE_FIT_RUNNING);
+}
+
+TEST(runs_that_make_no_sense_are_refused) {
+  const FitProblem problem = problem_of(kAny);
+  TestFit fit(problem, 1);
+  dipengine_fit_run_params run{};
+  run.iterations = 1;
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_STRUCT_SIZE && one_sentence());
+  run.struct_size = sizeof(run);
+  run.iterations = -1;
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+  CHECK(fit.progress().iteration == 0);
+  dipengine_fit_progress progress{};
+  CHECK(dipengine_fit_get_progress(fit.get(), 0, &progress) == DIPENGINE_STRUCT_SIZE && one_sentence());
+}
