@@ -65,7 +65,7 @@ dipengine_status check(const Params* params) {
                     "The fit's image is %lld x %lld; a side is 1 to 2^24.", static_cast<long long>(p.height),
                     static_cast<long long>(p.width));
   const double canvas = static_cast<double>(canvas_side(p.generator, p.height)) * static_cast<double>(canvas_side(p.generator, p.width));
-  if (canvas * most_channels(p.generator) > kMostElements) {
+  if (canvas * static_cast<double>(most_channels(p.generator)) > kMostElements) {
     return fail(DIPENGINE_OUT_OF_RESOURCES, "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
   }
   DIPENGINE_TRY(check_operator(p));
@@ -119,6 +119,7 @@ Fit::Fit(const Params& params)
                                  ? params.kernel + static_cast<int64_t>(params.kernel_height) * params.kernel_width
                                  : params.kernel),
       rule_(stop_rule(params.iterations, params.average_decay)),
+      fingerprint_(params_fingerprint(params)),
       graph_(make_graph(params)),
       layout_(params, graph_),
       plan_(p_, graph_, layout_) {
@@ -348,6 +349,18 @@ dipengine_status Fit::deliver(int32_t index, float* image, float* parameters, in
   return DIPENGINE_OK;
 }
 
+dipengine_status Fit::save_state(int32_t index, void* state, size_t bytes) const {
+  const size_t needed = state_bytes(layout_);
+  DIPENGINE_REQUIRE(bytes >= needed, "A state takes %zu bytes and was given room for %zu; ask dipengine_fit_state_bytes first.", needed,
+                    bytes);
+  dipengine::save_state(layout_, fingerprint_, slot(index), state);
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::load_state(int32_t index, const void* state, size_t bytes) {
+  return dipengine::load_state(layout_, fingerprint_, slot(index), state, bytes);
+}
+
 dipengine_status Fit::check_slot(int32_t index) const {
   DIPENGINE_REQUIRE(index >= 0 && index < p_.slots, "There is no slot %d; this fit has %d.", index, p_.slots);
   return DIPENGINE_OK;
@@ -480,18 +493,16 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
   return DIPENGINE_OK;
 }
 
-size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return fit->fit->layout().bytes(); }
+size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return dipengine::state_bytes(fit->fit->layout()); }
 
-dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state) {
+dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes) {
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  memcpy(state, fit->fit->slot(slot).block(), fit->fit->layout().bytes());
-  return DIPENGINE_OK;
+  return fit->fit->save_state(slot, state, bytes);
 }
 
-dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state) {
+dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state, size_t bytes) {
   DIPENGINE_TRY(fit->fit->check_slot(slot));
-  memcpy(fit->fit->slot(slot).block(), state, fit->fit->layout().bytes());
-  return DIPENGINE_OK;
+  return fit->fit->load_state(slot, state, bytes);
 }
 
 int32_t dipengine_fit_steps(const dipengine_fit* fit) { return static_cast<int32_t>(fit->fit->graph().steps.size()); }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fit/cpu_plan.h"
+#include "fit/state.h"
 
 namespace dipengine {
 
@@ -22,6 +23,8 @@ class Fit {
   dipengine_status run(dipengine_fit_run_params& run);
   dipengine_status deliver(int32_t index, float* image, float* parameters, int64_t* iteration);
   dipengine_fit_progress progress(int32_t index) const;
+  dipengine_status save_state(int32_t index, void* state, size_t bytes) const;
+  dipengine_status load_state(int32_t index, const void* state, size_t bytes);
 
   Slot slot(int32_t index) const;
   const Graph& graph() const { return graph_; }
@@ -42,6 +45,7 @@ class Fit {
   dipengine_fit_params p_;
   std::vector<double> taps_, kernel_;
   dipengine_stop_rule rule_;
+  uint64_t fingerprint_;
   Graph graph_;
   SlotLayout layout_;
   CpuPlan plan_;

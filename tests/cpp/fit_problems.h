@@ -1,12 +1,15 @@
 // What the tests of fits share: small problems of every task, and fits that clean up after themselves.
 #pragma once
 
+#include <atomic>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "check.h"
 #include "dipengine/fit.h"
+#include "platform/thread_pool.h"
 
 namespace check {
 
@@ -166,11 +169,11 @@ class TestFit {
   }
   std::string state(int32_t slot = 0) const {
     std::string bytes(dipengine_fit_state_bytes(fit_), '\0');
-    CHECK(dipengine_fit_save_state(fit_, slot, bytes.data()) == DIPENGINE_OK);
+    CHECK(dipengine_fit_save_state(fit_, slot, bytes.data(), bytes.size()) == DIPENGINE_OK);
     return bytes;
   }
   void load(const std::string& state, int32_t slot = 0) {
-    CHECK(dipengine_fit_load_state(fit_, slot, state.data()) == DIPENGINE_OK);
+    CHECK(dipengine_fit_load_state(fit_, slot, state.data(), state.size()) == DIPENGINE_OK);
   }
   std::vector<float> delivered(int32_t slot = 0) {
     std::vector<float> image(static_cast<size_t>(painted_));
@@ -204,7 +207,15 @@ class TestFit {
 
 class TestPool {
  public:
-  explicit TestPool(int32_t threads) { CHECK(dipengine_pool_create(threads, &pool_) == DIPENGINE_OK); }
+  explicit TestPool(int32_t threads) {
+    CHECK(dipengine_pool_create(threads, &pool_) == DIPENGINE_OK);
+    // Threads that begin allocate under sanitizers: wait until all of them have, which these tasks do by waiting for each other.
+    std::atomic<int32_t> arrived{0};
+    dipengine::run_tasks(pool_, threads, [&](int64_t) {
+      arrived.fetch_add(1);
+      while (arrived.load() < threads) std::this_thread::yield();
+    });
+  }
   ~TestPool() { dipengine_pool_destroy(pool_); }
   TestPool(const TestPool&) = delete;
   TestPool& operator=(const TestPool&) = delete;

@@ -186,7 +186,8 @@ TEST(slots_that_are_not_there_are_refused) {
              dipengine_fit_average(fit.get(), slot, image.data()), dipengine_fit_render(fit.get(), slot, image.data()),
              dipengine_fit_get_parameters(fit.get(), slot, parameters.data()),
              dipengine_fit_set_parameters(fit.get(), slot, parameters.data()),
-             dipengine_fit_save_state(fit.get(), slot, state.data()),
+             dipengine_fit_save_state(fit.get(), slot, state.data(), state.size()),
+             dipengine_fit_load_state(fit.get(), slot, state.data(), state.size()),
          }) {
       CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
     }
@@ -205,7 +206,8 @@ TEST(a_slot_that_was_never_started_has_nothing_to_show) {
            dipengine_fit_deliver(fit.get(), 1, image.data(), nullptr, nullptr),  // started, but not run
            dipengine_fit_average(fit.get(), 0, image.data()), dipengine_fit_render(fit.get(), 0, image.data()),
            dipengine_fit_get_parameters(fit.get(), 0, parameters.data()),
-           dipengine_fit_set_parameters(fit.get(), 0, parameters.data()), dipengine_fit_save_state(fit.get(), 0, state.data()),
+           dipengine_fit_set_parameters(fit.get(), 0, parameters.data()),
+           dipengine_fit_save_state(fit.get(), 0, state.data(), state.size()),
        }) {
     CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
   }
@@ -224,4 +226,88 @@ TEST(runs_that_make_no_sense_are_refused) {
   CHECK(fit.progress().iteration == 0);
   dipengine_fit_progress progress{};
   CHECK(dipengine_fit_get_progress(fit.get(), 0, &progress) == DIPENGINE_STRUCT_SIZE && one_sentence());
+}
+
+TEST(states_that_are_not_whole_or_not_of_this_library_are_refused) {
+  const FitProblem problem = problem_of(kDown);
+  TestFit fit(problem, 1), other(problem, 2);
+  fit.run(3);
+  const std::string state = fit.state(), before = other.state();
+  const auto refused = [&](const std::string& bytes, const char* word) {
+    return dipengine_fit_load_state(other.get(), 0, bytes.data(), bytes.size()) == DIPENGINE_INVALID_ARGUMENT && one_sentence() &&
+           std::strstr(dipengine_last_error(), word) != nullptr && other.state() == before;
+  };
+  const auto changed = [&](size_t at) {
+    std::string bytes = state;
+    bytes[at] = static_cast<char>(bytes[at] ^ 0x40);
+    return bytes;
+  };
+  for (size_t bytes : {size_t{0}, size_t{1}, size_t{39}}) CHECK(refused(state.substr(0, bytes), "no state"));
+  CHECK(refused(std::string(state.size(), '\0'), "no state"));
+  CHECK(refused("Some text that is no state at all, long enough to hold a header of one.", "no state"));
+  for (size_t bytes : {size_t{40}, state.size() / 2, state.size() - 1}) CHECK(refused(state.substr(0, bytes), "whole"));
+  CHECK(refused(state + '\0', "whole"));
+  CHECK(refused(changed(0), "no state"));
+  CHECK(refused(changed(8), "format"));
+  CHECK(refused(changed(16), "other params"));
+  CHECK(refused(changed(24), "whole"));
+  check::Numbers numbers(1);
+  for (size_t at : {size_t{32}, size_t{40}, state.size() - 1}) CHECK(refused(changed(at), "damaged"));
+  for (int i = 0; i < 50; ++i) {
+    const double place = (numbers.next() + 1) / 2 * static_cast<double>(state.size() - 40);
+    CHECK(refused(changed(40 + static_cast<size_t>(place)), "damaged"));
+  }
+  std::string small(state.size() - 1, '\0');
+  CHECK(dipengine_fit_save_state(fit.get(), 0, small.data(), small.size()) == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+  other.load(state);
+  CHECK(other.state() == state);
+}
+
+TEST(states_of_other_params_are_refused_and_of_the_same_exchanged) {
+  struct Change {
+    int32_t operator_kind;
+    void (*change)(dipengine_fit_params& p);
+  };
+  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1000001}, kernel[] = {0.06, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
+  const Change meaning[] = {
+      {kAny, [](auto& p) { p.generator.negative_slope = 0.1; }}, {kAny, [](auto& p) { p.generator.padding = 1; }},
+      {kAny, [](auto& p) { p.generator.channels_up[0] = 9; }},   {kAny, [](auto& p) { p.generator.upsample[0] = 2; }},
+      {kAny, [](auto& p) { p.dtype = DIPENGINE_BFLOAT16; }},      {kAny, [](auto& p) { p.width += 1; }},
+      {kAny, [](auto& p) { std::swap(p.height, p.width); }},      {kAny, [](auto& p) { p.sigma = 0.1; }},
+      {kAny, [](auto& p) { p.code_scale = 0.2; }},                {kAny, [](auto& p) { p.perturbation = 0; }},
+      {kAny, [](auto& p) { p.learning_rate = 0.02; }},            {kAny, [](auto& p) { p.average_decay = 0.9; }},
+      {kAny, [](auto& p) { p.average_warm_up = 0; }},             {kAny, [](auto& p) { p.deliver_average = 0; }},
+      {kAny, [](auto& p) { p.es_alpha = 0.2; }},                  {kAny, [](auto& p) { p.rollback_db = 6; }},
+      {kAny, [](auto& p) { p.stop = DIPENGINE_STOP_AUTO; }},      {kAny, [](auto& p) { p.iterations += 1; }},
+      {kDown, [](auto& p) { p.before = 2; }},                     {kDown, [](auto& p) { p.taps = taps; }},
+      {kBlur, [](auto& p) { p.kernel = kernel; }},
+      {kAny, [](auto& p) { p.data_term = DIPENGINE_DATA_SENSOR; p.electrons_scale = 2; }},
+  };
+  for (const Change& change : meaning) {
+    const FitProblem problem = problem_of(change.operator_kind);
+    FitProblem changed = problem;
+    change.change(changed.params);
+    TestFit fit(problem, 1), other(changed);
+    const std::string state = fit.state();
+    CHECK(dipengine_fit_load_state(other.get(), 0, state.data(), state.size()) == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+    CHECK(other.progress().state == DIPENGINE_FIT_IDLE);
+  }
+  const Change form[] = {
+      {kAny, [](auto& p) { p.generator.channels_up[7] = 1; }},  // a level that is not there
+      {kAny, [](auto& p) { p.factor = 5; }},
+      {kDown, [](auto& p) { static const double copy[] = {0.1, 0.2, 0.4, 0.2, 0.1}; p.taps = copy; }},
+      {kBlur, [](auto& p) { p.electrons_scale = 5; }},
+  };
+  check::TestPool pool(2);
+  for (const Change& change : form) {
+    const FitProblem problem = problem_of(change.operator_kind);
+    FitProblem same = problem;
+    change.change(same.params);
+    TestFit fit(problem, 1), other(same, pool.get(), 3);
+    fit.run(2);
+    other.load(fit.state(), 2);
+    fit.run(2);
+    other.run(2);
+    CHECK(other.state(2) == fit.state());
+  }
 }
