@@ -97,19 +97,3 @@ int64_t canvas_side(const dipengine_generator& g, int64_t side) {
 }
 
 }  // namespace dipengine
-
-extern "C" {
-
-int64_t dipengine_generator_canvas(const dipengine_generator* generator, int64_t side) {
-  if (generator == nullptr || side < 1 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
-  return dipengine::canvas_side(*generator, side);
-}
-
-int64_t dipengine_generator_parameters(const dipengine_generator* generator) {
-  if (generator == nullptr || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
-  int64_t count = 0;
-  for (const dipengine::ParameterSpec& spec : dipengine::parameter_specs(*generator)) count += spec.size();
-  return count;
-}
-
-}  // extern "C"

@@ -23,6 +23,7 @@ class Fit {
   dipengine_status run(dipengine_fit_run_params& run);
   dipengine_status deliver(int32_t index, float* image, float* parameters, int64_t* iteration);
   dipengine_fit_progress progress(int32_t index) const;
+  dipengine_status gradients(float* values) const;
   dipengine_status save_state(int32_t index, void* state, size_t bytes) const;
   dipengine_status load_state(int32_t index, const void* state, size_t bytes);
 
@@ -50,6 +51,7 @@ class Fit {
   SlotLayout layout_;
   CpuPlan plan_;
   char *arena_ = nullptr, *slots_ = nullptr;
+  bool has_gradients_ = false;
 };
 
 }  // namespace dipengine

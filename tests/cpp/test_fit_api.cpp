@@ -212,6 +212,53 @@ TEST(a_slot_that_was_never_started_has_nothing_to_show) {
     CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
   }
   CHECK(fit.progress(0).state == DIPENGINE_FIT_IDLE && fit.progress(1).state == DIPENGINE_FIT_RUNNING);
+  CHECK(dipengine_fit_get_gradients(fit.get(), parameters.data()) == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+  fit.run(1);
+  CHECK(dipengine_fit_get_gradients(fit.get(), parameters.data()) == DIPENGINE_OK);
+  fit.start(0, problem, 1);
+  CHECK(dipengine_fit_get_gradients(fit.get(), parameters.data()) == DIPENGINE_INVALID_ARGUMENT);
+}
+
+TEST(null_pointers_are_refused_and_never_followed) {
+  const FitProblem problem = problem_of(kAny);
+  TestFit made(problem, 1);
+  made.run(1);
+  dipengine_fit* const fit = made.get();
+  std::vector<float> values(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
+  std::string state = made.state();
+  dipengine_fit_start_params start = problem.start(1);
+  dipengine_fit_progress progress{};
+  progress.struct_size = sizeof(progress);
+  dipengine_fit_run_params run{};
+  run.struct_size = sizeof(run);
+  size_t bytes = 0;
+  dipengine_fit* other = nullptr;
+  float* const v = values.data();
+  const dipengine_status refused[] = {
+      dipengine_fit_memory(nullptr, &bytes), dipengine_fit_memory(&problem.params, nullptr),
+      dipengine_fit_create(nullptr, &other), dipengine_fit_create(&problem.params, nullptr),
+      dipengine_fit_start(nullptr, 0, &start), dipengine_fit_start(fit, 0, nullptr),
+      dipengine_fit_get_progress(nullptr, 0, &progress), dipengine_fit_get_progress(fit, 0, nullptr),
+      dipengine_fit_run(nullptr, &run), dipengine_fit_run(fit, nullptr),
+      dipengine_fit_deliver(nullptr, 0, v, nullptr, nullptr),
+      dipengine_fit_average(nullptr, 0, v), dipengine_fit_average(fit, 0, nullptr),
+      dipengine_fit_render(nullptr, 0, v), dipengine_fit_render(fit, 0, nullptr),
+      dipengine_fit_get_parameters(nullptr, 0, v), dipengine_fit_get_parameters(fit, 0, nullptr),
+      dipengine_fit_set_parameters(nullptr, 0, v), dipengine_fit_set_parameters(fit, 0, nullptr),
+      dipengine_fit_get_gradients(nullptr, v), dipengine_fit_get_gradients(fit, nullptr),
+      dipengine_fit_save_state(nullptr, 0, state.data(), state.size()), dipengine_fit_save_state(fit, 0, nullptr, state.size()),
+      dipengine_fit_load_state(nullptr, 0, state.data(), state.size()), dipengine_fit_load_state(fit, 0, nullptr, state.size()),
+  };
+  for (const dipengine_status status : refused) CHECK(status == DIPENGINE_INVALID_ARGUMENT);
+  CHECK(dipengine_fit_render(fit, 0, nullptr) == DIPENGINE_INVALID_ARGUMENT && one_sentence());
+  CHECK(std::strstr(dipengine_last_error(), "dipengine_fit_render was given NULL for image") != nullptr);
+  CHECK(other == nullptr && made.state() == state);
+  dipengine_fit_destroy(nullptr);
+  dipengine_fit_default_params(nullptr);
+  dipengine_fit_stop_rule(10, 0.9, nullptr);
+  CHECK(dipengine_fit_steps(nullptr) == 0 && std::string(dipengine_fit_step_name(nullptr, 0)).empty());
+  CHECK(dipengine_fit_arena_bytes(nullptr) == 0 && dipengine_fit_state_bytes(nullptr) == 0);
+  CHECK(dipengine_fit_deliver(fit, 0, nullptr, nullptr, nullptr) == DIPENGINE_OK);  // all of it is optional
 }
 
 TEST(runs_that_make_no_sense_are_refused) {

@@ -202,7 +202,7 @@ DIPENGINE_API dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t 
 /* Parameters in the order of dipengine_generator_parameters. Setting them leaves Adam's state alone. */
 DIPENGINE_API dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters);
 DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters);
-/* The gradients of the iteration run last, of whichever slot; dead ones are 0. */
+/* The gradients of the iteration that learnt last, of whichever slot; dead ones are 0. */
 DIPENGINE_API dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients);
 
 /* All of a slot as bytes, to be kept in a file: a fit of the same params (whatever its pool and slots) goes on from there with the
