@@ -198,3 +198,13 @@ def test_sharp_floats_may_leave_the_range_of_their_blur():
     assert values["high"] == pytest.approx(blurred.max() + np.ptp(blurred) / 2)
     given = dipengine.deblur(blurred, kernel, value_range=(0, 50), **TINY).record["value_map"]
     assert given == {"low": 0, "high": 50}
+
+
+@pytest.mark.parametrize("dtype, peak", [(np.uint8, 255), (np.float32, None)])
+def test_psnr_is_measured_against_the_truths_range_and_not_the_headroom(dtype, peak):
+    truth = np.rint(200 * synthetic_picture(21, 30)).astype(dtype)
+    result = dipengine.deblur(truth, random_kernel((3, 3)), truth=truth, **TINY)
+    error = np.mean((result.image.astype(np.float64) - truth) ** 2)
+    peak = peak or np.ptp(truth)
+    assert result.record["psnr_peak"] == peak
+    assert result.record["psnr"] == pytest.approx(10 * np.log10(peak**2 / error))
