@@ -210,6 +210,12 @@ def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
         assert np.isfinite(restored).all() and (restored[known] != values[known]).any()
 
 
+def test_a_black_level_may_be_negative_with_an_exponent(folder):
+    assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--noise", "poisson", "--gain", "1", "--offset", "-1.5e1",
+               "--record", folder / "r.json", *QUICK) == 0
+    assert json.loads((folder / "r.json").read_text())["parameters"]["offset"] == -15
+
+
 def test_a_range_may_begin_with_a_minus(folder):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(folder / "float.tif", np.linspace(-40, 100, 40 * 52, dtype=np.float32).reshape(40, 52))

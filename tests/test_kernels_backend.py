@@ -23,7 +23,7 @@ def python(code: str, **environment: str) -> str:
 def test_the_native_core_is_built_and_of_this_version():
     info = backend.build_info()
     assert backend.native_available() and backend.native_error() == ""
-    assert (info["version"], info["abi_version"]) == (__version__, 1)
+    assert (info["version"], info["abi_version"]) == (__version__, 2)
     assert info["instruction_sets_built"][0] == "portable" and info["instruction_set"] in backend.instruction_sets()
 
 

@@ -24,8 +24,12 @@
 extern "C" {
 #endif
 
-/* Grows by one whenever a struct or a function changes in a way that a host built against older headers would feel. */
-#define DIPENGINE_ABI_VERSION 1
+/* The version of the binary interface, and of the library's soname (libdipengine.so.2). Between two releases it grows by one as
+ * soon as a struct gains, loses or moves a field, a function changes its arguments, or a value its meaning; a new function or a
+ * new value alone leaves it. A host that links runs with the library of its own version only, which the soname sees to. One that
+ * loads the library by name (dlopen) compares dipengine_abi_version() with this macro before any other call and does without the
+ * library where they differ; `struct_size` refuses, call by call, what slips through. */
+#define DIPENGINE_ABI_VERSION 2
 
 typedef enum dipengine_status {
   DIPENGINE_OK = 0,
