@@ -216,7 +216,7 @@ class Fit {
     check(dipengine_fit_get_parameters(fit_, slot, floats(out, "out", parameters_, Access::write)));
   }
   void set_parameters(int slot, py::handle values) { check(dipengine_fit_set_parameters(fit_, slot, floats(values, "values", parameters_))); }
-  void get_statistics(py::handle out) const { check(dipengine_fit_get_statistics(fit_, floats(out, "out", parameters_, Access::write))); }
+  void statistics(int slot, py::handle out) { check(dipengine_fit_statistics(fit_, slot, floats(out, "out", parameters_, Access::write))); }
   void get_gradients(py::handle out) const { check(dipengine_fit_get_gradients(fit_, floats(out, "out", parameters_, Access::write))); }
 
   py::bytes save_state(int slot) const {
@@ -281,7 +281,7 @@ void bind_fit(py::module_& module) {
       .def("render", &Fit::render, py::arg("slot"), py::arg("out"))
       .def("get_parameters", &Fit::get_parameters, py::arg("slot"), py::arg("out"))
       .def("set_parameters", &Fit::set_parameters, py::arg("slot"), py::arg("values"))
-      .def("get_statistics", &Fit::get_statistics, py::arg("out"))
+      .def("statistics", &Fit::statistics, py::arg("slot"), py::arg("out"))
       .def("get_gradients", &Fit::get_gradients, py::arg("out"))
       .def("save_state", &Fit::save_state, py::arg("slot"))
       .def("load_state", &Fit::load_state, py::arg("slot"), py::arg("state"))

@@ -158,10 +158,10 @@ dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, 
   return DIPENGINE_OK;
 }
 
-dipengine_status dipengine_fit_get_statistics(const dipengine_fit* fit, float* statistics) {
+dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"statistics", statistics}}));
-  fit->fit->plan().statistics(statistics);
-  return DIPENGINE_OK;
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->plan().statistics(fit->fit->slot(slot), statistics);
 }
 
 dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients) {

@@ -216,14 +216,9 @@ dipengine_status CpuPlan::discrepancy(const Slot& slot, double* value) {
 }
 
 dipengine_status CpuPlan::render(const Slot& slot, float* image) {
-  DIPENGINE_TRY(perturb(slot, 0));
-  int step = 1;
-  for (; graph_.steps[static_cast<size_t>(step)].kind == StepKind::forward ||
-         graph_.steps[static_cast<size_t>(step)].kind == StepKind::merge;
-       ++step) {
-    DIPENGINE_TRY(run(step, slot));
-  }
-  // `step` is now the one that takes the logits: its workspace serves the sigmoid alone, too.
+  int step;
+  DIPENGINE_TRY(forward(slot, &step));
+  // That step's workspace serves the sigmoid alone, too.
   dipengine_masked_mse_params m = squared(step);
   m.activation = DIPENGINE_ACTIVATION_SIGMOID;
   m.rows = p_.height;

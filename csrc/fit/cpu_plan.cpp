@@ -430,7 +430,19 @@ dipengine_status CpuPlan::output(int step, const Slot* slot, bool sizing, bool w
   return DIPENGINE_OK;
 }
 
-void CpuPlan::statistics(float* flat) const {
+dipengine_status CpuPlan::forward(const Slot& slot, int* step) {
+  DIPENGINE_TRY(perturb(slot, 0));
+  const auto within = [&](int i) {
+    const StepKind kind = graph_.steps[static_cast<size_t>(i)].kind;
+    return kind == StepKind::forward || kind == StepKind::merge;
+  };
+  for (*step = 1; within(*step); ++*step) DIPENGINE_TRY(run(*step, slot));
+  return DIPENGINE_OK;
+}
+
+dipengine_status CpuPlan::statistics(const Slot& slot, float* flat) {
+  int step;
+  DIPENGINE_TRY(forward(slot, &step));
   std::vector<float*> places;
   for (const ParameterSpec& spec : graph_.specs) {
     places.push_back(flat);
@@ -452,6 +464,7 @@ void CpuPlan::statistics(float* flat) const {
       put(unit.merge_beta, part.merged_first, channels, part_number(part, kVariance));
     }
   }
+  return DIPENGINE_OK;
 }
 
 }  // namespace dipengine

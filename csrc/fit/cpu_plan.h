@@ -28,8 +28,8 @@ class CpuPlan {
   // f(z) at the unperturbed z, [height, width, channels] in [0, 1].
   dipengine_status render(const Slot& slot, float* image);
 
-  // Mean and variance of every norm in the forward pass run last, where a flat array of all parameters has gamma and beta.
-  void statistics(float* flat) const;
+  // Mean and variance of every norm at the unperturbed z, where a flat array of all parameters has gamma and beta; else 0.
+  dipengine_status statistics(const Slot& slot, float* flat);
 
   float* gradients() const { return at<float>(gradients_); }  // flat, trainable parameters only
   float* scratch() const { return at<float>(gradients_); }    // as many floats as the largest tensor has, between iterations
@@ -39,6 +39,8 @@ class CpuPlan {
   T* at(int buffer) const {
     return reinterpret_cast<T*>(base_ + graph_.arena.offset(buffer));
   }
+  // The generator at the unperturbed z; *step is then the first behind it, the one that takes the logits.
+  dipengine_status forward(const Slot& slot, int* step);
   double* numbers(int64_t first) const { return at<double>(numbers_) + first; }
   // Of a node: mean, variance, scale, shift, sum, product; of a part: mean, variance, outer scale, outer shift, sum, product.
   double* node_number(const Node& node, int which) const { return numbers(node.numbers) + which * node.channels; }

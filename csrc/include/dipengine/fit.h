@@ -202,9 +202,9 @@ DIPENGINE_API dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t 
 /* Parameters in the order of dipengine_generator_parameters. Setting them leaves Adam's state alone. */
 DIPENGINE_API dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters);
 DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters);
-/* What every BatchNorm was given in the forward pass run last (render: at the unperturbed z), per channel: its mean where a
- * flat array of all parameters has gamma, its biased variance where it has beta, 0 elsewhere. Freezing a generator takes them. */
-DIPENGINE_API dipengine_status dipengine_fit_get_statistics(const dipengine_fit* fit, float* statistics);
+/* What every BatchNorm is given at the unperturbed z, per channel: its mean where a flat array of all parameters has gamma, its
+ * biased variance where it has beta, 0 elsewhere. Freezing a generator takes them. */
+DIPENGINE_API dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics);
 /* The gradients of the iteration that learnt last, of whichever slot; dead ones are 0. */
 DIPENGINE_API dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients);
 

@@ -149,10 +149,10 @@ class NativeFit:
         return self._named(flat)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Per-channel mean, by the name of its gamma, and biased variance, by that of its beta, of what each norm was given in
-        the forward pass run last: `render` runs one at the unperturbed z."""
+        """Per-channel mean, by the name of its gamma, and biased variance, by that of its beta, of what each norm is given
+        at the unperturbed z."""
         flat = self._flat()
-        self._native.get_statistics(flat)
+        self._native.statistics(0, flat)
         return {name: values for name, values in self._named(flat).items() if ".norm." in name}
 
     def load_weights(self, weights: dict[str, np.ndarray]) -> None:
