@@ -64,6 +64,8 @@ def read_model(source: str | os.PathLike | bytes) -> GeneratorModel:
             raise InputError(f"{name} has format {about['format']} and this version reads {FORMAT}; use dipengine "
                              f"{about['version']}, which wrote it.")
         found = _from_parts(data, name, model, about)
+    except InputError:
+        raise
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{name} cannot be read as an ONNX model; it may be truncated.") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,7 +97,7 @@ def _from_parts(data: bytes, name: str, model: onnx.ModelProto, about: dict[str,
         raise ValueError(f"{height}x{width} is no canvas")
     if not (0 <= top and 0 <= left and 0 < size[0] <= height - top and 0 < size[1] <= width - left):
         raise ValueError("the image does not lie on the canvas")
-    _check_memory(name, architecture, height, width)
+    check_memory(f"{name} needs", architecture.input_depth * height * width, "render it on a larger machine")
     _check_graph(name, model, architecture)
     record = about["values"]
     curve = record.get("curve")
@@ -119,14 +121,17 @@ def _code(about: dict[str, Any], architecture: Hourglass, canvas: tuple[int, int
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def _check_memory(name: str, a: Hourglass, height: int, width: int) -> None:
-    """The outermost level in float32, in and out of its widest convolution, in phase form: what a runtime holds at once."""
-    widest = max(*a.channels_up, *a.channels_down, a.input_depth)
-    needed = 4 * height * width * 2 * widest
+def painting_bytes(a: Hourglass, height: int, width: int) -> int:
+    """What a runtime holds at once to paint height x width pixels of a canvas: the outermost level's widest convolution, its
+    input and its output in float32."""
+    return 4 * height * width * 2 * max(*a.channels_up, *a.channels_down, a.input_depth)
+
+
+def check_memory(what: str, needed: int, remedy: str) -> None:
+    """Raises InputError where this machine has less memory than `needed` bytes."""
     there = environment.memory()
     if there is not None and needed > there:
-        raise InputError(f"{name} paints {height}x{width} pixels for which {needed / 2**30:.1f} GiB are needed and this machine has "
-                         f"{there / 2**30:.1f}; render it by tiles, or a region of it.")
+        raise InputError(f"{what} {needed / 2**30:.1f} GiB of memory and this machine has {there / 2**30:.1f}; {remedy}.")
 
 
 def _check_graph(name: str, model: onnx.ModelProto, architecture: Hourglass) -> None:

@@ -28,7 +28,7 @@ class Renderer:
         self, model: str | os.PathLike | bytes, *, provider: str = "auto", strict: bool = False, threads: int | None = None
     ) -> None:
         ort = _runtime()
-        from dipengine.rendering.model import read_model
+        from dipengine.rendering.model import read_model  # needs onnx
 
         self.model = read_model(model)
         wanted = _wanted(ort, provider)
@@ -57,6 +57,8 @@ class Renderer:
         A region is painted from the part of z that it depends on; its pixels are those of the whole (to 1e-5: sums may be
         taken in another order). Raises InputError for a region outside the image.
         """
+        from dipengine.rendering.model import check_memory, painting_bytes
+
         x, y, width, height = self._checked(region)
         model = self.model
         top, left = y + model.origin[0], x + model.origin[1]
@@ -64,6 +66,8 @@ class Renderer:
         columns = window(model.architecture, left, left + width - 1, model.z.shape[2])
         if region is None:
             rows, columns = (0, model.z.shape[1]), (0, model.z.shape[2])
+        needed = painting_bytes(model.architecture, rows[1] - rows[0], columns[1] - columns[0])
+        check_memory(f"To paint {width}x{height} pixels at once needs", needed, "paint by tiles (--tile), or a smaller region")
         z = np.ascontiguousarray(model.z[None, :, rows[0] : rows[1], columns[0] : columns[1]])
         crop = np.array([top - rows[0], left - columns[0], top - rows[0] + height, left - columns[0] + width], np.int64)
         image = self._session.run(["image"], {"z": z, "crop": crop})[0]
