@@ -5,8 +5,9 @@
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
 #include "ops/conv/gradient_rows_cpu.h"
+#include "ops/conv/paired_gradient_cpu.h"
+#include "ops/conv/upsampled_cpu.h"
 #include "ops/conv/weights_cpu.h"
-#include "ops/conv/winograd_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -15,6 +16,7 @@ constexpr int64_t kColumns = 128;       // of a block, about
 constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least, where there are more than two chunks
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBatchRows = 16;
+constexpr int64_t kTileColumns = 65;    // of a block, where outputs are taken tile by tile: 128 columns and one more sample at each end
 constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw beside a block
 
 template <typename Stored>
@@ -46,9 +48,11 @@ struct BackwardLayout {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;
-  const bool winograd;   // of the data gradient
-  Real* transformed;     // the turned weights in Winograd's form, [16][in][out]
-  int64_t inputs = 0, padded, grid_height, grid_width, chunks, chunk_rows, columns, batch_rows;
+  // Outputs are taken tile by tile: Winograd's, or two by two samples of a nearest upsampled source. The grid is then of tiles.
+  const bool winograd;
+  bool paired = false;
+  Real* transformed;  // the weights in that form, [planes][in][out]
+  int64_t inputs = 0, padded, grid_height, grid_width, chunks, columns, batch_rows;
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
   GradientMap<Real> map;
@@ -59,32 +63,35 @@ struct BackwardLayout {
   size_t scratch_bytes = 0, bytes = 0;
 
   struct Scratch {
-    Element* d_rows;  // ring [d_capacity][d_columns][padded]
-    int64_t d_held[2 * DIPENGINE_CONV_MAX_KERNEL + 2];
-    Element* d_packed;                                       // [batch rows][column groups][padded][kPair]
-    Element* x_rows[DIPENGINE_CONV_MAX_SOURCES];             // one row [x_columns][padded]
-    Element* x_packed[DIPENGINE_CONV_MAX_SOURCES];           // ring [x_capacity][kernel][column groups][padded][kPair]
+    Element* d_rows;  // ring [d_capacity][padded / V::size][d_columns][V::size]
+    int64_t d_held[32];
+    Element* d_packed;                                       // [batch rows] packed pixels
+    Element* x_rows[DIPENGINE_CONV_MAX_SOURCES];             // pixels yet to be packed
+    Element* x_packed[DIPENGINE_CONV_MAX_SOURCES];           // ring [x_capacity][copies] packed pixels
     int64_t x_held[DIPENGINE_CONV_MAX_SOURCES][64];
     Real* sums;                                              // [columns of a data gradient][kBlock]
     Real* narrow;                                            // [columns of a data gradient][kBlock]
     Real* vertical;                                          // [2 columns + 2 margin][kBlock]
-    Element* tiles;                                          // Winograd's [16][tiles][padded]
-    Real* products;                                          // [16][tiles][kBlock]
-    Element* mapped;                                         // E_t: [9][batch pixels][padded]
-    Element* mapped_packed;                                  // [9][batch groups][padded][kPair]
+    Element *d_tiles, *d_tile_pairs;                         // [batch rows][planes] of TilePlanes
+    Element* x_tiles;                                        // likewise
+    Real* products;                                          // [planes][tiles][kBlock]
+    Real* plane_weights;                                     // [planes][channels][padded], sums of a chunk
+    Element* mapped;                                         // E_t: [9][padded / V::size][batch pixels][V::size]
+    Element* mapped_packed;                                  // [9] packed pixels
   };
 
   explicit BackwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)) {
     taps = p.kernel * p.kernel;
     groups = static_cast<int>(ceil_divide(p.channels, kPair));
     padded = round_up(p.channels, V::size);
+    for (int i = 0; i < p.sources_count; ++i) paired = paired || paired_suits(p, p.sources[i]);
     for (int i = 0; i < p.sources_count; ++i) {
       Prepared& s = sources[i];
       s.source = &p.sources[i];
       s.padded = round_up(s.source->channels, V::size);
       s.first = inputs;
       s.blocks = static_cast<int>(ceil_divide(s.source->channels, kBlock<Real>));
-      s.panel_size = static_cast<int64_t>(winograd ? kWinogradPlanes : taps) * groups * kBlock<Real> * kPair;
+      s.panel_size = static_cast<int64_t>(planes_of(s)) * groups * kBlock<Real> * kPair;
       s.narrow = s.source->upsample == DIPENGINE_UPSAMPLE_NONE && p.stride == 1 && p.kernel > 1 &&
                  p.kernel * s.source->channels <= kBlock<Real>;
       s.swapped = p.channels < V::size && s.source->channels > p.channels;
@@ -92,21 +99,45 @@ struct BackwardLayout {
       inputs += s.source->channels;
       if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) up = &s;
     }
-    grid_height = up != nullptr ? up->source->height : p.height;
-    grid_width = up != nullptr ? up->source->width : p.width;
-    const int64_t most_chunks = least(kMostChunks, most(2, grid_height * grid_width / kChunkPixels));
-    chunk_rows = ceil_divide(grid_height, most_chunks);
-    if (winograd) chunk_rows = round_up(chunk_rows, 2);
-    chunks = ceil_divide(grid_height, chunk_rows);
-    columns = ceil_divide(grid_width, ceil_divide(grid_width, kColumns));
-    // What falls on reflected columns is folded back within a block, so the last one must be wide enough to hold it.
-    while (grid_width % columns != 0 && grid_width % columns <= 2 * kMargin) ++columns;
-    if (winograd) columns = round_up(columns, 2);
-    batch_rows = least(least(kMostBatchRows, chunk_rows), most(1, kColumns / columns));
-    if (winograd) batch_rows = round_up(batch_rows, 2);
+    cut();
     order_taps();
     carve(p.workspace);
   }
+
+  bool tiled() const { return winograd || paired; }
+  const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
+  int planes() const { return paired ? kPairedGradientPlanes : kWinogradPlanes; }
+  int planes_of(const Prepared& s) const {  // of its weights
+    return winograd || (paired && s.source->upsample != DIPENGINE_UPSAMPLE_NONE) ? planes() : taps;
+  }
+
+  // Chunks of rows, blocks of columns and batches of rows, in units of the grid.
+  void cut() {
+    const int64_t height = up != nullptr ? up->source->height : p.height, width = up != nullptr ? up->source->width : p.width;
+    grid_height = paired ? height / 2 + 1 : winograd ? height / 2 : height;
+    grid_width = paired ? width / 2 + 1 : winograd ? width / 2 : width;
+    chunks = least(grid_height, least(kMostChunks, most(2, height * width / kChunkPixels)));
+    const int64_t most_rows = ceil_divide(grid_height, chunks);
+    if (tiled()) {
+      columns = ceil_divide(grid_width, ceil_divide(grid_width, kTileColumns));
+      batch_rows = least(least(kMostBatchRows, most_rows), most(1, kTileColumns / columns));
+      return;
+    }
+    columns = ceil_divide(grid_width, ceil_divide(grid_width, kColumns));
+    // What falls on reflected columns is folded back within a block, so the last one must be wide enough to hold it.
+    while (grid_width % columns != 0 && grid_width % columns <= 2 * kMargin) ++columns;
+    batch_rows = least(least(kMostBatchRows, most_rows), most(1, kColumns / columns));
+  }
+
+  int64_t chunk_top(int64_t chunk) const { return grid_height * chunk / chunks; }
+
+  // Rows (or columns) of d_raw before row i of a grid of n that yields `side` of them.
+  int64_t outputs_before(int64_t i, int64_t n, int64_t side) const {
+    if (i == n) return side;
+    return paired ? most(0, 4 * i - 2) : winograd || up != nullptr ? 2 * i : i;
+  }
+  int64_t out_row(int64_t i) const { return outputs_before(i, grid_height, p.height); }
+  int64_t out_column(int64_t i) const { return outputs_before(i, grid_width, p.width); }
 
   void order_taps() {
     int place = 0;
@@ -119,15 +150,22 @@ struct BackwardLayout {
     }
   }
 
-  int64_t out_columns() const { return up != nullptr ? 2 * columns : columns; }  // of d_raw in a block
-  int64_t out_rows() const { return up != nullptr ? 2 * batch_rows : batch_rows; }
+  int64_t out_columns() const { return (paired ? 4 : winograd || up != nullptr ? 2 : 1) * columns; }  // of d_raw in a block
+  int64_t plain_rows() const { return up != nullptr ? (paired ? 4 : 1) : batch_rows; }  // of a batch of a plain source's weights
   int64_t d_columns() const { return out_columns() + 2 * kMargin; }
   // A window of rows for one row of data gradient, and a batch that is packed at once.
-  int64_t d_capacity() const { return up == nullptr ? p.kernel + 1 : up->source->upsample == DIPENGINE_UPSAMPLE_NEAREST ? 5 : 8; }
+  int64_t d_capacity() const {
+    if (paired || winograd) return 8;
+    return up == nullptr ? p.kernel + batch_rows : up->source->upsample == DIPENGINE_UPSAMPLE_NEAREST ? 5 : 8;
+  }
+  int64_t d_block() const { return d_columns() * V::size; }
   int64_t x_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
-  int64_t x_capacity() const { return (out_rows() - 1) * p.stride + p.kernel; }
-  int64_t column_groups() const { return ceil_divide(out_columns(), kPair); }
+  int64_t x_capacity() const { return (plain_rows() - 1) * p.stride + p.kernel; }
+  // Pairs of pixels begin at every tap; single pixels are read at an offset, from one copy a phase of the stride.
+  int64_t x_copies() const { return kPair == 1 ? p.stride : p.kernel; }
+  int64_t x_copy_pixels() const { return kPair == 1 ? out_columns() + p.kernel : round_up(out_columns(), kPair); }
   int64_t batch_pixels() const { return round_up(batch_rows * columns, kPair); }
+  int64_t tile_plane(int64_t tiles, int64_t channels) const { return TilePlanes<Element, 1>::size(tiles, channels); }
 
   void carve(void* workspace) {
     Carver carver(workspace);
@@ -140,11 +178,12 @@ struct BackwardLayout {
       s.sum = carver.take<double>(chunks * s.padded);
       s.product = carver.take<double>(chunks * s.padded);
     }
-    transformed = carver.take<Real>(winograd && sources[0].wants_data() ? kWinogradPlanes * inputs * p.channels : 0);
+    const bool transforms = tiled() && tiled_source().wants_data();
+    transformed = carver.take<Real>(transforms ? planes() * tiled_source().source->channels * p.channels : 0);
     map.carve(carver, padded);
     bias_sum = carver.take<double>(chunks * padded);
     zeros = carver.take<Element>(d_columns() * padded);
-    if (up != nullptr) {
+    if (up != nullptr && !paired) {
       rows_map = carver.take<AxisTerms>(grid_height * 3);
       columns_map = carver.take<AxisTerms>(grid_width * 3);
     }
@@ -158,28 +197,37 @@ struct BackwardLayout {
   Scratch carve_scratch(Carver& carver) const {
     Scratch s{};
     s.d_rows = carver.take<Element>(d_capacity() * d_columns() * padded);
-    s.d_packed = carver.take<Element>(out_rows() * column_groups() * padded * kPair);
-    int64_t widest = up != nullptr ? batch_pixels() : 1;
+    const bool packs = kPair > 1;
+    s.d_packed = carver.take<Element>(packs ? plain_rows() * round_up(out_columns(), kPair) * padded : 0);
+    int64_t widest = up != nullptr && !paired ? batch_pixels() : 1;
     for (int i = 0; i < p.sources_count; ++i) {
       const int64_t channels = sources[i].padded;
+      if (tiled() && &sources[i] == &tiled_source()) continue;
       if (&sources[i] == up) {
-        s.x_rows[i] = carver.take<Element>(batch_pixels() * channels);
+        s.x_rows[i] = carver.take<Element>(packs ? batch_pixels() * channels : 0);
         s.x_packed[i] = carver.take<Element>(batch_pixels() * channels);
       } else {
-        s.x_rows[i] = carver.take<Element>(x_columns() * channels);
-        s.x_packed[i] = carver.take<Element>(x_capacity() * p.kernel * column_groups() * channels * kPair);
+        s.x_rows[i] = carver.take<Element>(packs ? x_columns() * channels : 0);
+        s.x_packed[i] = carver.take<Element>(x_capacity() * x_copies() * x_copy_pixels() * channels);
         widest = most(widest, out_columns() * p.stride + p.stride + 2 * p.pad + p.kernel);
       }
     }
-    s.sums = carver.take<Real>((winograd ? 2 : 1) * widest * kBlock<Real>);
-    s.tiles = carver.take<Element>(winograd ? kWinogradPlanes * (columns / 2) * padded : 0);
-    s.products = carver.take<Real>(winograd ? kWinogradPlanes * (columns / 2) * kBlock<Real> : 0);
     s.narrow = carver.take<Real>((widest + p.kernel) * kBlock<Real>);
-    if (up != nullptr) {
+    if (tiled()) {
+      const Prepared& of = tiled_source();
+      const int64_t d_plane = tile_plane(columns, padded), x_plane = tile_plane(columns, of.padded);
+      s.d_tiles = carver.take<Element>(batch_rows * planes() * d_plane);
+      s.d_tile_pairs = kPair == 1 ? s.d_tiles : carver.take<Element>(batch_rows * planes() * d_plane);
+      s.x_tiles = carver.take<Element>(batch_rows * (paired ? 9 : kWinogradPlanes) * x_plane);
+      s.products = carver.take<Real>((paired ? 9 : kWinogradPlanes) * columns * kBlock<Real>);
+      s.plane_weights = carver.take<Real>(p.d_weight != nullptr ? planes() * of.source->channels * padded : 0);
+      widest = most(widest, 4 * columns);
+    } else if (up != nullptr) {
       s.vertical = carver.take<Real>(d_columns() * kBlock<Real>);
       s.mapped = carver.take<Element>(9 * batch_pixels() * padded);
-      s.mapped_packed = carver.take<Element>(9 * batch_pixels() * padded);
+      s.mapped_packed = carver.take<Element>(packs ? 9 * batch_pixels() * padded : 0);
     }
+    s.sums = carver.take<Real>(widest * kBlock<Real>);
     return s;
   }
 
@@ -192,7 +240,7 @@ struct BackwardLayout {
     return s.source->channels - static_cast<int64_t>(block) * kBlock<Real> > V::size ? 2 : 1;
   }
 
-  // Row r of d_raw at output column `first` - kMargin on; [d_columns][padded].
+  // Row r of d_raw at output column `first` - kMargin on; blocks of channels are d_block() elements apart.
   const Element* d_row(Scratch& area, int64_t r, int64_t first) const {
     const int64_t place = (r + 2 * d_capacity()) % d_capacity();
     Element* row = area.d_rows + place * d_columns() * padded;
@@ -220,15 +268,14 @@ struct BackwardLayout {
     }
   }
 
-  // One tap's weight gradient over packed pixels: x [groups][channels], d [groups][padded].
-  void add_weight(const Prepared& s, int64_t chunk, int tap, const Segments<Element>& x, const Segments<Element>& d, int pixel_groups) const {
+  // One tap's weight gradient over packed pixels.
+  void add_weight(const Prepared& s, int64_t chunk, int tap, const Segments<Element>& x, const Segments<Element>& d, int64_t pixel_groups) const {
     Real* to = s.d_weight + (chunk * taps + tap) * s.tap_size;
-    const int64_t x_stride = s.padded * kPair, d_stride = padded * kPair;
     const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
     if (s.swapped) {
-      multiply_outer<Element>(outputs, channels, d, d_stride, x, x_stride, pixel_groups, to, s.padded);
+      multiply_outer<Element>(outputs, channels, d, x, static_cast<int>(pixel_groups), to, s.padded);
     } else {
-      multiply_outer<Element>(channels, outputs, x, x_stride, d, d_stride, pixel_groups, to, padded);
+      multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(pixel_groups), to, padded);
     }
   }
 };

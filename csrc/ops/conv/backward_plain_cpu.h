@@ -10,9 +10,9 @@ template <typename Stored>
 struct PlainBackward : BackwardLayout<Stored> {
   using Layout = BackwardLayout<Stored>;
   using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Prepared, typename Layout::Scratch, typename Layout::Source;
-  using Layout::p, Layout::sources, Layout::up, Layout::winograd, Layout::inputs, Layout::padded, Layout::columns,
-      Layout::groups, Layout::taps, Layout::zeros, Layout::x_capacity, Layout::column_groups, Layout::vectors_of,
-      Layout::d_row, Layout::store_gradient, Layout::add_weight, Layout::kPair;
+  using Layout::p, Layout::sources, Layout::up, Layout::inputs, Layout::padded,
+      Layout::groups, Layout::taps, Layout::zeros, Layout::x_capacity, Layout::x_copies, Layout::x_copy_pixels, Layout::out_columns, Layout::grid_width, Layout::tile_plane, Layout::vectors_of,
+      Layout::d_row, Layout::d_block, Layout::d_columns, Layout::store_gradient, Layout::add_weight, Layout::kPair;
   using Layout::Layout;
 
   void pack_narrow(const Prepared& s) const {
@@ -36,11 +36,7 @@ struct PlainBackward : BackwardLayout<Stored> {
   void run_plain_rows(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     for (int i = 0; i < p.sources_count; ++i) {
       if (sources[i].d_weight != nullptr) add_plain_weights(area, i, chunk, row, rows, begin, end);
-      if (sources[i].wants_data() && winograd) {
-        for (int64_t r = row; r < row + rows; r += 2) add_winograd_rows(area, sources[i], chunk, r, begin, end);
-      } else if (sources[i].wants_data()) {
-        for (int64_t r = row; r < row + rows; ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
-      }
+      for (int64_t r = row; r < row + rows && sources[i].wants_data(); ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
     }
   }
 
@@ -48,56 +44,124 @@ struct PlainBackward : BackwardLayout<Stored> {
   void add_plain_weights(Scratch& area, int i, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const Prepared& s = sources[i];
     const int64_t width = end - begin, pixel_groups = ceil_divide(width, kPair);
-    const int64_t d_size = column_groups() * padded * kPair, x_size = column_groups() * s.padded * kPair;
+    const int64_t d_pixels = round_up(out_columns(), kPair), x_pixels = x_copy_pixels(), x_size = x_pixels * s.padded;
     Segments<Element> d, x;
     d.count = x.count = static_cast<int>(rows);
+    d.block_stride = kPair == 1 ? d_block() : d_pixels * V::size;
+    x.block_stride = x_pixels * V::size;
     for (int64_t r = 0; r < rows; ++r) {
-      d.start[r] = pack_pixels(d_row(area, row + r, begin) + kMargin * padded, width, padded, padded, area.d_packed + r * d_size);
-      if (kPair == 1) {  // the ring may move on: keep a copy
-        memcpy(area.d_packed + r * d_size, d.start[r], static_cast<size_t>(width * padded) * sizeof(Element));
-        d.start[r] = area.d_packed + r * d_size;
-      }
+      d.start[r] = d_row(area, row + r, begin) + kMargin * V::size;
+      if (kPair == 1) continue;
+      Element* to = area.d_packed + r * d_pixels * padded;
+      pack_pixels(d.start[r], in_blocks<Real>(d_columns()), width, padded, to, d.block_stride);
+      d.start[r] = to;
     }
-    const int64_t from = begin * p.stride - p.pad;
+    const int64_t from = begin * p.stride - p.pad, span = (width - 1) * p.stride + p.kernel, copies = x_copies();
     for (int64_t y = row * p.stride - p.pad; y < (row + rows - 1) * p.stride - p.pad + p.kernel; ++y) {
       const int64_t place = x_place(y);
       if (area.x_held[i][place] == y) continue;
       area.x_held[i][place] = y;
-      load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + (width - 1) * p.stride + p.kernel, area.x_rows[i]);
-      for (int kx = 0; kx < p.kernel; ++kx) {
-        Element* to = area.x_packed[i] + (place * p.kernel + kx) * x_size;
-        const Element* packed = pack_pixels(area.x_rows[i] + kx * s.padded, width, p.stride * s.padded, s.padded, to);
-        if (packed != to) memcpy(to, packed, static_cast<size_t>(width * s.padded) * sizeof(Element));
+      const RowLayout side = side_by_side<Real>(s.padded);
+      if (kPair > 1) load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + span, 1, area.x_rows[i], side);
+      for (int64_t copy = 0; copy < copies; ++copy) {
+        Element* to = area.x_packed[i] + (place * copies + copy) * x_size;
+        if (kPair == 1) {
+          load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from + copy, from + span, p.stride, to, in_blocks<Real>(x_pixels));
+        } else {
+          pack_pixels(area.x_rows[i] + copy * s.padded, {p.stride * s.padded, side.block_stride}, width, s.padded, to, x.block_stride);
+        }
       }
     }
     for (int ky = 0; ky < p.kernel; ++ky) {
       for (int kx = 0; kx < p.kernel; ++kx) {
         for (int64_t r = 0; r < rows; ++r) {
-          x.start[r] = area.x_packed[i] + (x_place((row + r) * p.stride - p.pad + ky) * p.kernel + kx) * x_size;
+          const Element* copy = area.x_packed[i] + (x_place((row + r) * p.stride - p.pad + ky) * copies + kx % copies) * x_size;
+          x.start[r] = copy + kx / copies * V::size;
         }
-        add_weight(s, chunk, ky * p.kernel + kx, x, d, static_cast<int>(pixel_groups));
+        add_weight(s, chunk, ky * p.kernel + kx, x, d, pixel_groups);
       }
     }
   }
 
-  // Data gradient of source rows r and r + 1, columns [begin, end).
-  void add_winograd_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
+  // ---- Winograd: tile rows [row, row + rows), tiles [begin, end) of them ----------------------------------------------
+
+  void run_winograd(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const Prepared& s = sources[0];
+    const int64_t tiles = end - begin, plane = tile_plane(tiles, padded), x_plane = tile_plane(tiles, s.padded);
+    for (int64_t i = 0; i < rows; ++i) {
+      Element *d_tiles = area.d_tiles + i * kWinogradPlanes * plane, *pairs = area.d_tile_pairs + i * kWinogradPlanes * plane;
+      const int64_t r = 2 * (row + i);
+      transform_gradient(area, r, begin, end, d_tiles, s.d_weight != nullptr ? pairs : nullptr);
+      if (s.d_weight != nullptr) {
+        TilePlanes<Element, kWinogradPlanes> x(nullptr, area.x_tiles + i * kWinogradPlanes * x_plane, tiles, s.padded);
+        with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r + 1, [&](const auto& samples) {
+          winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
+        });
+      }
+      if (!s.wants_data()) continue;
+      for (int block = 0; block < s.blocks; ++block) {
+        Real* second = area.sums + 2 * tiles * kBlock<Real>;
+        winograd_rows<Element>(d_tiles, plane, tiles, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products,
+                               area.sums, second);
+        store_gradient(s, chunk, area.sums, r, 2 * begin, 2 * tiles, block);
+        store_gradient(s, chunk, second, r + 1, 2 * begin, 2 * tiles, block);
+      }
+    }
+    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) {
+      add_plane_weight(area, s, k, area.x_tiles + k * x_plane, kWinogradPlanes * x_plane, area.d_tile_pairs + k * plane,
+                       kWinogradPlanes * plane, rows, tiles);
+    }
+  }
+
+  // V of the data gradient of rows r and r + 1.
+  void transform_gradient(Scratch& area, int64_t r, int64_t begin, int64_t end, Element* to, Element* pairs) const {
     const Element* rows[4];
     for (int i = 0; i < 4; ++i) {
       const int64_t y = r - 1 + i;
-      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, begin)) + (kMargin - begin) * padded;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, 2 * begin)) + (kMargin - 2 * begin) * V::size;
     }
-    auto load = [&](int row, int64_t u, int64_t c) { return V::load(rows[row] + u * padded + c); };
+    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
     const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
-    const int64_t tiles = (end - begin) / 2, plane = tiles * padded;
-    winograd_input<Real>(load, begin, tiles, {reflected && r == 0, reflected && r + 2 == p.height},
-                         {reflected && begin == 0, reflected && end == p.width}, padded, area.tiles, plane);
-    for (int block = 0; block < s.blocks; ++block) {
-      Real* second = area.sums + (end - begin) * kBlock<Real>;
-      winograd_rows<Element>(area.tiles, plane, tiles, padded, groups, s.panels + block * s.panel_size, vectors_of(s, block),
-                             area.products, area.sums, second);
-      store_gradient(s, chunk, area.sums, r, begin, end - begin, block);
-      store_gradient(s, chunk, second, r + 1, begin, end - begin, block);
+    TilePlanes<Element, kWinogradPlanes> planes(to, pairs, end - begin, padded);
+    winograd_input<Real>(load, 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
+                         {reflected && begin == 0, reflected && end == grid_width}, padded, planes);
+  }
+
+  // The gradient of plane k of the transformed weights from `rows` rows of tiles, x_step and d_step elements apart.
+  void add_plane_weight(Scratch& area, const Prepared& s, int k, const Element* x, int64_t x_step, const Element* d, int64_t d_step,
+                        int64_t rows, int64_t tiles) const {
+    Segments<Element> xs, ds;
+    xs.count = ds.count = static_cast<int>(rows);
+    xs.block_stride = ds.block_stride = round_up(tiles, kPair) * V::size;
+    for (int64_t i = 0; i < rows; ++i) {
+      xs.start[i] = x + i * x_step;
+      ds.start[i] = d + i * d_step;
+    }
+    const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
+    multiply_outer<Element>(channels, outputs, xs, ds, static_cast<int>(ceil_divide(tiles, kPair)),
+                            area.plane_weights + k * s.source->channels * padded, padded);
+  }
+
+  // A chunk's sums of the transformed weights' gradient -> of the weights'. axis(u, w): kSide elements to three.
+  template <int kSide, typename Axis>
+  void fold_plane_weights(const Scratch& area, const Prepared& s, int64_t chunk, bool turned, const Axis& axis) const {
+    const int64_t plane = s.source->channels * padded;
+    for (int64_t c = 0; c < plane; c += V::size) {
+      typename V::Register down[kSide][3];
+      for (int x = 0; x < kSide; ++x) {
+        typename V::Register u[kSide];
+        for (int y = 0; y < kSide; ++y) u[y] = V::load(area.plane_weights + (kSide * y + x) * plane + c);
+        axis(u, down[x]);
+      }
+      for (int y = 0; y < 3; ++y) {
+        typename V::Register u[kSide], w[3];
+        for (int x = 0; x < kSide; ++x) u[x] = down[x][y];
+        axis(u, w);
+        for (int x = 0; x < 3; ++x) {
+          const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
+          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, w[x]);
+        }
+      }
     }
   }
 
@@ -146,17 +210,18 @@ struct PlainBackward : BackwardLayout<Stored> {
         const int64_t u = u_begin + ((b - u_begin) % p.stride + p.stride) % p.stride;  // the first of this phase
         Segments<Element> segments;
         segments.count = 0;
+        segments.block_stride = d_block();
         for (int ky = a; ky < p.kernel; ky += p.stride) {
           const int64_t r = (iy - ky) / p.stride;
           const Element* row = iy < ky || r >= p.height ? zeros : d_row(area, r, begin);
           for (int kx = b; kx < p.kernel; kx += p.stride) {
             // Exact: u and kx are of one phase.
             const int64_t column = (u - kx) / p.stride - begin + kMargin;
-            segments.start[segments.count++] = row + column * padded;
+            segments.start[segments.count++] = row + column * V::size;
           }
         }
         if (u < u_end) {
-          multiply<Element>(ceil_divide(u_end - u, p.stride), segments, padded, groups, panel, vectors,
+          multiply<Element>(ceil_divide(u_end - u, p.stride), segments, V::size, groups, panel, vectors,
                             area.sums + (u - u_begin) * kBlock<Real>, p.stride * kBlock<Real>, accumulate);
         }
         panel += across * down * tap_elements;
@@ -170,11 +235,12 @@ struct PlainBackward : BackwardLayout<Stored> {
     const int64_t first = u_begin - p.kernel + 1, channels = s.source->channels;
     Segments<Element> segments;
     segments.count = p.kernel;
+    segments.block_stride = d_block();
     for (int ky = 0; ky < p.kernel; ++ky) {
       const Element* row = iy < ky || iy - ky >= p.height ? zeros : d_row(area, iy - ky, begin);
-      segments.start[ky] = row + (first - begin + kMargin) * padded;
+      segments.start[ky] = row + (first - begin + kMargin) * V::size;
     }
-    multiply<Element>(u_end - first, segments, padded, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
+    multiply<Element>(u_end - first, segments, V::size, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
     for (int64_t u = u_begin; u < u_end; ++u) {
       Real* to = area.sums + (u - u_begin) * kBlock<Real>;
       for (int64_t c = 0; c < channels; ++c) {

@@ -9,9 +9,10 @@ template <typename Stored>
 struct UpsampledBackward : PlainBackward<Stored> {
   using Plain = PlainBackward<Stored>;
   using typename Plain::Element, typename Plain::Real, typename Plain::V, typename Plain::Scratch;
-  using Plain::p, Plain::sources, Plain::up, Plain::padded, Plain::grid_width, Plain::columns, Plain::groups, Plain::rows_map,
+  using Plain::p, Plain::zeros, Plain::sources, Plain::up, Plain::padded, Plain::grid_width, Plain::columns, Plain::groups, Plain::rows_map,
       Plain::columns_map, Plain::batch_pixels, Plain::vectors_of, Plain::d_row, Plain::store_gradient, Plain::add_weight,
-      Plain::add_plain_weights, Plain::add_plain_rows, Plain::kPair;
+      Plain::add_plain_weights, Plain::add_plain_rows, Plain::add_plane_weight, Plain::tile_plane, Plain::out_row, Plain::out_column,
+      Plain::grid_height, Plain::d_columns, Plain::kPair;
   using Plain::Plain;
 
   void fill_map(AxisTerms* terms, int64_t n) const {
@@ -22,13 +23,14 @@ struct UpsampledBackward : PlainBackward<Stored> {
 
   void run_up(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const int64_t width = end - begin, pixels = rows * width, plane = batch_pixels() * padded;
-    for (int64_t r = 0; r < rows; ++r) map_gradient(area, row + r, begin, end, area.mapped + r * width * padded, plane);
+    for (int64_t r = 0; r < rows; ++r) map_gradient(area, row + r, begin, end, area.mapped + r * width * V::size, plane);
     Segments<Element> segments;
     segments.count = 9;
+    segments.block_stride = batch_pixels() * V::size;
     for (int t = 0; t < 9; ++t) segments.start[t] = area.mapped + t * plane;
     if (up->wants_data()) {
       for (int block = 0; block < up->blocks; ++block) {
-        multiply<Element>(pixels, segments, padded, groups, up->panels + block * up->panel_size, vectors_of(*up, block), area.sums,
+        multiply<Element>(pixels, segments, V::size, groups, up->panels + block * up->panel_size, vectors_of(*up, block), area.sums,
                           kBlock<Real>, false);
         for (int64_t r = 0; r < rows; ++r) {
           store_gradient(*up, chunk, area.sums + r * width * kBlock<Real>, row + r, begin, width, block);
@@ -37,15 +39,21 @@ struct UpsampledBackward : PlainBackward<Stored> {
     }
     if (up->d_weight != nullptr) {
       const int i = static_cast<int>(up - sources);
+      const int64_t block = batch_pixels() * V::size;
+      const RowLayout layout = in_blocks<Real>(batch_pixels());
+      Element* loaded = kPair == 1 ? area.x_packed[i] : area.x_rows[i];
       for (int64_t r = 0; r < rows; ++r) {
-        load_row<Real, Stored>(*up->source, up->prologue, p.padding, row + r, begin, end, area.x_rows[i] + r * width * up->padded);
+        load_row<Real, Stored>(*up->source, up->prologue, p.padding, row + r, begin, end, 1, loaded + r * width * V::size, layout);
       }
+      pack_pixels(loaded, layout, pixels, up->padded, area.x_packed[i], block);
       Segments<Element> x, d;
       x.count = d.count = 1;
-      x.start[0] = pack_pixels(area.x_rows[i], pixels, up->padded, up->padded, area.x_packed[i]);
+      x.block_stride = d.block_stride = block;
+      x.start[0] = area.x_packed[i];
       for (int t = 0; t < 9; ++t) {
-        d.start[0] = pack_pixels(area.mapped + t * plane, pixels, padded, padded, area.mapped_packed + t * plane);
-        add_weight(*up, chunk, t, x, d, static_cast<int>(ceil_divide(pixels, kPair)));
+        d.start[0] = kPair == 1 ? area.mapped + t * plane : area.mapped_packed + t * plane;
+        pack_pixels(area.mapped + t * plane, layout, pixels, padded, area.mapped_packed + t * plane, block);
+        add_weight(*up, chunk, t, x, d, ceil_divide(pixels, kPair));
       }
     }
     if (p.sources_count > 1) {
@@ -57,7 +65,71 @@ struct UpsampledBackward : PlainBackward<Stored> {
     }
   }
 
-  // E_t of low-resolution row i, columns [begin, end): to [9 planes][columns][padded].
+  // The same from two by two samples: tile rows [row, row + rows), tiles [begin, end) of them.
+  void run_paired(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const int64_t tiles = end - begin, plane = tile_plane(tiles, padded), x_plane = tile_plane(tiles, up->padded);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t r = row + i;
+      Element *d_tiles = area.d_tiles + i * kPairedGradientPlanes * plane, *pairs = area.d_tile_pairs + i * kPairedGradientPlanes * plane;
+      transform_pairs(area, r, begin, end, d_tiles, up->d_weight != nullptr ? pairs : nullptr);
+      if (up->d_weight != nullptr) {
+        TilePlanes<Element, 9> x(nullptr, area.x_tiles + i * 9 * x_plane, tiles, up->padded);
+        with_samples<Real, Stored>(*up->source, up->prologue, p.padding, 2 * r, [&](const auto& samples) {
+          paired_gradient_samples<Real>(samples, 2 * begin - 1, tiles, up->padded, x);
+        });
+      }
+      if (up->wants_data()) add_paired_rows(area, chunk, r, begin, end, d_tiles, plane);
+      const int64_t top = out_row(r), bottom = out_row(r + 1), left = out_column(begin), right = out_column(end);
+      for (int s = 0; s < p.sources_count; ++s) {
+        if (&sources[s] == up) continue;
+        if (sources[s].d_weight != nullptr) add_plain_weights(area, s, chunk, top, bottom - top, left, right);
+        for (int64_t y = top; y < bottom && sources[s].wants_data(); ++y) add_plain_rows(area, sources[s], chunk, y, left, right);
+      }
+    }
+    for (int k = 0; k < kPairedGradientPlanes && up->d_weight != nullptr; ++k) {
+      const int sample = 3 * kPairedSums[k / 5] + kPairedSums[k % 5];
+      add_plane_weight(area, *up, k, area.x_tiles + sample * x_plane, 9 * x_plane, area.d_tile_pairs + k * plane,
+                       kPairedGradientPlanes * plane, rows, tiles);
+    }
+  }
+
+  void transform_pairs(Scratch& area, int64_t r, int64_t begin, int64_t end, Element* to, Element* pairs) const {
+    const int64_t left = out_column(begin);
+    const Element* rows[6];
+    for (int i = 0; i < 6; ++i) {
+      const int64_t y = 4 * r - 3 + i;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
+    }
+    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
+    TilePlanes<Element, kPairedGradientPlanes> planes(to, pairs, end - begin, padded);
+    paired_gradient_input<Real>(load, 4 * begin - 3, end - begin, padded, planes);
+  }
+
+  // Data gradient of samples 2 r - 1 and 2 r; those beyond the image belong to the ones that they repeat.
+  void add_paired_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, const Element* d_tiles, int64_t plane) const {
+    const bool first = r == 0, last = r + 1 == grid_height, reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    const int64_t tiles = end - begin, row_size = 2 * tiles * kBlock<Real>;
+    const int64_t left = most(0, 2 * begin - 1), right = least(2 * end - 1, up->source->width);
+    for (int block = 0; block < up->blocks; ++block) {
+      Real *top = area.sums, *bottom = area.sums + row_size;
+      paired_gradient_rows<Element>(d_tiles, plane, tiles, groups, up->panels + block * up->panel_size, vectors_of(*up, block),
+                                    area.products, top, bottom);
+      if (first && reflected) add_samples(top, row_size, bottom);
+      if (last && reflected) add_samples(bottom, row_size, top);
+      for (int i = first ? 1 : 0; i < (last ? 1 : 2); ++i) {
+        Real* sums = area.sums + i * row_size;
+        if (begin == 0 && reflected) add_samples(sums, kBlock<Real>, sums + kBlock<Real>);
+        if (end == grid_width && reflected) add_samples(sums + row_size - kBlock<Real>, kBlock<Real>, sums + row_size - 2 * kBlock<Real>);
+        store_gradient(*up, chunk, sums + (left - (2 * begin - 1)) * kBlock<Real>, 2 * r - 1 + i, left, right - left, block);
+      }
+    }
+  }
+
+  static void add_samples(const Real* from, int64_t count, Real* to) {
+    for (int64_t i = 0; i < count; i += V::size) V::store(to + i, V::add(V::load(to + i), V::load(from + i)));
+  }
+
+  // E_t of low-resolution row i, columns [begin, end), to nine planes.
   void map_gradient(Scratch& area, int64_t i, int64_t begin, int64_t end, Element* to, int64_t plane) const {
     const int64_t first = 2 * begin - kMargin, count = 2 * (end - begin) + 2 * kMargin;
     for (int ky = 0; ky < 3; ++ky) {
@@ -65,17 +137,18 @@ struct UpsampledBackward : PlainBackward<Stored> {
       const Element* rows[AxisTerms::kMost];
       for (int e = 0; e < terms.count; ++e) rows[e] = d_row(area, terms.index[e], 2 * begin);
       for (int64_t c = 0; c < padded; c += V::size) {
-        sum_gradient_rows(terms, rows, c, count, area.vertical);
-        Element* planes[3] = {to + (ky * 3) * plane + c, to + (ky * 3 + 1) * plane + c, to + (ky * 3 + 2) * plane + c};
+        sum_gradient_rows(terms, rows, c * d_columns(), count, area.vertical);
+        Element* first_plane = to + ky * 3 * plane + c * batch_pixels();
+        Element* planes[3] = {first_plane, first_plane + plane, first_plane + 2 * plane};
         map_gradient_columns(area.vertical, first, begin, end, planes);
       }
     }
   }
 
-  void sum_gradient_rows(const AxisTerms& terms, const Element* const* rows, int64_t c, int64_t count, Real* to) const {
+  void sum_gradient_rows(const AxisTerms& terms, const Element* const* rows, int64_t offset, int64_t count, Real* to) const {
     if (terms.count == 2 && terms.weight[0] == 1 && terms.weight[1] == 1) {
       for (int64_t q = 0; q < count; ++q) {
-        V::store(to + q * V::size, V::add(V::load(rows[0] + q * padded + c), V::load(rows[1] + q * padded + c)));
+        V::store(to + q * V::size, V::add(V::load(rows[0] + q * V::size + offset), V::load(rows[1] + q * V::size + offset)));
       }
       return;
     }
@@ -83,8 +156,8 @@ struct UpsampledBackward : PlainBackward<Stored> {
       typename V::Register weight[4];
       for (int e = 0; e < 4; ++e) weight[e] = V::set(static_cast<Real>(terms.weight[e]));
       for (int64_t q = 0; q < count; ++q) {
-        typename V::Register sum = V::mul(weight[0], V::load(rows[0] + q * padded + c));
-        for (int e = 1; e < 4; ++e) sum = V::fma(weight[e], V::load(rows[e] + q * padded + c), sum);
+        typename V::Register sum = V::mul(weight[0], V::load(rows[0] + q * V::size + offset));
+        for (int e = 1; e < 4; ++e) sum = V::fma(weight[e], V::load(rows[e] + q * V::size + offset), sum);
         V::store(to + q * V::size, sum);
       }
       return;
@@ -92,7 +165,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
     for (int64_t q = 0; q < count; ++q) {
       typename V::Register sum = V::zero();
       for (int e = 0; e < terms.count; ++e) {
-        sum = V::fma(V::set(static_cast<Real>(terms.weight[e])), V::load(rows[e] + q * padded + c), sum);
+        sum = V::fma(V::set(static_cast<Real>(terms.weight[e])), V::load(rows[e] + q * V::size + offset), sum);
       }
       V::store(to + q * V::size, sum);
     }
@@ -110,7 +183,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
           for (int e = 0; e < terms.count; ++e) {
             sum = V::fma(V::set(static_cast<Real>(terms.weight[e])), V::load(from + (terms.index[e] - first) * V::size), sum);
           }
-          V::store(planes[t] + (j - begin) * padded, sum);
+          V::store(planes[t] + (j - begin) * V::size, sum);
         }
       }
     };
@@ -121,9 +194,9 @@ struct UpsampledBackward : PlainBackward<Stored> {
       typename V::Register before = sample(-1), here = sample(0);
       for (int64_t j = inner_begin; j < inner_end; ++j, at += 2 * V::size) {
         const typename V::Register next = sample(1), after = sample(2);
-        V::store(planes[0] + (j - begin) * padded, V::add(next, after));
-        V::store(planes[1] + (j - begin) * padded, V::add(here, next));
-        V::store(planes[2] + (j - begin) * padded, V::add(before, here));
+        V::store(planes[0] + (j - begin) * V::size, V::add(next, after));
+        V::store(planes[1] + (j - begin) * V::size, V::add(here, next));
+        V::store(planes[2] + (j - begin) * V::size, V::add(before, here));
         before = next;
         here = after;
       }
@@ -131,9 +204,9 @@ struct UpsampledBackward : PlainBackward<Stored> {
       const typename V::Register quarter = V::set(Real(0.25)), most_ = V::set(Real(0.75));
       for (int64_t j = inner_begin; j < inner_end; ++j, at += 2 * V::size) {
         const typename V::Register s0 = sample(-2), s1 = sample(-1), s2 = sample(0), s3 = sample(1), s4 = sample(2), s5 = sample(3);
-        V::store(planes[0] + (j - begin) * padded, V::fma(most_, V::add(s3, s4), V::mul(quarter, V::add(s2, s5))));
-        V::store(planes[1] + (j - begin) * padded, V::fma(most_, V::add(s2, s3), V::mul(quarter, V::add(s1, s4))));
-        V::store(planes[2] + (j - begin) * padded, V::fma(most_, V::add(s1, s2), V::mul(quarter, V::add(s0, s3))));
+        V::store(planes[0] + (j - begin) * V::size, V::fma(most_, V::add(s3, s4), V::mul(quarter, V::add(s2, s5))));
+        V::store(planes[1] + (j - begin) * V::size, V::fma(most_, V::add(s2, s3), V::mul(quarter, V::add(s1, s4))));
+        V::store(planes[2] + (j - begin) * V::size, V::fma(most_, V::add(s1, s2), V::mul(quarter, V::add(s0, s3))));
       }
     }
     general(inner_end, end);

@@ -14,12 +14,12 @@ namespace {
 template <typename Stored>
 struct Backward : UpsampledBackward<Stored> {
   using Upsampled = UpsampledBackward<Stored>;
-  using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::Prepared, typename Upsampled::Scratch;
-  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::winograd, Upsampled::transformed, Upsampled::inputs,
-      Upsampled::padded, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunks, Upsampled::chunk_rows,
-      Upsampled::columns, Upsampled::batch_rows, Upsampled::taps, Upsampled::tap_order, Upsampled::map, Upsampled::bias_sum,
+  using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::V, typename Upsampled::Prepared, typename Upsampled::Scratch;
+  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::winograd, Upsampled::paired, Upsampled::tiled, Upsampled::tiled_source, Upsampled::planes, Upsampled::chunk_top, Upsampled::out_row,
+      Upsampled::transformed, Upsampled::inputs,
+      Upsampled::padded, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunks,       Upsampled::columns, Upsampled::batch_rows, Upsampled::taps, Upsampled::tap_order, Upsampled::map, Upsampled::bias_sum,
       Upsampled::zeros, Upsampled::rows_map, Upsampled::columns_map, Upsampled::d_columns, Upsampled::scratch_of,
-      Upsampled::vectors_of, Upsampled::pack_narrow, Upsampled::fill_map, Upsampled::run_up, Upsampled::run_plain_rows;
+      Upsampled::vectors_of, Upsampled::pack_narrow, Upsampled::fill_map, Upsampled::run_up, Upsampled::run_paired, Upsampled::run_winograd, Upsampled::run_plain_rows;
   using Upsampled::Upsampled;
 
   static constexpr ConvKernels kernels() {
@@ -44,11 +44,15 @@ struct Backward : UpsampledBackward<Stored> {
     }
     map.fill(p, padded);
     const Real* weight = static_cast<const Real*>(p.weight);
-    if (winograd && sources[0].wants_data()) {
-      run_tasks(p.pool, inputs, [&](int64_t c) {
-        winograd_weights(static_cast<const Real*>(p.weight), inputs, p.channels, c, true, transformed);
+    if (tiled() && tiled_source().wants_data()) {
+      const Prepared& s = tiled_source();
+      run_tasks(p.pool, s.source->channels, [&](int64_t c) {
+        if (paired) {
+          paired_gradient_weights(weight, inputs, s.first, s.source->channels, p.channels, c, transformed);
+        } else {
+          winograd_weights(weight, inputs, p.channels, c, true, transformed);
+        }
       });
-      weight = transformed;
     }
     memset(zeros, 0, static_cast<size_t>(d_columns() * padded) * sizeof(Element));
     run_tasks(p.pool, total, [&](int64_t task) {
@@ -56,12 +60,20 @@ struct Backward : UpsampledBackward<Stored> {
       const int block = static_cast<int>(i == 0 ? task : task - jobs[0]);
       const Prepared& s = sources[i];
       if (s.narrow) return pack_narrow(s);
+      Element* panel = s.panels + block * s.panel_size;
+      const int64_t channels = s.source->channels;
+      if (tiled() && &s == &tiled_source()) {
+        int order[kMaxSegments];
+        for (int k = 0; k < planes(); ++k) order[k] = k;
+        if (paired) paired_gradient_order(order);
+        return pack_transposed<Element, Real>(p.channels, transformed, planes(), order, 0, channels, channels, block, vectors_of(s, block), panel);
+      }
       int plain[kMaxSegments];
       for (int t = 0; t < kMaxSegments; ++t) plain[t] = t;
-      pack_transposed<Element, Real>(p.channels, weight, winograd ? kWinogradPlanes : taps, &s == up || winograd ? plain : tap_order, s.first,
-                                     s.source->channels, inputs, block, vectors_of(s, block), s.panels + block * s.panel_size);
+      pack_transposed<Element, Real>(p.channels, weight, taps, &s == up ? plain : tap_order, s.first, channels, inputs, block,
+                                     vectors_of(s, block), panel);
     });
-    if (up != nullptr) {
+    if (up != nullptr && !paired) {
       fill_map(rows_map, grid_height);
       fill_map(columns_map, grid_width);
     }
@@ -79,8 +91,12 @@ struct Backward : UpsampledBackward<Stored> {
       memset(s.sum + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
       memset(s.product + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
     }
-    const int64_t top = chunk * chunk_rows, bottom = least(top + chunk_rows, grid_height);
-    add_bias(chunk, top, bottom);
+    if (tiled() && p.d_weight != nullptr) {
+      const int64_t size = planes() * tiled_source().source->channels * padded;
+      memset(area.plane_weights, 0, static_cast<size_t>(size) * sizeof(Real));
+    }
+    const int64_t top = chunk_top(chunk), bottom = chunk_top(chunk + 1);
+    add_bias(chunk, out_row(top), out_row(bottom));
     for (int64_t begin = 0; begin < grid_width; begin += columns) {
       const int64_t end = least(begin + columns, grid_width);
       for (int64_t& row : area.d_held) row = -(int64_t{1} << 40);
@@ -89,21 +105,34 @@ struct Backward : UpsampledBackward<Stored> {
       }
       for (int64_t row = top; row < bottom; row += batch_rows) {
         const int64_t rows = least(batch_rows, bottom - row);
-        if (up != nullptr) {
+        if (paired) {
+          run_paired(area, chunk, row, rows, begin, end);
+        } else if (winograd) {
+          run_winograd(area, chunk, row, rows, begin, end);
+        } else if (up != nullptr) {
           run_up(area, chunk, row, rows, begin, end);
         } else {
           run_plain_rows(area, chunk, row, rows, begin, end);
         }
       }
     }
+    if (tiled() && p.d_weight != nullptr) fold_weights(area, chunk);
   }
 
+  void fold_weights(const Scratch& area, int64_t chunk) const {
+    if (paired) {
+      this->template fold_plane_weights<5>(area, *up, chunk, false, paired_weight_axis<V>);
+    } else {
+      this->template fold_plane_weights<4>(area, sources[0], chunk, true, winograd_weight_axis<V>);
+    }
+  }
+
+  // Rows [top, bottom) of d_raw.
   void add_bias(int64_t chunk, int64_t top, int64_t bottom) const {
     if (p.d_bias == nullptr) return;
     double* sum = bias_sum + chunk * padded;
     memset(sum, 0, static_cast<size_t>(padded) * sizeof(double));
-    const int64_t scale = up != nullptr ? 2 : 1;
-    for (int64_t r = scale * top; r < scale * bottom; ++r) {
+    for (int64_t r = top; r < bottom; ++r) {
       if (p.gradient_dtype == p.dtype) {
         add_gradient_row<Real, Stored, Stored>(p, map, r, sum);
       } else {

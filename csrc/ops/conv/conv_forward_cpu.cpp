@@ -19,7 +19,7 @@ struct Forward : UpsampledForward<Stored> {
       Upsampled::chunk_columns, Upsampled::row_chunks, Upsampled::column_chunks, Upsampled::transformed, Upsampled::bias,
       Upsampled::chunk_mean, Upsampled::chunk_m2, Upsampled::low, Upsampled::rows_map, Upsampled::columns_map,
       Upsampled::weight_planes, Upsampled::vectors_of, Upsampled::scratch_of, Upsampled::add_plain, Upsampled::store_row,
-      Upsampled::clear_moments, Upsampled::piece_of, Upsampled::transform_rows, Upsampled::fill_map, Upsampled::run_up,
+      Upsampled::clear_moments, Upsampled::piece_of, Upsampled::transform_rows, Upsampled::tile_plane, Upsampled::fill_map, Upsampled::run_up,
       Upsampled::run_paired;
   using Upsampled::Upsampled;
 
@@ -63,7 +63,8 @@ struct Forward : UpsampledForward<Stored> {
         return;
       }
       const int64_t y = task - static_cast<int64_t>(blocks) * p.sources_count;
-      load_row<Real, Stored>(*up->source, up->prologue, p.padding, y, 0, grid_width, low + y * grid_width * up->padded);
+      load_row<Real, Stored>(*up->source, up->prologue, p.padding, y, 0, grid_width, 1, low + y * grid_width * up->padded,
+                             side_by_side<Real>(up->padded));
     });
     if (up != nullptr && !paired) {
       fill_map(rows_map, grid_height);
@@ -97,14 +98,14 @@ struct Forward : UpsampledForward<Stored> {
     Scratch area = scratch_of(slot);
     const Prepared& s = sources[0];
     const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tiles * s.padded;
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tile_plane(tiles);
     Real* second = area.sums + columns * kBlock<Real>;
     clear_moments(chunk, 0, padded);
     for (int64_t r = piece.top; r < piece.bottom; r += 2) {
-      transform_rows(s, r, piece.left, tiles, area.tiles, plane);
+      transform_rows(s, r, piece.left, tiles, area.tiles);
       const int64_t before = (r - piece.top) * columns;
       for (int block = 0; block < blocks; ++block) {
-        winograd_rows<Element>(area.tiles, plane, tiles, s.padded, s.groups, s.panels + block * s.panel_size, vectors_of(block),
+        winograd_rows<Element>(area.tiles, plane, tiles, s.groups, s.panels + block * s.panel_size, vectors_of(block),
                                area.products, area.sums, second);
         store_row(area.sums, r, piece.left, columns, block, before, chunk);
         store_row(second, r + 1, piece.left, columns, block, before + columns, chunk);

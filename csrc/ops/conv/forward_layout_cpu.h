@@ -58,7 +58,7 @@ struct ForwardLayout {
 
   struct Scratch {
     Real* sums;                                  // [columns][kBlock]; two rows for Winograd, four if paired
-    Element* tiles;                              // [16][tiles][padded]
+    Element* tiles;                              // Winograd's or the pairs' V, 16 planes
     Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [ring rows][padded columns][padded]
     int64_t held[DIPENGINE_CONV_MAX_SOURCES][DIPENGINE_CONV_MAX_KERNEL];
     Real* products;                              // [3][low columns + 2][kBlock]
@@ -126,11 +126,15 @@ struct ForwardLayout {
   int64_t out_columns() const { return up != nullptr ? 2 * chunk_columns : chunk_columns; }
   int64_t ring_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
 
+  int64_t tile_plane(int64_t tiles) const {
+    return TilePlanes<Element, kWinogradPlanes>::size(tiles, (paired ? up : &sources[0])->padded);
+  }
+
   Scratch carve_scratch(Carver& carver) const {
     Scratch s;
     s.sums = carver.take<Real>((winograd ? 2 : paired ? 4 : 1) * out_columns() * kBlock<Real>);
     if (winograd || paired) {
-      s.tiles = carver.take<Element>(kWinogradPlanes * (chunk_columns / 2) * (paired ? up : &sources[0])->padded);
+      s.tiles = carver.take<Element>(kWinogradPlanes * tile_plane(chunk_columns / 2));
       s.products = carver.take<Real>((paired ? kPairedPlanes : kWinogradPlanes) * (chunk_columns / 2) * kBlock<Real>);
     }
     if (winograd) return s;
@@ -167,7 +171,8 @@ struct ForwardLayout {
       Element* row = scratch_area.ring[i] + place * row_elements;
       if (scratch_area.held[i][place] != y) {
         scratch_area.held[i][place] = y;
-        load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + (columns - 1) * p.stride + p.kernel, row);
+        load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + (columns - 1) * p.stride + p.kernel, 1, row,
+                               side_by_side<Real>(s.padded));
       }
       for (int kx = 0; kx < p.kernel; ++kx) segments.start[ky * p.kernel + kx] = row + kx * s.padded;
     }
@@ -202,9 +207,10 @@ struct ForwardLayout {
   }
 
   // V of the tiles of source rows r and r + 1, from column `first` on.
-  void transform_rows(const Prepared& s, int64_t r, int64_t first, int64_t tiles, Element* to, int64_t plane) const {
+  void transform_rows(const Prepared& s, int64_t r, int64_t first, int64_t tiles, Element* to) const {
+    TilePlanes<Element, kWinogradPlanes> planes(to, nullptr, tiles, s.padded);
     with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
-      winograd_input<Real>(samples, first, tiles, {false, false}, {false, false}, s.padded, to, plane);
+      winograd_input<Real>(samples, first, tiles, {false, false}, {false, false}, s.padded, planes);
     });
   }
 };

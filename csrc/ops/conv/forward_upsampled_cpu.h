@@ -16,7 +16,7 @@ struct UpsampledForward : ForwardLayout<Stored> {
   using Layout::p, Layout::sources, Layout::up, Layout::blocks, Layout::padded, Layout::grid_height, Layout::grid_width,
       Layout::chunk_columns, Layout::low, Layout::rows_map, Layout::columns_map, Layout::out_columns, Layout::vectors_of,
       Layout::scratch_of, Layout::add_plain, Layout::store_row, Layout::clear_moments, Layout::piece_of,
-      Layout::transform_rows, Layout::kPair;
+      Layout::transform_rows, Layout::tile_plane, Layout::kPair;
   using Layout::Layout;
 
   void fill_map(AxisTerms* map, int64_t n) const {
@@ -172,13 +172,13 @@ struct UpsampledForward : ForwardLayout<Stored> {
   void run_paired(int64_t chunk, int slot) const {
     Scratch area = scratch_of(slot);
     const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tiles * up->padded;
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tile_plane(tiles);
     const int64_t row_size = out_columns() * kBlock<Real>;
     clear_moments(chunk, 0, padded);
     for (int64_t r = piece.top; r < piece.bottom; r += 2) {
-      transform_rows(*up, r, piece.left, tiles, area.tiles, plane);
+      transform_rows(*up, r, piece.left, tiles, area.tiles);
       for (int block = 0; block < blocks; ++block) {
-        paired_rows<Element>(area.tiles, plane, tiles, up->padded, up->groups, up->panels + block * up->panel_size, vectors_of(block),
+        paired_rows<Element>(area.tiles, plane, tiles, up->groups, up->panels + block * up->panel_size, vectors_of(block),
                              area.products, area.sums, row_size);
         for (int y = 0; y < 4; ++y) {
           Real* sums = area.sums + y * row_size;

@@ -37,28 +37,26 @@ DIPENGINE_INLINE typename Vec<Real>::Register d_raw_lanes(const GradientMap<Real
   return V::fma(V::load(map.gradient_scale + c), gradient, V::fma(V::load(map.raw_scale + c), x, V::load(map.shift + c)));
 }
 
-// Columns [begin, end) of row r of d_raw, to [end - begin][padded channels]; zero outside the image.
+// Columns [begin, end) of row r of d_raw, zero outside the image; to [padded channels / V::size][end - begin][V::size].
 template <typename Real, typename Gradient, typename Stored, typename Element>
 static void load_gradient_row(const dipengine_conv_params& p, const GradientMap<Real>& map, int64_t r, int64_t begin, int64_t end,
                               Element* to) {
   using V = Vec<Real>;
-  const int64_t padded = round_up(p.channels, V::size);
-  if (r < 0 || r >= p.height) {
-    memset(to, 0, static_cast<size_t>((end - begin) * padded) * sizeof(Element));
-    return;
-  }
+  const int64_t block = (end - begin) * V::size;
+  const bool inside = r >= 0 && r < p.height;
   const Gradient* g = static_cast<const Gradient*>(p.gradient.data) + r * p.gradient.row_stride;
   const Stored* raw = static_cast<const Stored*>(p.raw.data) + (map.folded ? r * p.raw.row_stride : 0);
-  for (int64_t q = begin; q < end; ++q, to += padded) {
-    if (q < 0 || q >= p.width) {
-      memset(to, 0, static_cast<size_t>(padded) * sizeof(Element));
+  for (int64_t q = begin; q < end; ++q, to += V::size) {
+    Element* out = to;
+    if (!inside || q < 0 || q >= p.width) {
+      for (int64_t c = 0; c < p.channels; c += V::size, out += block) memset(out, 0, V::size * sizeof(Element));
       continue;
     }
     const Gradient* at = g + q * p.gradient.pixel_stride;
     const Stored* beside = map.folded ? raw + q * p.raw.pixel_stride : raw;
     int64_t c = 0;
-    for (; c + V::size <= p.channels; c += V::size) V::store(to + c, d_raw_lanes(map, at, beside, c, V::size));
-    if (c < p.channels) V::store(to + c, d_raw_lanes(map, at, beside, c, static_cast<int>(p.channels - c)));
+    for (; c + V::size <= p.channels; c += V::size, out += block) V::store(out, d_raw_lanes(map, at, beside, c, V::size));
+    if (c < p.channels) V::store(out, d_raw_lanes(map, at, beside, c, static_cast<int>(p.channels - c)));
   }
 }
 
@@ -126,31 +124,25 @@ DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const
   }
 }
 
-// [pixels][padded] -> [groups][padded][kPair], a missing last pixel as zero. With kPair 1 nothing moves.
+// Pixels as multiply_outer() reads them, [padded / V::size][groups][V::size][kPair], blocks of channels block_stride apart; a missing
+// last pixel as zero. Single pixels in blocks are that already.
 template <typename Element>
-static const Element* pack_pixels(const Element* from, int64_t pixels, int64_t pixel_stride, int64_t padded, Element* to) {
-  constexpr int kPair = Mac<Element>::kPair;
-  if constexpr (kPair == 1) {
-    if (pixel_stride == padded) return from;
-    for (int64_t w = 0; w < pixels; ++w) memcpy(to + w * padded, from + w * pixel_stride, static_cast<size_t>(padded) * sizeof(Element));
-    return to;
-  }
+static void pack_pixels([[maybe_unused]] const Element* from, [[maybe_unused]] RowLayout layout, [[maybe_unused]] int64_t pixels,
+                        [[maybe_unused]] int64_t padded, [[maybe_unused]] Element* to, [[maybe_unused]] int64_t block_stride) {
 #if defined(__AVX512BF16__)
-  if constexpr (kPair == 2) {
-    const __m256i zero = _mm256_setzero_si256();
-    for (int64_t w = 0; w < pixels; w += 2) {
-      const Element *one = from + w * pixel_stride, *two = one + pixel_stride;
-      Element* out = to + w * padded;
-      for (int64_t c = 0; c < padded; c += 16) {
-        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(one + c));
-        const __m256i b = w + 1 < pixels ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(two + c)) : zero;
+  if constexpr (Mac<Element>::kPair == 2) {
+    for (int64_t c = 0; c < padded; c += 16, from += layout.block_stride, to += block_stride) {
+      for (int64_t w = 0; w < pixels; w += 2) {
+        const Element* one = from + w * layout.pixel_stride;
+        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(one));
+        const __m256i b =
+            w + 1 < pixels ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(one + layout.pixel_stride)) : _mm256_setzero_si256();
         const __m512i low = _mm512_cvtepu16_epi32(a), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16);
-        _mm512_storeu_si512(out + 2 * c, _mm512_or_si512(low, high));
+        _mm512_storeu_si512(to + w * 16, _mm512_or_si512(low, high));
       }
     }
   }
 #endif
-  return to;
 }
 
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

@@ -1,7 +1,7 @@
 // Matrix products of the convolutions on a CPU: register tiles over packed operands.
 //
 //   multiply        C[m][n] (+)= sum_s sum_k A_s[m][k] B[s][k][n]     rows of A anywhere, a constant stride apart
-//   multiply_outer  C[m][n]  += sum_s sum_k A_s[k][m] B_s[k][n]       both operands packed along k (pixels)
+//   multiply_outer  C[m][n]  += sum_s sum_k A_s[k][m] B_s[k][n]       both operands packed along k (pixels), in blocks of m, n
 //
 // k runs in groups of kPair elements, what one multiply-accumulate takes: two bfloat16 (vdpbf16ps), one float32. A tile
 // is kRows x kVectors registers; measured on Zen 4, 8 x 2 with B streaming from the second-level cache reaches the ceiling
@@ -71,12 +71,14 @@ constexpr int kVectors = 2;
 template <typename Real>
 constexpr int kBlock = kVectors * Vec<Real>::size;  // columns of a tile
 
-// One operand of several segments: where each starts.
+// One operand in several segments: where each starts. Its channels lie side by side, or in blocks of one register's channels,
+// block_stride elements apart: [channels / V::size][pixels][V::size].
 constexpr int kMaxSegments = DIPENGINE_CONV_MAX_KERNEL * DIPENGINE_CONV_MAX_KERNEL;
 template <typename Element>
 struct Segments {
   int count;
   const Element* start[kMaxSegments];
+  ptrdiff_t block_stride = 0;  // 0: side by side
 };
 
 template <typename Element, int MR, int NV>
@@ -87,11 +89,21 @@ static __attribute__((noinline)) void multiply_tile(const Segments<Element>& a, 
   using V = Vec<typename M::Real>;
   typename V::Register sum[MR][NV];
   for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) sum[m][v] = accumulate ? V::load(c + m * c_stride + v * V::size) : V::zero();
+    for (int v = 0; v < NV; ++v) sum[m][v] = V::zero();
   }
-  for (int s = 0; s < a.count; ++s) {
-    const Element* start = a.start[s] + offset;
-    for (int k = 0; k < groups; ++k) {
+  if (accumulate) {
+    for (int m = 0; m < MR; ++m) {
+      for (int v = 0; v < NV; ++v) sum[m][v] = V::load(c + m * c_stride + v * V::size);
+    }
+  }
+  const int block = a.block_stride == 0 ? groups : V::size / M::kPair;
+  // One loop over segments and blocks, tested at its end: else the compiler moves the sums about between loops.
+  int s = 0, left = groups;
+  const Element* start = a.start[0] + offset;
+  do {
+    const int count = left < block ? left : block;
+    int k = 0;
+    do {
       typename M::Operand column[NV];
       for (int v = 0; v < NV; ++v) column[v] = M::load(b + v * V::size * M::kPair);
       b += NV * V::size * M::kPair;
@@ -99,8 +111,14 @@ static __attribute__((noinline)) void multiply_tile(const Segments<Element>& a, 
         const typename M::Operand row = M::broadcast(start + m * row_stride + k * M::kPair);
         for (int v = 0; v < NV; ++v) sum[m][v] = M::mac(row, column[v], sum[m][v]);
       }
+    } while (++k < count);
+    left -= count;
+    start += a.block_stride;
+    if (left == 0) {
+      left = groups;
+      start = ++s < a.count ? a.start[s] + offset : nullptr;
     }
-  }
+  } while (start != nullptr);
   for (int m = 0; m < MR; ++m) {
     for (int v = 0; v < NV; ++v) V::store(c + m * c_stride + v * V::size, sum[m][v]);
   }
@@ -115,52 +133,60 @@ static void multiply_rest(int rows, const Segments<Element>& a, ptrdiff_t offset
   }
 }
 
+// Tiles of nearly equal height: a last one of few rows would cost as much as a whole one.
 template <typename Element, int NV>
 static void multiply_columns(int64_t rows, const Segments<Element>& a, ptrdiff_t row_stride, int groups, const Element* b,
                              typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate) {
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    multiply_tile<Element, kRows, NV>(a, m * row_stride, row_stride, groups, b, c + m * c_stride, c_stride, accumulate);
+  for (int64_t m = 0, tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
+    const int height = static_cast<int>((rows - m + tiles - 1) / tiles);
+    multiply_rest<Element, NV, kRows>(height, a, m * row_stride, row_stride, groups, b, c + m * c_stride, c_stride, accumulate);
+    m += height;
   }
-  multiply_rest<Element, NV, kRows - 1>(static_cast<int>(rows - m), a, m * row_stride, row_stride, groups, b,
-                                        c + m * c_stride, c_stride, accumulate);
 }
 
 // C[rows][n] over n < vectors * V::size. A's rows lie row_stride elements apart; b holds [segments][groups][n][kPair].
 template <typename Element>
 static void multiply(int64_t rows, const Segments<Element>& a, ptrdiff_t row_stride, int groups, const Element* b,
                      int vectors, typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate) {
-  if (vectors == 2) {
+  if (a.count == 0) {
+    for (int64_t m = 0; m < rows && !accumulate; ++m) {
+      memset(c + m * c_stride, 0, static_cast<size_t>(vectors) * Vec<typename Mac<Element>::Real>::size * sizeof(*c));
+    }
+  } else if (vectors == 2) {
     multiply_columns<Element, 2>(rows, a, row_stride, groups, b, c, c_stride, accumulate);
   } else {
     multiply_columns<Element, 1>(rows, a, row_stride, groups, b, c, c_stride, accumulate);
   }
 }
 
-// Operands packed along k: element (k, channel) of group k / kPair at [group][channel][k % kPair], groups `a_stride` and
-// `b_stride` elements apart. C is [MR][NV registers].
+// Operands packed along k: element (k, channel) at [channel / V::size][k / kPair][channel % V::size][k % kPair], blocks of
+// channels a.block_stride and b.block_stride elements apart, so that what a tile reads is contiguous. C is [MR][NV registers].
 template <typename Element, int MR, int NV>
-static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptrdiff_t a_offset, ptrdiff_t a_stride,
-                                                 const Segments<Element>& b, ptrdiff_t b_offset, ptrdiff_t b_stride,
-                                                 int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
+static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptrdiff_t a_offset, const Segments<Element>& b,
+                                                 ptrdiff_t b_offset, int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
   using M = Mac<Element>;
   using V = Vec<typename M::Real>;
+  constexpr int kStep = V::size * M::kPair;
   typename V::Register sum[MR][NV];
   for (int m = 0; m < MR; ++m) {
     for (int v = 0; v < NV; ++v) sum[m][v] = V::zero();  // C is read at the end, when it need not be waited for
   }
-  for (int s = 0; s < a.count; ++s) {
+  int s = 0;
+  do {
     const Element* row = a.start[s] + a_offset;
     const Element* column = b.start[s] + b_offset;
-    for (int k = 0; k < groups; ++k, row += a_stride, column += b_stride) {
+    int k = 0;
+    do {
       typename M::Operand operand[NV];
-      for (int v = 0; v < NV; ++v) operand[v] = M::load(column + v * V::size * M::kPair);
+      for (int v = 0; v < NV; ++v) operand[v] = M::load(column + v * b.block_stride);
       for (int m = 0; m < MR; ++m) {
         const typename M::Operand one = M::broadcast(row + m * M::kPair);
         for (int v = 0; v < NV; ++v) sum[m][v] = M::mac(one, operand[v], sum[m][v]);
       }
-    }
-  }
+      row += kStep;
+      column += kStep;
+    } while (++k < groups);
+  } while (++s < a.count);
   for (int m = 0; m < MR; ++m) {
     for (int v = 0; v < NV; ++v) {
       typename M::Real* to = c + m * c_stride + v * V::size;
@@ -170,30 +196,31 @@ static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptr
 }
 
 template <typename Element, int NV, int MR>
-static void outer_rest(int rows, const Segments<Element>& a, ptrdiff_t a_offset, ptrdiff_t a_stride,
-                       const Segments<Element>& b, ptrdiff_t b_offset, ptrdiff_t b_stride, int groups,
-                       typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
+static void outer_rest(int rows, const Segments<Element>& a, ptrdiff_t a_offset, const Segments<Element>& b, ptrdiff_t b_offset,
+                       int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
   if constexpr (MR > 0) {
-    if (rows == MR) return outer_tile<Element, MR, NV>(a, a_offset, a_stride, b, b_offset, b_stride, groups, c, c_stride);
-    outer_rest<Element, NV, MR - 1>(rows, a, a_offset, a_stride, b, b_offset, b_stride, groups, c, c_stride);
+    if (rows == MR) return outer_tile<Element, MR, NV>(a, a_offset, b, b_offset, groups, c, c_stride);
+    outer_rest<Element, NV, MR - 1>(rows, a, a_offset, b, b_offset, groups, c, c_stride);
   }
 }
 
 // C[rows][columns] += ...; C's rows lie c_stride apart and are padded to whole registers, as are the operands.
 template <typename Element>
-static void multiply_outer(int rows, int columns, const Segments<Element>& a, ptrdiff_t a_stride,
-                           const Segments<Element>& b, ptrdiff_t b_stride, int groups, typename Mac<Element>::Real* c,
-                           ptrdiff_t c_stride) {
+static void multiply_outer(int rows, int columns, const Segments<Element>& a, const Segments<Element>& b, int groups,
+                           typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
   constexpr int kWidth = Vec<typename Mac<Element>::Real>::size, kPair = Mac<Element>::kPair;
+  constexpr int kHeight = kWidth >= 16 ? 8 : kWidth >= 4 ? 4 : 2;  // divides a block of channels
   for (int n = 0; n < columns; n += kBlock<typename Mac<Element>::Real>) {
     const bool wide = columns - n > kWidth;
-    for (int m = 0; m < rows; m += kRows) {
-      const int left = rows - m < kRows ? rows - m : kRows;
+    const ptrdiff_t b_offset = n / kWidth * b.block_stride;
+    for (int m = 0; m < rows; m += kHeight) {
+      const int left = rows - m < kHeight ? rows - m : kHeight;
+      const ptrdiff_t a_offset = m / kWidth * a.block_stride + m % kWidth * kPair;
       typename Mac<Element>::Real* tile = c + m * c_stride + n;
       if (wide) {
-        outer_rest<Element, 2, kRows>(left, a, m * kPair, a_stride, b, n * kPair, b_stride, groups, tile, c_stride);
+        outer_rest<Element, 2, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride);
       } else {
-        outer_rest<Element, 1, kRows>(left, a, m * kPair, a_stride, b, n * kPair, b_stride, groups, tile, c_stride);
+        outer_rest<Element, 1, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride);
       }
     }
   }

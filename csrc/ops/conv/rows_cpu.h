@@ -75,49 +75,58 @@ DIPENGINE_INLINE typename Vec<Real>::Register normalise(const Prologue<Real>& p,
 }
 
 template <typename Real, bool kInner, bool kOuter, typename Stored, typename Element>
-DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to) {
+DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to, int64_t block_stride) {
   using V = Vec<Real>;
   int64_t c = 0;
-  for (; c + V::size <= channels; c += V::size) V::store(to + c, normalise<Real, kInner, kOuter>(p, V::load(from + c), c));
-  if (c < channels) {
-    V::store(to + c, normalise<Real, kInner, kOuter>(p, V::load_part(from + c, static_cast<int>(channels - c)), c));
+  for (; c + V::size <= channels; c += V::size, to += block_stride) {
+    V::store(to, normalise<Real, kInner, kOuter>(p, V::load(from + c), c));
   }
+  if (c < channels) V::store(to, normalise<Real, kInner, kOuter>(p, V::load_part(from + c, static_cast<int>(channels - c)), c));
 }
 
 template <typename Real, typename Stored, typename Element>
-DIPENGINE_INLINE void load_pixel(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to) {
-  if (p.has_inner && p.has_outer) return load_pixel_as<Real, true, true>(p, from, channels, to);
-  if (p.has_inner) return load_pixel_as<Real, true, false>(p, from, channels, to);
-  if (p.has_outer) return load_pixel_as<Real, false, true>(p, from, channels, to);
-  load_pixel_as<Real, false, false>(p, from, channels, to);
+DIPENGINE_INLINE void load_pixel(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to, int64_t block_stride) {
+  if (p.has_inner && p.has_outer) return load_pixel_as<Real, true, true>(p, from, channels, to, block_stride);
+  if (p.has_inner) return load_pixel_as<Real, true, false>(p, from, channels, to, block_stride);
+  if (p.has_outer) return load_pixel_as<Real, false, true>(p, from, channels, to, block_stride);
+  load_pixel_as<Real, false, false>(p, from, channels, to, block_stride);
 }
 
-// Padded columns [begin, end) of padded row `y` of a source, normalised, to [end - begin][padded channels].
+// How the pixels of a row are laid out: a register of channels after the other, block_stride elements apart.
+struct RowLayout {
+  int64_t pixel_stride, block_stride;
+};
+template <typename Real>
+DIPENGINE_INLINE RowLayout side_by_side(int64_t padded) {
+  return {padded, Vec<Real>::size};
+}
+template <typename Real>
+DIPENGINE_INLINE RowLayout in_blocks(int64_t pixels) {
+  return {Vec<Real>::size, pixels * Vec<Real>::size};
+}
+
+// Every step-th of padded columns [begin, end) of padded row `y` of a source, normalised.
 template <typename Real, typename Stored, typename Element>
 static void load_row(const dipengine_conv_source& s, const Prologue<Real>& p, int padding, int64_t y, int64_t begin, int64_t end,
-                     Element* to) {
-  const int64_t padded = round_up(s.channels, Vec<Real>::size);
+                     int64_t step, Element* to, RowLayout layout) {
   const int64_t row = padded_index(y, s.height, padding);
   const Stored* from = static_cast<const Stored*>(s.x.data) + row * s.x.row_stride;
-  for (int64_t u = begin; u < end; ++u, to += padded) {
+  for (int64_t u = begin; u < end; u += step, to += layout.pixel_stride) {
     const int64_t i = padded_index(u, s.width, padding);
     if (row < 0 || i < 0) {
-      memset(to, 0, static_cast<size_t>(padded) * sizeof(Element));
+      for (int64_t c = 0; c < s.channels; c += Vec<Real>::size) {
+        memset(to + c / Vec<Real>::size * layout.block_stride, 0, Vec<Real>::size * sizeof(Element));
+      }
     } else {
-      load_pixel(p, from + i * s.x.pixel_stride, s.channels, to);
+      load_pixel(p, from + i * s.x.pixel_stride, s.channels, to, layout.block_stride);
     }
   }
 }
 
-// Two pixels' registers of an operand packed along pixels: at their group and channel, [group][padded][kPair].
+// Two pixels' registers of an operand packed along pixels, interleaved.
 template <typename Element>
-DIPENGINE_INLINE void store_pair(Element* to, int64_t padded, typename Vec<typename Mac<Element>::Real>::Register one,
-                                 typename Vec<typename Mac<Element>::Real>::Register two) {
-  using V = Vec<typename Mac<Element>::Real>;
-  if constexpr (Mac<Element>::kPair == 1) {
-    V::store(to, one);
-    V::store(to + padded, two);
-  }
+DIPENGINE_INLINE void store_pair([[maybe_unused]] Element* to, [[maybe_unused]] typename Vec<typename Mac<Element>::Real>::Register one,
+                                 [[maybe_unused]] typename Vec<typename Mac<Element>::Real>::Register two) {
 #if defined(__AVX512BF16__)
   if constexpr (Mac<Element>::kPair == 2) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,

@@ -57,35 +57,48 @@ static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs
   }
 }
 
-// Registers of `kPlanes` planes, tile after tile, packed in pairs of tiles along which multiply_outer() sums:
-// [planes][groups][padded][kPair]; after an odd tile comes one of zeros.
+// Where transforms put their planes, a register of channels tile after tile: as multiply() reads them, [planes][channels /
+// V::size][tiles][V::size], and packed along the tiles for multiply_outer(), with a tile of zeros after an odd one. Without pairs
+// of elements that is the same thing, and `pairs` stays unused.
 template <typename Element, int kPlanes>
-struct TilePairs {
+struct TilePlanes {
   using V = Vec<typename Mac<Element>::Real>;
-  Element* to;
-  int64_t plane, padded, tiles;
+  static constexpr int kPair = Mac<Element>::kPair;
+  Element *rows, *pairs;  // either may be null
+  int64_t tiles, padded;
   typename V::Register kept[kPlanes];
 
-  // Planes [k, k + count) of tile t.
+  TilePlanes(Element* rows_, Element* pairs_, int64_t tiles_, int64_t padded_)
+      : rows(kPair == 1 && rows_ == nullptr ? pairs_ : rows_), pairs(kPair == 1 ? nullptr : pairs_), tiles(tiles_), padded(padded_) {}
+
+  static int64_t size(int64_t tiles, int64_t padded) { return padded * round_up(tiles, kPair); }  // of a plane
+
+  // Planes [k, k + count) of tile t, channels from c on.
   __attribute__((always_inline)) inline void put(int64_t c, int64_t t, int k, int count, const typename V::Register* values) {
-    const bool both = t % 2 != 0;
-    Element* at = to + (t - (both ? 1 : 0)) * padded + c * Mac<Element>::kPair + k * plane;
-    if (both) {
-      for (int i = 0; i < count; ++i) store_pair<Element>(at + i * plane, padded, kept[k + i], values[i]);
-    } else if (t + 1 < tiles) {
-      for (int i = 0; i < count; ++i) kept[k + i] = values[i];
-    } else {
-      for (int i = 0; i < count; ++i) store_pair<Element>(at + i * plane, padded, values[i], V::zero());
+    const int64_t plane = size(tiles, padded);
+    if (kPair == 1 || rows != nullptr) {
+      Element* at = rows + k * plane + c * tiles + t * V::size;
+      for (int i = 0; i < count; ++i) V::store(at + i * plane, values[i]);
+    }
+    if (kPair == 1 || pairs == nullptr) return;
+    Element* at = pairs + k * plane + c * round_up(tiles, kPair) + t / kPair * kPair * V::size;
+    for (int i = 0; i < count; ++i) {
+      if (t % 2 != 0) {
+        store_pair<Element>(at + i * plane, kept[k + i], values[i]);
+      } else if (t + 1 < tiles) {
+        kept[k + i] = values[i];
+      } else {
+        store_pair<Element>(at + i * plane, values[i], V::zero());
+      }
     }
   }
 };
 
-// Planes of the weight gradient's other operand, packed as V is: of two outputs (y0, y0 + y1, y0 - y1, y1) per axis.
+// Planes of the weight gradient's other operand: of two samples (y0, y0 + y1, y0 - y1, y1) per axis.
 // load(row 0..1, column, channel); columns from `first` on.
-template <typename Real, typename Load, typename Element>
-static void winograd_gradient(const Load& load, int64_t first, int64_t tiles, int64_t padded, Element* to, int64_t plane) {
+template <typename Real, typename Load, typename Planes>
+static void winograd_samples(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
-  TilePairs<Element, kWinogradPlanes> pairs{to, plane, padded, tiles, {}};
   auto axis = [](typename V::Register y0, typename V::Register y1, typename V::Register* out) {
     out[0] = y0;
     out[1] = V::add(y0, y1);
@@ -94,12 +107,12 @@ static void winograd_gradient(const Load& load, int64_t first, int64_t tiles, in
   };
   for (int64_t c = 0; c < padded; c += V::size) {
     for (int64_t t = 0; t < tiles; ++t) {
-      typename V::Register left[4], right[4], planes[4];
+      typename V::Register left[4], right[4], row[4];
       axis(load(0, first + 2 * t, c), load(1, first + 2 * t, c), left);
       axis(load(0, first + 2 * t + 1, c), load(1, first + 2 * t + 1, c), right);
       for (int y = 0; y < 4; ++y) {
-        axis(left[y], right[y], planes);
-        pairs.put(c, t, 4 * y, 4, planes);
+        axis(left[y], right[y], row);
+        planes.put(c, t, 4 * y, 4, row);
       }
     }
   }
@@ -128,11 +141,11 @@ DIPENGINE_INLINE void winograd_axis(const typename V::Register d0, const typenam
   out[3] = V::sub(fold.first ? V::zero() : d1, d3);
 }
 
-// A row of `tiles` tiles: load(row 0..3, column, channel) gives sample (2 i - 1 + row, column), columns from -1 + `first`
-// on. emit(channel, tile, plane, V [4 planes]) takes them tile by tile, a register of channels after the other.
-template <typename Real, typename Load, typename Emit>
-DIPENGINE_INLINE void winograd_tiles(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns,
-                                     int64_t padded, const Emit& emit) {
+// V of a row of `tiles` tiles, to planes.put(): load(row 0..3, column, channel) gives sample (2 i - 1 + row, column), columns
+// from -1 + `first` on.
+template <typename Real, typename Load, typename Planes>
+static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,
+                           Planes& planes) {
   using V = Vec<Real>;
   for (int64_t c = 0; c < padded; c += V::size) {
     typename V::Register window[4][4];  // [column][vertical product]
@@ -148,29 +161,12 @@ DIPENGINE_INLINE void winograd_tiles(const Load& load, int64_t first, int64_t ti
       for (int y = 0; y < 4; ++y) {
         typename V::Register products[4];
         winograd_axis<V>(window[0][y], window[1][y], window[2][y], window[3][y], fold, products);
-        emit(c, t, 4 * y, products);
+        planes.put(c, t, 4 * y, 4, products);
         window[0][y] = window[2][y];
         window[1][y] = window[3][y];
       }
     }
   }
-}
-
-// V to [16 planes][tiles][padded].
-template <typename Real, typename Load, typename Element>
-static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,
-                           Element* to, int64_t plane) {
-  winograd_tiles<Real>(load, first, tiles, rows, columns, padded, [&](int64_t c, int64_t t, int k, const typename Vec<Real>::Register* v) {
-    for (int i = 0; i < 4; ++i) Vec<Real>::store(to + (k + i) * plane + t * padded + c, v[i]);
-  });
-}
-
-// V packed along the tiles for multiply_outer(): [16 planes][groups][padded][kPair], an even number of tiles.
-template <typename Real, typename Load, typename Element>
-static void winograd_packed(const Load& load, int64_t first, int64_t tiles, int64_t padded, Element* to, int64_t plane) {
-  TilePairs<Element, kWinogradPlanes> pairs{to, plane, padded, tiles, {}};
-  winograd_tiles<Real>(load, first, tiles, {false, false}, {false, false}, padded,
-                       [&](int64_t c, int64_t t, int k, const typename Vec<Real>::Register* v) { pairs.put(c, t, k, 4, v); });
 }
 
 // The samples of a source that a row of tiles reads, normalised. Behind an upsampling (by the nearest sample), reflection
@@ -218,18 +214,19 @@ static void with_samples(const dipengine_conv_source& source, const Prologue<Rea
   }
 }
 
-// One block of channels out: products of V with the packed U (panel), and from them two rows of outputs [2 tiles][kBlock].
+// One block of channels out: products of V (TilePlanes' rows) with the packed U (panel), and from them two rows of outputs [2 tiles][kBlock].
 template <typename Element>
-static void winograd_rows(const Element* v, int64_t plane, int64_t tiles, int64_t padded, int groups, const Element* panel, int vectors,
+static void winograd_rows(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
                           typename Mac<Element>::Real* products, typename Mac<Element>::Real* top, typename Mac<Element>::Real* bottom) {
   using Real = typename Mac<Element>::Real;
   using V = Vec<Real>;
   const int64_t size = tiles * kBlock<Real>;
   Segments<Element> segments;
   segments.count = 1;
+  segments.block_stride = tiles * V::size;
   for (int k = 0; k < kWinogradPlanes; ++k) {
     segments.start[0] = v + k * plane;
-    multiply<Element>(tiles, segments, padded, groups, panel + static_cast<int64_t>(k) * groups * vectors * V::size * Mac<Element>::kPair,
+    multiply<Element>(tiles, segments, V::size, groups, panel + static_cast<int64_t>(k) * groups * vectors * V::size * Mac<Element>::kPair,
                       vectors, products + k * size, kBlock<Real>, false);
   }
   for (int64_t t = 0; t < tiles; ++t) {
