@@ -165,7 +165,9 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
 
 // ---- states, steps --------------------------------------------------------------------------------------------------
 
-size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout()); }
+size_t dipengine_fit_state_bytes(const dipengine_fit* fit) {
+  return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout());
+}
 
 dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"state", state}}));

@@ -315,7 +315,8 @@ TEST(states_of_other_params_are_refused_and_of_the_same_exchanged) {
     int32_t operator_kind;
     void (*change)(dipengine_fit_params& p);
   };
-  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1000001}, kernel[] = {0.06, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
+  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1000001};
+  static const double kernel[] = {0.06, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
   const Change meaning[] = {
       {kAny, [](auto& p) { p.generator.negative_slope = 0.1; }}, {kAny, [](auto& p) { p.generator.padding = 1; }},
       {kAny, [](auto& p) { p.generator.channels_up[0] = 9; }},   {kAny, [](auto& p) { p.generator.upsample[0] = 2; }},
