@@ -114,7 +114,7 @@ TEST(threads_do_not_change_a_bit_of_a_fit) {
 TEST(a_loaded_state_goes_on_with_the_same_bits) {
   for (FitProblem& problem : check::every_task_and_precision()) {
     problem.params.stop = DIPENGINE_STOP_AUTO;
-    problem.params.iterations = 60;
+    problem.params.iterations = 40;
     TestFit fit(problem, 7), other(problem.with_data(8), 9), fresh(problem);
     fit.run(25);
     const std::string state = fit.state();
@@ -123,9 +123,9 @@ TEST(a_loaded_state_goes_on_with_the_same_bits) {
       next->load(state);
       CHECK(next->state() == state && next->progress().iteration == 25);
     }
-    const std::vector<double> losses = fit.run(60);
+    const std::vector<double> losses = fit.run(40);
     for (TestFit* next : {&other, &fresh}) {
-      const std::vector<double> theirs = next->run(60);
+      const std::vector<double> theirs = next->run(40);
       CHECK(memcmp(theirs.data(), losses.data(), losses.size() * sizeof(double)) == 0);
       CHECK(next->state() == fit.state());
       CHECK(next->delivered() == fit.delivered());
