@@ -49,12 +49,13 @@ extern "C" {
 // ---- generators, defaults -------------------------------------------------------------------------------------------
 
 int64_t dipengine_generator_canvas(const dipengine_generator* generator, int64_t side) {
-  if (generator == nullptr || side < 1 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  if (generator == nullptr || side < 1 || side > INT64_MAX / 2 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
   return dipengine::canvas_side(*generator, side);
 }
 
 int64_t dipengine_generator_parameters(const dipengine_generator* generator) {
   if (generator == nullptr || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  if (dipengine::most_channels(*generator) > dipengine::kMostChannels) return 0;
   int64_t count = 0;
   guarded([&]() -> dipengine_status {
     for (const dipengine::ParameterSpec& spec : dipengine::parameter_specs(*generator)) count += spec.size();

@@ -56,7 +56,7 @@ DIPENGINE_API int64_t dipengine_generator_canvas(const dipengine_generator* gene
 
 /* Number of parameters, dead ones included: they come level by level from the outermost, within a level skip, down1,
  * down2, merge, up, point, and last the head; of each convolution weight [out, in, k, k], bias, gamma, beta (merge: gamma,
- * beta; head: weight, bias). 0 for an unusable generator. */
+ * beta; head: weight, bias). 0 for a generator that is unusable or larger than any memory. */
 DIPENGINE_API int64_t dipengine_generator_parameters(const dipengine_generator* generator);
 
 typedef enum dipengine_operator {
