@@ -3,7 +3,6 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
-#include <string>
 
 #include "fit/fit.h"
 #include "fit/params.h"

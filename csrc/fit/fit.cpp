@@ -164,22 +164,20 @@ dipengine_status Fit::iterate(const Slot& slot, const dipengine_fit_run_params& 
 dipengine_status Fit::watch(const Slot& slot) {
   SlotState& state = slot.state();
   const int64_t iteration = state.iteration;
-  state.watch.note(rule_, iteration, state.outputs.es_variance);
-  const bool knows_noise = p_.data_term == DIPENGINE_DATA_SENSOR || p_.sigma > 0;
-  if (state.at_noise == 0 && knows_noise && iteration % kResidualInterval == 0) {
-    double discrepancy;
-    DIPENGINE_TRY(plan_.discrepancy(slot, &discrepancy));
-    if (discrepancy <= 1) state.at_noise = iteration;
-  }
   int32_t reason = DIPENGINE_REASON_NONE;
-  if (state.at_noise != 0) {
-    // Known noise knows better than the variance, which has no more say.
-    state.best_iteration = 0;
-    if (iteration >= state.at_noise + rule_.lag) reason = DIPENGINE_REASON_DISCREPANCY;
-  } else if (state.watch.minimum > 0) {
+  if (p_.data_term == DIPENGINE_DATA_SENSOR || p_.sigma > 0) {
+    // Known noise needs no variance, whose early minima would stop a fit that has not come down to the noise.
+    if (state.at_noise == 0 && iteration % kResidualInterval == 0) {
+      double discrepancy;
+      DIPENGINE_TRY(plan_.discrepancy(slot, &discrepancy));
+      if (discrepancy <= 1) state.at_noise = iteration;
+    }
+    if (state.at_noise != 0 && iteration >= state.at_noise + rule_.lag) reason = DIPENGINE_REASON_DISCREPANCY;
+  } else {
+    state.watch.note(rule_, iteration, state.outputs.es_variance);
     const int64_t minimum = state.watch.minimum;
-    if (iteration == minimum + lag_after(rule_, p_.average_warm_up != 0, minimum)) slot.keep_best();
-    if (iteration - minimum >= rule_.patience) reason = DIPENGINE_REASON_VARIANCE;
+    if (minimum > 0 && iteration == minimum + lag_after(rule_, p_.average_warm_up != 0, minimum)) slot.keep_best();
+    if (minimum > 0 && iteration - minimum >= rule_.patience) reason = DIPENGINE_REASON_VARIANCE;
   }
   if (reason != DIPENGINE_REASON_NONE) {
     state.status = DIPENGINE_FIT_DONE;

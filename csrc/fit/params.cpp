@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 #include "fit/architecture.h"
 #include "ops/conv/conv.h"
@@ -111,9 +110,7 @@ dipengine_fit_params default_params() {
   }
   g.one_by_one_up = 1;
   g.negative_slope = 0.2;
-  const char* isa = dipengine_cpu_isa();
-  // Only worth it where the CPU multiplies bfloat16 itself.
-  params.dtype = isa != nullptr && std::string(isa) == "avx512bf16" ? DIPENGINE_BFLOAT16 : DIPENGINE_FLOAT32;
+  params.dtype = dipengine_cpu_bfloat16() ? DIPENGINE_BFLOAT16 : DIPENGINE_FLOAT32;
   params.slots = 1;
   params.code_scale = 0.1;
   params.perturbation = 1.0 / 30;

@@ -4,6 +4,7 @@
 #include "ops/norm/norm_kernels.h"
 #include "ops/conv/conv_math.h"
 #include "ops/conv/gradient_rows_cpu.h"
+#include "platform/kernel_table.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -43,6 +44,16 @@ struct Norm {
   AxisTerms *rows_gram, *columns_gram;
   char* scratch;
   size_t scratch_bytes, bytes;
+
+  static constexpr NormKernels kernels() {
+    return {[](const Params& params) {
+              Params sized = params;
+              sized.workspace = nullptr;
+              return Norm(sized).bytes;
+            },
+            [](const Params& params) { Norm(params).statistics(); }, [](const Params& params) { Norm(params).apply(); },
+            [](const Params& params) { Norm(params).backward(); }};
+  }
 
   explicit Norm(const Params& params) : p(params), s(*params.source) {
     padded = round_up(s.channels, V::size);
@@ -265,26 +276,9 @@ struct Norm {
   }
 };
 
-template <typename Stored>
-size_t workspace(const Params& p) {
-  Params sized = p;
-  sized.workspace = nullptr;
-  return Norm<Stored>(sized).bytes;
-}
-
-template <typename Stored>
-constexpr NormKernels kernels() {
-  return {workspace<Stored>, [](const Params& p) { Norm<Stored>(p).statistics(); }, [](const Params& p) { Norm<Stored>(p).apply(); },
-          [](const Params& p) { Norm<Stored>(p).backward(); }};
-}
-
 }  // namespace
 
 extern const NormTable norm_kernels;
-#if defined(DIPENGINE_WITH_FLOAT64)
-const NormTable norm_kernels = {kernels<float>(), kernels<uint16_t>(), kernels<double>()};
-#else
-const NormTable norm_kernels = {kernels<float>(), kernels<uint16_t>(), {nullptr, nullptr, nullptr, nullptr}};
-#endif
+const NormTable norm_kernels = kernel_table<NormTable, Norm>();
 
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

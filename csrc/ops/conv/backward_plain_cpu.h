@@ -1,0 +1,200 @@
+// Plain sources of the convolutions backward: the data gradient is a sum over taps of shifted rows of d_raw, computed on the
+// padded source; what falls on reflected pixels is added where it came from.
+#pragma once
+
+#include "ops/conv/backward_layout_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+template <typename Stored>
+struct PlainBackward : BackwardLayout<Stored> {
+  using Layout = BackwardLayout<Stored>;
+  using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Prepared, typename Layout::Scratch, typename Layout::Source;
+  using Layout::p, Layout::sources, Layout::up, Layout::winograd, Layout::inputs, Layout::padded, Layout::columns,
+      Layout::groups, Layout::taps, Layout::zeros, Layout::x_capacity, Layout::column_groups, Layout::vectors_of,
+      Layout::d_row, Layout::store_gradient, Layout::add_weight, Layout::kPair;
+  using Layout::Layout;
+
+  void pack_narrow(const Prepared& s) const {
+    const int64_t channels = s.source->channels, lanes = narrow_vectors(s) * V::size;
+    memset(s.panels, 0, static_cast<size_t>(p.kernel * groups * lanes * kPair) * sizeof(Element));
+    for (int t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Real* from = static_cast<const Real*>(p.weight) + (t * inputs + s.first + c) * p.channels;
+        Element* to = s.panels + (t / p.kernel * groups * lanes + t % p.kernel * channels + c) * kPair;
+        for (int64_t o = 0; o < p.channels; ++o) {
+          Element rounded[V::size];
+          V::store(rounded, V::set(from[o]));
+          to[o / kPair * lanes * kPair + o % kPair] = rounded[0];
+        }
+      }
+    }
+  }
+
+  int narrow_vectors(const Prepared& s) const { return p.kernel * s.source->channels > V::size ? 2 : 1; }
+
+  void run_plain_rows(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    for (int i = 0; i < p.sources_count; ++i) {
+      if (sources[i].d_weight != nullptr) add_plain_weights(area, i, chunk, row, rows, begin, end);
+      if (sources[i].wants_data() && winograd) {
+        for (int64_t r = row; r < row + rows; r += 2) add_winograd_rows(area, sources[i], chunk, r, begin, end);
+      } else if (sources[i].wants_data()) {
+        for (int64_t r = row; r < row + rows; ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
+      }
+    }
+  }
+
+  // Weight gradient of source i from output rows [row, row + rows) and columns [begin, end).
+  void add_plain_weights(Scratch& area, int i, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const Prepared& s = sources[i];
+    const int64_t width = end - begin, pixel_groups = ceil_divide(width, kPair);
+    const int64_t d_size = column_groups() * padded * kPair, x_size = column_groups() * s.padded * kPair;
+    Segments<Element> d, x;
+    d.count = x.count = static_cast<int>(rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      d.start[r] = pack_pixels(d_row(area, row + r, begin) + kMargin * padded, width, padded, padded, area.d_packed + r * d_size);
+      if (kPair == 1) {  // the ring may move on: keep a copy
+        memcpy(area.d_packed + r * d_size, d.start[r], static_cast<size_t>(width * padded) * sizeof(Element));
+        d.start[r] = area.d_packed + r * d_size;
+      }
+    }
+    const int64_t from = begin * p.stride - p.pad;
+    for (int64_t y = row * p.stride - p.pad; y < (row + rows - 1) * p.stride - p.pad + p.kernel; ++y) {
+      const int64_t place = x_place(y);
+      if (area.x_held[i][place] == y) continue;
+      area.x_held[i][place] = y;
+      load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + (width - 1) * p.stride + p.kernel, area.x_rows[i]);
+      for (int kx = 0; kx < p.kernel; ++kx) {
+        Element* to = area.x_packed[i] + (place * p.kernel + kx) * x_size;
+        const Element* packed = pack_pixels(area.x_rows[i] + kx * s.padded, width, p.stride * s.padded, s.padded, to);
+        if (packed != to) memcpy(to, packed, static_cast<size_t>(width * s.padded) * sizeof(Element));
+      }
+    }
+    for (int ky = 0; ky < p.kernel; ++ky) {
+      for (int kx = 0; kx < p.kernel; ++kx) {
+        for (int64_t r = 0; r < rows; ++r) {
+          x.start[r] = area.x_packed[i] + (x_place((row + r) * p.stride - p.pad + ky) * p.kernel + kx) * x_size;
+        }
+        add_weight(s, chunk, ky * p.kernel + kx, x, d, static_cast<int>(pixel_groups));
+      }
+    }
+  }
+
+  // Data gradient of source rows r and r + 1, columns [begin, end).
+  void add_winograd_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
+    const Element* rows[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t y = r - 1 + i;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, begin)) + (kMargin - begin) * padded;
+    }
+    auto load = [&](int row, int64_t u, int64_t c) { return V::load(rows[row] + u * padded + c); };
+    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    const int64_t tiles = (end - begin) / 2, plane = tiles * padded;
+    winograd_input<Real>(load, begin, tiles, {reflected && r == 0, reflected && r + 2 == p.height},
+                         {reflected && begin == 0, reflected && end == p.width}, padded, area.tiles, plane);
+    for (int block = 0; block < s.blocks; ++block) {
+      Real* second = area.sums + (end - begin) * kBlock<Real>;
+      winograd_rows<Element>(area.tiles, plane, tiles, padded, groups, s.panels + block * s.panel_size, vectors_of(s, block),
+                             area.products, area.sums, second);
+      store_gradient(s, chunk, area.sums, r, begin, end - begin, block);
+      store_gradient(s, chunk, second, r + 1, begin, end - begin, block);
+    }
+  }
+
+  int64_t x_place(int64_t y) const { return (y + 2 * x_capacity()) % x_capacity(); }
+
+  // Data gradient of the source rows that belong to output row r, columns of [begin, end).
+  void add_plain_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
+    const Source& source = *s.source;
+    // The borders belong to the blocks and rows next to them; so does what stride leaves over at the far side.
+    const int64_t step = up != nullptr ? 1 : p.stride;
+    const int64_t bottom = r + 1 == p.height ? source.height : least(source.height, (r + 1) * step);
+    const int64_t left = begin * step, right = end == p.width ? source.width : end * step;
+    const int64_t u_begin = begin == 0 ? 0 : left + p.pad;
+    const int64_t u_end = end == p.width ? source.width + 2 * p.pad : right + p.pad;
+    for (int64_t y = r * step; y < bottom; ++y) {
+      for (int block = 0; block < s.blocks; ++block) {
+        add_padded_row(area, s, y + p.pad, begin, u_begin, u_end, block, false);
+        for (int64_t i = 0; i < p.pad && p.padding == DIPENGINE_PADDING_REFLECTION; ++i) {
+          for (const int64_t iy : {i, source.height + p.pad + i}) {  // border rows that show row y
+            if (padded_index(iy - p.pad, source.height, p.padding) == y) {
+              add_padded_row(area, s, iy, begin, u_begin, u_end, block, true);
+            }
+          }
+        }
+        if (p.padding == DIPENGINE_PADDING_REFLECTION) fold_columns(source, area.sums, u_begin, u_end);
+        store_gradient(s, chunk, area.sums + (left + p.pad - u_begin) * kBlock<Real>, y, left, right - left, block);
+      }
+    }
+  }
+
+  // sums[u - u_begin] (+)= the data gradient of padded row iy.
+  void add_padded_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, int block,
+                      bool accumulate) const {
+    if (s.narrow) return add_narrow_row(area, s, iy, begin, u_begin, u_end, accumulate);
+    const int vectors = vectors_of(s, block);
+    const int64_t tap_elements = static_cast<int64_t>(groups) * vectors * V::size * kPair;
+    const int phase_y = static_cast<int>(iy % p.stride);
+    const Element* panel = s.panels + block * s.panel_size;
+    for (int a = 0; a < p.stride; ++a) {
+      for (int b = 0; b < p.stride; ++b) {
+        const int across = (p.kernel - b + p.stride - 1) / p.stride, down = (p.kernel - a + p.stride - 1) / p.stride;
+        if (a != phase_y) {
+          panel += across * down * tap_elements;
+          continue;
+        }
+        const int64_t u = u_begin + ((b - u_begin) % p.stride + p.stride) % p.stride;  // the first of this phase
+        Segments<Element> segments;
+        segments.count = 0;
+        for (int ky = a; ky < p.kernel; ky += p.stride) {
+          const int64_t r = (iy - ky) / p.stride;
+          const Element* row = iy < ky || r >= p.height ? zeros : d_row(area, r, begin);
+          for (int kx = b; kx < p.kernel; kx += p.stride) {
+            // Exact: u and kx are of one phase.
+            const int64_t column = (u - kx) / p.stride - begin + kMargin;
+            segments.start[segments.count++] = row + column * padded;
+          }
+        }
+        if (u < u_end) {
+          multiply<Element>(ceil_divide(u_end - u, p.stride), segments, padded, groups, panel, vectors,
+                            area.sums + (u - u_begin) * kBlock<Real>, p.stride * kBlock<Real>, accumulate);
+        }
+        panel += across * down * tap_elements;
+      }
+    }
+  }
+
+  // The same for few channels: first all taps of a kernel row at output column q, in lanes side by side, then
+  // sums[u] = sum over kx of what lies at q = u - kx.
+  void add_narrow_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, bool accumulate) const {
+    const int64_t first = u_begin - p.kernel + 1, channels = s.source->channels;
+    Segments<Element> segments;
+    segments.count = p.kernel;
+    for (int ky = 0; ky < p.kernel; ++ky) {
+      const Element* row = iy < ky || iy - ky >= p.height ? zeros : d_row(area, iy - ky, begin);
+      segments.start[ky] = row + (first - begin + kMargin) * padded;
+    }
+    multiply<Element>(u_end - first, segments, padded, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
+    for (int64_t u = u_begin; u < u_end; ++u) {
+      Real* to = area.sums + (u - u_begin) * kBlock<Real>;
+      for (int64_t c = 0; c < channels; ++c) {
+        Real sum = accumulate ? to[c] : Real(0);
+        for (int kx = 0; kx < p.kernel; ++kx) sum += area.narrow[(u - kx - first) * kBlock<Real> + kx * channels + c];
+        to[c] = sum;
+      }
+    }
+  }
+
+  // Adds what fell on reflected columns to those that they show.
+  void fold_columns(const Source& source, Real* sums, int64_t u_begin, int64_t u_end) const {
+    auto fold = [&](int64_t u) {
+      const int64_t home = padded_index(u - p.pad, source.width, p.padding) + p.pad;
+      Real *to = sums + (home - u_begin) * kBlock<Real>, *from = sums + (u - u_begin) * kBlock<Real>;
+      for (int c = 0; c < kBlock<Real>; c += V::size) V::store(to + c, V::add(V::load(to + c), V::load(from + c)));
+    };
+    for (int64_t u = u_begin; u < p.pad; ++u) fold(u);
+    for (int64_t u = source.width + p.pad; u < u_end; ++u) fold(u);
+  }
+};
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
