@@ -84,6 +84,12 @@ struct Settings {
   }
 };
 
+// Too large a fit is none of the device's faults.
+void check_made(dipengine_status status) {
+  if (status == DIPENGINE_OUT_OF_RESOURCES) raise("FitError", "%s", dipengine_last_error());
+  check(status);
+}
+
 constexpr const char* kStates[] = {"idle", "running", "done", "failed"};
 constexpr const char* kReasons[] = {"", "iterations", "variance", "discrepancy", "first loss", "diverged"};
 
@@ -142,9 +148,7 @@ class Fit {
   Fit(py::object pool, const py::dict& generator, const py::dict& settings) : pool_(std::move(pool)) {
     Settings s(generator, settings);
     s.params.pool = pool_of(pool_);
-    const dipengine_status status = dipengine_fit_create(&s.params, &fit_);
-    if (status == DIPENGINE_OUT_OF_RESOURCES) raise("FitError", "%s", dipengine_last_error());
-    check(status);
+    check_made(dipengine_fit_create(&s.params, &fit_));
     const dipengine_generator& g = s.params.generator;
     painted_ = s.params.height * s.params.width * g.output_channels;
     data_ = s.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? s.params.height * s.params.width
@@ -250,7 +254,7 @@ size_t memory(const py::dict& generator, const py::dict& settings, py::handle po
   Settings s(generator, settings);
   s.params.pool = pool_of(pool);
   size_t bytes = 0;
-  check(dipengine_fit_memory(&s.params, &bytes));
+  check_made(dipengine_fit_memory(&s.params, &bytes));
   return bytes;
 }
 

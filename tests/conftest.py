@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,21 @@ def picture() -> np.ndarray:
 def noisy(picture: np.ndarray) -> np.ndarray:
     noise = np.random.default_rng(0).normal(0, 25, picture.shape)
     return np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def core(tmp_path_factory) -> Path:
+    """The build folder of the core as a C++ host would build it: no Python, no tests."""
+    from native_builds import ROOT, build
+
+    return build(ROOT, tmp_path_factory.mktemp("core"))
+
+
+@pytest.fixture(scope="session")
+def prefix(core, tmp_path_factory) -> Path:
+    """The folder that the core is installed in."""
+    from native_builds import CMAKE, run
+
+    folder = tmp_path_factory.mktemp("prefix")
+    run(CMAKE, "--install", core, "--prefix", folder)
+    return folder

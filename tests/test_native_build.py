@@ -1,53 +1,21 @@
-"""The C++ core by itself: its tests under sanitizers, the installed package in a host, symbols, versions, CUDA option."""
+"""The C++ core by itself: its tests under sanitizers, the installed package in hosts, symbols, versions, CUDA option."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dipengine._version import __version__
-
-ROOT = Path(__file__).resolve().parent.parent
-SEARCH_PATH = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
-CMAKE = shutil.which("cmake", path=SEARCH_PATH)
-CORES = str(os.cpu_count() or 1)
+from native_builds import CMAKE, ROOT, build, configure, run
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the source tree"),
     pytest.mark.skipif(CMAKE is None, reason='needs cmake: pip install "dipengine[test]"'),
 ]
-
-
-def run(*command: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env=os.environ | {"PATH": SEARCH_PATH} | environment
-    )
-    assert not check or result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return result
-
-
-def configure(source: Path, build: Path, *options: str, check: bool = True, **environment: str):
-    generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
-    return run(CMAKE, "-S", source, "-B", build, *generator, *options, check=check, **environment)
-
-
-def build(source: Path, folder: Path, *options: str) -> Path:
-    configure(source, folder, *options)
-    run(CMAKE, "--build", folder, "--parallel", CORES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def core(tmp_path_factory) -> Path:
-    """The core built as a C++ host would build it: no Python, no tests."""
-    return build(ROOT, tmp_path_factory.mktemp("core"))
 
 
 @pytest.mark.slow
@@ -60,9 +28,8 @@ def test_cpp_tests_pass_under_sanitizers(tmp_path, sanitizers):
     assert summary and int(summary.group(1)) >= 85, result.stdout
 
 
-def test_installed_package_serves_c_and_cpp_hosts(core, tmp_path):
-    run(CMAKE, "--install", core, "--prefix", tmp_path / "prefix")
-    host = build(ROOT / "tests/cpp/host", tmp_path / "host", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}")
+def test_installed_package_serves_c_and_cpp_hosts(prefix, tmp_path):
+    host = build(ROOT / "tests/cpp/host", tmp_path / "host", f"-DCMAKE_PREFIX_PATH={prefix}")
     drawn = [np.float32(word) for word in run(host / "host_c").stdout.split()]
     from dipengine.kernels import philox
 
@@ -70,6 +37,29 @@ def test_installed_package_serves_c_and_cpp_hosts(core, tmp_path):
     version, parameter, isa = run(host / "host_cpp", DIPENGINE_ISA="portable").stdout.split()
     assert (version, isa) == (__version__, "portable")
     assert float(parameter) == pytest.approx(0.75)  # Adam's first step is lr times the gradient's sign
+
+
+def test_every_installed_header_stands_alone_in_c_and_cpp(prefix, tmp_path):
+    include = prefix / "include"
+    headers = sorted(str(path.relative_to(include)) for path in include.rglob("*.h"))
+    assert "dipengine/fit.h" in headers and "dipengine/ops/conv.h" in headers
+    ops = {path.parent.name for path in (ROOT / "csrc/ops").glob("*/*.h") if path.stem == path.parent.name}
+    assert ops == {Path(name).stem for name in headers if "/ops/" in name}
+    for compiler, standard, ending in (("cc", "c11", "c"), ("c++", "c++17", "cpp")):
+        for name in headers:
+            source = tmp_path / f"includes.{ending}"
+            source.write_text(f"#include <{name}>\nint main(void) {{ return 0; }}\n")
+            run(compiler, f"-std={standard}", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-I", include, source)
+
+
+def test_every_function_of_the_headers_is_exported(core):
+    headers = [ROOT / "csrc/include/dipengine/dipengine.h", ROOT / "csrc/include/dipengine/fit.h", *(ROOT / "csrc/ops").glob("*/*.h")]
+    declared = set()
+    for path in headers:
+        declared |= set(re.findall(r"^DIPENGINE_API [^;(]*?(dipengine_\w+)\(", path.read_text(), re.MULTILINE))
+    assert len(declared) > 50
+    symbols = run("nm", "-D", "--defined-only", core / f"libdipengine.so.{__version__}").stdout
+    assert not declared - {line.split()[-1] for line in symbols.splitlines()}
 
 
 def test_library_has_a_soname_of_its_abi_and_exports_its_own_functions_alone(core):

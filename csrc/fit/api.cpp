@@ -3,7 +3,6 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
-#include <string>
 
 #include "fit/fit.h"
 #include "fit/params.h"
@@ -49,12 +48,13 @@ extern "C" {
 // ---- generators, defaults -------------------------------------------------------------------------------------------
 
 int64_t dipengine_generator_canvas(const dipengine_generator* generator, int64_t side) {
-  if (generator == nullptr || side < 1 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  if (generator == nullptr || side < 1 || side > INT64_MAX / 2 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
   return dipengine::canvas_side(*generator, side);
 }
 
 int64_t dipengine_generator_parameters(const dipengine_generator* generator) {
   if (generator == nullptr || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  if (dipengine::most_channels(*generator) > dipengine::kMostChannels) return 0;
   int64_t count = 0;
   guarded([&]() -> dipengine_status {
     for (const dipengine::ParameterSpec& spec : dipengine::parameter_specs(*generator)) count += spec.size();
@@ -171,7 +171,9 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
 
 // ---- states, steps --------------------------------------------------------------------------------------------------
 
-size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout()); }
+size_t dipengine_fit_state_bytes(const dipengine_fit* fit) {
+  return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout());
+}
 
 dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"state", state}}));

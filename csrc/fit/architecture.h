@@ -32,7 +32,8 @@ int64_t canvas_side(const dipengine_generator& generator, int64_t side);
 int64_t inner_channels(const dipengine_generator& generator, int level);
 int64_t level_input(const dipengine_generator& generator, int level);
 
-// Of the widest tensor, concatenations included.
+// Of the widest tensor, concatenations included; beyond kMostChannels the weights alone exceed all memory.
+constexpr int64_t kMostChannels = 1 << 20;
 int64_t most_channels(const dipengine_generator& generator);
 
 }  // namespace dipengine

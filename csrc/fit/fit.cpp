@@ -42,8 +42,8 @@ dipengine_status Fit::prepare(bool allocate) {
   if (!allocate) return DIPENGINE_OK;
   arena_ = static_cast<char*>(std::aligned_alloc(Arena::kAlign, graph_.arena.bytes()));
   if (arena_ == nullptr) {
-    return fail(DIPENGINE_OUT_OF_RESOURCES, "The fit needs %zu bytes, which could not be had; use a smaller image or fewer channels.",
-                graph_.arena.bytes());
+    return fail(DIPENGINE_OUT_OF_RESOURCES,
+                "The fit needs %zu bytes, which could not be had; use a smaller image or fewer channels.", graph_.arena.bytes());
   }
   plan_.bind(arena_);
   slots_ = arena_ + graph_.arena.offset(slots);
@@ -67,7 +67,8 @@ dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_param
   }
   DIPENGINE_REQUIRE(*known > 0, "The fit's mask leaves no pixel known; ones mark the known ones.");
   for (int64_t i = 0; i < data * channels; ++i) {
-    DIPENGINE_REQUIRE(std::isfinite(s.target[i]), "The fit's target holds a value that is not finite; mask such pixels and set them to 0.");
+    DIPENGINE_REQUIRE(std::isfinite(s.target[i]),
+                      "The fit's target holds a value that is not finite; mask such pixels and set them to 0.");
   }
   return DIPENGINE_OK;
 }
@@ -103,7 +104,8 @@ dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) 
 
 bool Fit::asked_to_stop(const dipengine_fit_run_params& run) const { return run.poll != nullptr && run.poll(run.user) != 0; }
 
-dipengine_status Fit::steps(int first, int last, const Slot& slot, const dipengine_fit_run_params& run, bool may_stop, bool* stopped) {
+dipengine_status Fit::steps(int first, int last, const Slot& slot, const dipengine_fit_run_params& run, bool may_stop,
+                            bool* stopped) {
   using Clock = std::chrono::steady_clock;
   for (int step = first; step < last; ++step) {
     if (may_stop && asked_to_stop(run)) {
@@ -253,15 +255,16 @@ dipengine_status Fit::deliver(int32_t index, float* image, float* parameters, in
 }
 
 dipengine_status Fit::gradients(float* values) const {
-  DIPENGINE_REQUIRE(has_gradients_, "No iteration has run since a slot was started last; run one, then ask for its gradients.");
+  DIPENGINE_REQUIRE(has_gradients_,
+                    "No iteration has run since a slot was started last; run one, then ask for its gradients.");
   parameters_from_slot(graph_.specs, layout_, plan_.gradients(), nullptr, values);
   return DIPENGINE_OK;
 }
 
 dipengine_status Fit::save_state(int32_t index, void* state, size_t bytes) const {
   const size_t needed = state_bytes(layout_);
-  DIPENGINE_REQUIRE(bytes >= needed, "A state takes %zu bytes and was given room for %zu; ask dipengine_fit_state_bytes first.", needed,
-                    bytes);
+  DIPENGINE_REQUIRE(bytes >= needed, "A state takes %zu bytes and was given room for %zu; ask dipengine_fit_state_bytes first.",
+                    needed, bytes);
   dipengine::save_state(layout_, fingerprint_, slot(index), state);
   return DIPENGINE_OK;
 }

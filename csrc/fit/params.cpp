@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 #include "fit/architecture.h"
 #include "ops/conv/conv.h"
@@ -16,7 +15,7 @@ using Params = dipengine_fit_params;
 constexpr int32_t kFarthest = 1 << 30;
 constexpr double kMostElements = 0x1p40;  // of one tensor: beyond all memory, and its bytes still fit their types
 
-bool whole(double value, double low, double high) { return value >= low && value <= high; }  // false for NaN
+bool within(double value, double low, double high) { return value >= low && value <= high; }  // false for NaN
 
 bool finite(const double* values, int64_t count) {
   return std::all_of(values, values + count, [](double value) { return std::isfinite(value); });
@@ -63,9 +62,10 @@ dipengine_status check_params(const Params* params) {
   DIPENGINE_REQUIRE(p.height >= 1 && p.width >= 1 && p.height <= (1 << 24) && p.width <= (1 << 24),
                     "The fit's image is %lld x %lld; a side is 1 to 2^24.", static_cast<long long>(p.height),
                     static_cast<long long>(p.width));
-  const double canvas = static_cast<double>(canvas_side(p.generator, p.height)) * static_cast<double>(canvas_side(p.generator, p.width));
-  if (canvas * static_cast<double>(most_channels(p.generator)) > kMostElements) {
-    return fail(DIPENGINE_OUT_OF_RESOURCES, "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
+  const int64_t canvas = canvas_side(p.generator, p.height) * canvas_side(p.generator, p.width), channels = most_channels(p.generator);
+  if (channels > kMostChannels || static_cast<double>(canvas) * static_cast<double>(channels) > kMostElements) {
+    return fail(DIPENGINE_OUT_OF_RESOURCES,
+                "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
   }
   DIPENGINE_TRY(check_operator(p));
   DIPENGINE_REQUIRE(p.data_term == DIPENGINE_DATA_SQUARED || p.data_term == DIPENGINE_DATA_SENSOR,
@@ -76,19 +76,20 @@ dipengine_status check_params(const Params* params) {
                     "The fit's sensor has scale %g, shift %g and read variance %g; the scale is positive, the variance not "
                     "negative.",
                     p.electrons_scale, p.electrons_shift, p.read_variance);
-  DIPENGINE_REQUIRE(p.sigma >= 0 && std::isfinite(p.sigma), "The fit's sigma is %g; give 0 (unknown) or a positive number.", p.sigma);
+  DIPENGINE_REQUIRE(p.sigma >= 0 && std::isfinite(p.sigma), "The fit's sigma is %g; give 0 (unknown) or a positive number.",
+                    p.sigma);
   DIPENGINE_REQUIRE(p.code >= DIPENGINE_CODE_NOISE && p.code <= DIPENGINE_CODE_IMAGE,
                     "The fit has code %d; it takes noise (0), meshgrid (1) or image (2).", p.code);
   DIPENGINE_REQUIRE(p.code != DIPENGINE_CODE_MESHGRID || p.generator.input_depth == 2, "A meshgrid has depth 2, not %d.",
                     p.generator.input_depth);
-  DIPENGINE_REQUIRE(whole(p.code_scale, 0, 1e6) && whole(p.perturbation, 0, 1e6) && whole(p.learning_rate, 0, 1e6),
+  DIPENGINE_REQUIRE(within(p.code_scale, 0, 1e6) && within(p.perturbation, 0, 1e6) && within(p.learning_rate, 0, 1e6),
                     "The fit has code scale %g, perturbation %g and learning rate %g; none may be negative or huge.", p.code_scale,
                     p.perturbation, p.learning_rate);
   DIPENGINE_REQUIRE(p.average_decay >= 0 && p.average_decay < 1 && p.es_alpha > 0 && p.es_alpha <= 1,
                     "The fit has average decay %g and ES-EMV weight %g; they lie in [0, 1) and (0, 1].", p.average_decay, p.es_alpha);
-  DIPENGINE_REQUIRE(whole(p.rollback_db, 0, 1e3), "The fit's roll-back threshold is %g dB; give a positive number.", p.rollback_db);
-  DIPENGINE_REQUIRE(p.stop == DIPENGINE_STOP_FIXED || p.stop == DIPENGINE_STOP_AUTO, "The fit's stop is %d; it takes fixed (0) or auto (1).",
-                    p.stop);
+  DIPENGINE_REQUIRE(within(p.rollback_db, 0, 1e3), "The fit's roll-back threshold is %g dB; give 0 to 1000.", p.rollback_db);
+  DIPENGINE_REQUIRE(p.stop == DIPENGINE_STOP_FIXED || p.stop == DIPENGINE_STOP_AUTO,
+                    "The fit's stop is %d; it takes fixed (0) or auto (1).", p.stop);
   DIPENGINE_REQUIRE(p.iterations >= 1 && p.iterations < (int64_t{1} << 32), "The fit has %lld iterations; give 1 to 2^32 - 1.",
                     static_cast<long long>(p.iterations));
   return DIPENGINE_OK;

@@ -44,7 +44,9 @@ void add_generator(Hash& hash, const dipengine_generator& g) {
     hash.integer(value);
   }
   for (int i = 0; i < g.levels; ++i) {
-    for (int32_t value : {g.channels_down[i], g.channels_up[i], g.channels_skip[i], g.kernel_down[i], g.upsample[i]}) hash.integer(value);
+    for (int32_t value : {g.channels_down[i], g.channels_up[i], g.channels_skip[i], g.kernel_down[i], g.upsample[i]}) {
+      hash.integer(value);
+    }
   }
   hash.real(g.negative_slope);
 }
@@ -102,7 +104,8 @@ void save_state(const SlotLayout& layout, uint64_t fingerprint, const Slot& slot
 dipengine_status load_state(const SlotLayout& layout, uint64_t fingerprint, const Slot& slot, const void* state, size_t bytes) {
   Header header{};
   if (bytes >= sizeof(header)) memcpy(&header, state, sizeof(header));
-  DIPENGINE_REQUIRE(header.magic == kMagic, "These %zu bytes are no state of a fit; load what dipengine_fit_save_state wrote.", bytes);
+  DIPENGINE_REQUIRE(header.magic == kMagic, "These %zu bytes are no state of a fit; load what dipengine_fit_save_state wrote.",
+                    bytes);
   DIPENGINE_REQUIRE(header.format == kFormat,
                     "The state is of format %u where this library has %u; load it with the version that saved it.", header.format,
                     kFormat);

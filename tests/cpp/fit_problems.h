@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <utility>
@@ -74,7 +75,8 @@ inline FitProblem problem_with(const std::string& name, const dipengine_fit_para
 
 // Every operator and data term, and generators with every kind of layer among them.
 inline std::vector<FitProblem> every_task(int32_t dtype) {
-  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1}, kernel[] = {0.05, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
+  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1};
+  static const double kernel[] = {0.05, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
   std::vector<FitProblem> all;
   dipengine_fit_params p = small_params(dtype);
   all.push_back(problem_with("identity", p, false));
@@ -128,6 +130,13 @@ inline std::vector<FitProblem> every_task_and_precision() {
   return all;
 }
 
+inline FitProblem problem_named(const std::string& name) {
+  for (FitProblem& problem : every_task_and_precision()) {
+    if (problem.name == name) return problem;
+  }
+  std::abort();
+}
+
 // A fit through its C interface; whatever does not succeed fails the test.
 class TestFit {
  public:
@@ -139,7 +148,9 @@ class TestFit {
     CHECK(dipengine_fit_create(&params, &fit_) == DIPENGINE_OK);
   }
   // Started in slot 0.
-  TestFit(const FitProblem& problem, uint64_t seed, dipengine_pool* pool = nullptr) : TestFit(problem, pool) { start(0, problem, seed); }
+  TestFit(const FitProblem& problem, uint64_t seed, dipengine_pool* pool = nullptr) : TestFit(problem, pool) {
+    start(0, problem, seed);
+  }
   ~TestFit() { dipengine_fit_destroy(fit_); }
   TestFit(const TestFit&) = delete;
   TestFit& operator=(const TestFit&) = delete;

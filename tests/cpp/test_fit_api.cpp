@@ -41,7 +41,8 @@ const Refusal kRefusals[] = {
     {"no channels down", kAny, [](auto& p) { p.generator.channels_down[1] = 0; }},
     {"no channels up", kAny, [](auto& p) { p.generator.channels_up[0] = 0; }},
     {"skips below 0", kAny, [](auto& p) { p.generator.channels_skip[0] = -1; }},
-    {"absurdly many channels", kAny, [](auto& p) { p.generator.channels_up[0] = INT32_MAX; }},
+    {"absurdly many channels", kAny, [](auto& p) { p.generator.channels_up[0] = INT32_MAX; }, DIPENGINE_OUT_OF_RESOURCES},
+    {"absurdly deep a z", kAny, [](auto& p) { p.generator.input_depth = INT32_MAX; }, DIPENGINE_OUT_OF_RESOURCES},
     {"an even kernel", kAny, [](auto& p) { p.generator.kernel_down[0] = 4; }},
     {"too large a kernel", kAny, [](auto& p) { p.generator.kernel_down[0] = 9; }},
     {"too large a kernel with averages", kDown, [](auto& p) { p.generator.kernel_down[0] = 7; }},
@@ -115,6 +116,9 @@ TEST(unusable_generators_have_no_canvas_and_no_parameters) {
   dipengine_generator generator = check::small_params(DIPENGINE_FLOAT32).generator;
   CHECK(dipengine_generator_canvas(&generator, 21) == 24 && dipengine_generator_canvas(&generator, 0) == 0);
   CHECK(dipengine_generator_parameters(&generator) > 1000);
+  CHECK(dipengine_generator_canvas(&generator, INT64_MAX) == 0);
+  generator.channels_down[0] = generator.channels_down[1] = INT32_MAX;
+  CHECK(dipengine_generator_parameters(&generator) == 0);
   generator.levels = 0;
   CHECK(dipengine_generator_canvas(&generator, 21) == 0 && dipengine_generator_parameters(&generator) == 0);
   CHECK(dipengine_generator_canvas(nullptr, 21) == 0 && dipengine_generator_parameters(nullptr) == 0);
@@ -315,7 +319,8 @@ TEST(states_of_other_params_are_refused_and_of_the_same_exchanged) {
     int32_t operator_kind;
     void (*change)(dipengine_fit_params& p);
   };
-  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1000001}, kernel[] = {0.06, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
+  static const double taps[] = {0.1, 0.2, 0.4, 0.2, 0.1000001};
+  static const double kernel[] = {0.06, 0.1, 0.15, 0.05, 0.05, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05, 0.05};
   const Change meaning[] = {
       {kAny, [](auto& p) { p.generator.negative_slope = 0.1; }}, {kAny, [](auto& p) { p.generator.padding = 1; }},
       {kAny, [](auto& p) { p.generator.channels_up[0] = 9; }},   {kAny, [](auto& p) { p.generator.upsample[0] = 2; }},

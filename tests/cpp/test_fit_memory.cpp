@@ -93,7 +93,10 @@ class BarePlan {
  public:
   // `apart`: every buffer has a place for itself all the time.
   BarePlan(const FitProblem& problem, bool apart)
-      : params_(problem.params), graph_(dipengine::make_graph(params_)), layout_(params_, graph_), plan_(params_, graph_, layout_) {
+      : params_(problem.params),
+        graph_(dipengine::make_graph(params_)),
+        layout_(params_, graph_),
+        plan_(params_, graph_, layout_) {
     slots_ = graph_.arena.add_permanent(layout_.bytes());
     if (apart) {
       const int buffers = slots_, last = static_cast<int>(graph_.steps.size());
@@ -169,7 +172,8 @@ TEST(arena_keeps_apart_what_lives_together) {
       for (int b = 0; b < a; ++b) {
         const Life& y = lives[static_cast<size_t>(b)];
         const bool together = x.permanent || y.permanent || (x.first <= y.last && y.first <= x.last);
-        const bool disjoint = arena.offset(a) + arena.size(a) <= arena.offset(b) || arena.offset(b) + arena.size(b) <= arena.offset(a);
+        const size_t end_a = arena.offset(a) + arena.size(a), end_b = arena.offset(b) + arena.size(b);
+        const bool disjoint = end_a <= arena.offset(b) || end_b <= arena.offset(a);
         good = good && (disjoint || !together) && arena.apart(a, b) == (disjoint || !together);
       }
     }
@@ -261,7 +265,7 @@ TEST(allocations_are_counted) {
   CHECK(counts([] {}) == 0);
 }
 
-// The first iteration included, snapshots, looks at the residual and kept states (roll-backs: see test_fit.cpp).
+// The first iteration included, snapshots, looks at the residual and kept states (roll-backs: see test_fit_loop.cpp).
 TEST(no_iteration_allocates) {
   for (FitProblem& problem : check::every_task_and_precision()) {
     problem.params.stop = DIPENGINE_STOP_AUTO;

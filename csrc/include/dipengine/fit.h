@@ -14,6 +14,9 @@
  * roll-back; a slot that is done can be started again on another image. The same seed gives the same bits, with any number
  * of threads, alone or among other slots. Of one fit one function runs at a time; several fits run in several threads.
  *
+ * NULL is refused wherever something is needed (functions that return no status give 0 or ""), and so is a slot that was never
+ * started by whatever shows or saves it. A refused call leaves the fit as it was.
+ *
  * All images are [height, width, channels], channels contiguous, float32 in [0, 1]. D. Ulyanov, A. Vedaldi, V. Lempitsky,
  * "Deep Image Prior", CVPR 2018.
  */
@@ -53,7 +56,7 @@ DIPENGINE_API int64_t dipengine_generator_canvas(const dipengine_generator* gene
 
 /* Number of parameters, dead ones included: they come level by level from the outermost, within a level skip, down1,
  * down2, merge, up, point, and last the head; of each convolution weight [out, in, k, k], bias, gamma, beta (merge: gamma,
- * beta; head: weight, bias). 0 for an unusable generator. */
+ * beta; head: weight, bias). 0 for a generator that is unusable or larger than any memory. */
 DIPENGINE_API int64_t dipengine_generator_parameters(const dipengine_generator* generator);
 
 typedef enum dipengine_operator {
@@ -180,7 +183,8 @@ typedef struct dipengine_fit_run_params {
   size_t struct_size;
   int64_t iterations; /* at most, of every running slot; slots take turns, one iteration each */
   double *losses, *variances; /* [slots, iterations], optional */
-  /* Called after each iteration; other than 0 returns from the run. Optional, as is `poll`. */
+  /* Called after each iteration; other than 0 returns from the run. Optional, as is `poll`. Both are called by the thread that
+   * runs, must not throw, and leave the fit alone. */
   int (*report)(void* user, const dipengine_fit_progress* progress);
   /* Called several times an iteration; other than 0 returns from the run as soon as no iteration is half done. */
   int (*poll)(void* user);
