@@ -211,8 +211,8 @@ def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
 
 
 def test_a_black_level_may_be_negative_with_an_exponent(folder):
-    assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--noise", "poisson", "--gain", "1", "--offset", "-1.5e1",
-               "--record", folder / "r.json", *QUICK) == 0
+    assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--noise", "poisson", "--gain", "1",
+               "--offset", "-1.5e1", "--record", folder / "r.json", *QUICK) == 0
     assert json.loads((folder / "r.json").read_text())["parameters"]["offset"] == -15
 
 
@@ -233,7 +233,7 @@ def test_a_fit_does_not_need_anybody_to_listen(folder, stderr):
 
 
 def test_memory_that_runs_out_is_one_sentence(folder, capsys):
-    status = run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--channels", "1000000000", *QUICK[2:])
+    status = run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--channels", "1000000", *QUICK[2:])
     assert status == 1
     error = capsys.readouterr().err
     assert "memory" in error and len(error.strip().splitlines()) == 1

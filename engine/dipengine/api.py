@@ -83,7 +83,8 @@ def restore(
     truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
-    stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed". seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
+    stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed".
+    seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 

@@ -1,10 +1,10 @@
 // Rows of the convolutions on a CPU: what is folded into loading an operand and into storing a result.
 //
 //   Prologue       x -> outer(leaky_relu(inner(x))), per channel
-//   load_pixel     one pixel of a source, normalised, as packed elements
+//   load_row       a row of a source, normalised, as elements of an operand
 //   store_raw      a row of sums: bias, rounding, BatchNorm's moments of what was stored
-//   load_gradient  one pixel of d_raw = A g + B raw + C
-//   store_gradient a row of du: slope, accumulation, the two sums that BatchNorm's backward asks for
+//
+// Their counterparts of the backward pass are in gradient_rows_cpu.h.
 //
 // Channels are padded to whole registers with zeros, in buffers and in coefficient arrays.
 #pragma once

@@ -36,7 +36,9 @@ def read_kernel(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.
         if (image.pixels != image.pixels[:, :, :1]).any():
             raise InputError(f"The kernel {source} is coloured; give a grey image, one weight a pixel.")
         if image.alpha is not None and (image.alpha != opaque(image.alpha.dtype)).any():
-            raise InputError(f"The kernel {source} is transparent in places; give an opaque grey image, black where the weight is 0.")
+            raise InputError(
+                f"The kernel {source} is transparent in places; give an opaque grey image, black where the weight is 0."
+            )
         values = image.pixels[:, :, 0]
     return checked_kernel(values, f"The kernel {source}")
 

@@ -35,7 +35,8 @@ class Sensor:
             raise InputError(f"read-noise is {self.read_noise:g}; give its standard deviation in data units, at least 0.")
         if not math.isfinite(self.read_electrons * self.read_electrons):
             raise InputError(
-                f"read-noise {self.read_noise:g} at gain {self.gain:g} is more electrons than can be counted; give it in data units."
+                f"read-noise {self.read_noise:g} at gain {self.gain:g} is more electrons than can be counted; give it in data "
+                f"units."
             )
 
     @property

@@ -75,7 +75,10 @@ class CustomOperator:
                 f"keep the tensor's dtype and device."
             )
         if not torch.isfinite(data).all():
-            raise InputError(f"The operator {self.name} gives NaN or infinity for values from {self.values.low:g} to {self.values.high:g}; mend it first.")
+            raise InputError(
+                f"The operator {self.name} gives NaN or infinity for values from {self.values.low:g} to {self.values.high:g}; "
+                f"mend it first."
+            )
         if not data.requires_grad:
             raise InputError(
                 f"The operator {self.name} has no gradient; compute in torch throughout, without detach, no_grad or NumPy."
