@@ -162,6 +162,12 @@ def test_a_kernel_drawn_in_transparency_is_refused(tmp_path):
                 read_kernel(tmp_path / "k.png")
 
 
+def test_a_kernel_of_another_kind_is_told_what_kinds_there_are(tmp_path):
+    (tmp_path / "kernel.mat").write_text("1 2 1")
+    with pytest.raises(ImageError, match=r"kernel is no readable image .*\.npy array, or a matrix as \.txt"):
+        read_kernel(tmp_path / "kernel.mat")
+
+
 @pytest.mark.parametrize("weight", [1e308, 1e-320])
 def test_weights_of_any_size_are_scaled_to_sum_1(weight):
     np.testing.assert_allclose(checked_kernel(np.full((3, 3), weight)), 1 / 9)

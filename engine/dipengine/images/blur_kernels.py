@@ -32,7 +32,13 @@ def read_kernel(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.
     elif ending in TEXT_ENDINGS:
         values = _read_text(source)
     else:
-        image = read_image(source, max_pixels=max_pixels)
+        try:
+            image = read_image(source, max_pixels=max_pixels)
+        except ImageError as error:
+            raise ImageError(
+                f"The kernel is no readable image ({str(error).rstrip('.')}); give a grey image, a .npy array, or a "
+                f"matrix as .txt or .csv."
+            ) from error
         if (image.pixels != image.pixels[:, :, :1]).any():
             raise InputError(f"The kernel {source} is coloured; give a grey image, one weight a pixel.")
         if image.alpha is not None and (image.alpha != opaque(image.alpha.dtype)).any():
