@@ -181,6 +181,8 @@ def test_foreign_generator_files_are_refused(tmp_path, content):
         (lambda a: dipengine.denoise(a, device="cuda:7"), "cuda:7"),
         (lambda a: dipengine.denoise(a, device="quantum"), "quantum"),
         (lambda a: dipengine.denoise(a, preset="slow"), "preset"),
+        (lambda a: dipengine.denoise(a, iterations=5.5), "whole number"),
+        (lambda a: dipengine.denoise(a, seed=1.5), "whole number"),
         (lambda a: dipengine.denoise(a, iterations=0), "iterations"),
         (lambda a: dipengine.denoise(a, seed=-1), "seed"),
         (lambda a: dipengine.denoise(a, levels=0), "levels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from dipengine.errors import InputError
 
@@ -29,6 +30,10 @@ class Settings:
     value_range: tuple[float, float] | None = None  # data values that map to 0 and 1
 
     def __post_init__(self) -> None:
+        for name in ("iterations", "threads", "levels", "seed"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise InputError(f"{name} is {value!r}; give a whole number.")
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; ask for at least 1.")
         if self.stop is not None and self.stop not in STOPS:
