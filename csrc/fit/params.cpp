@@ -62,7 +62,8 @@ dipengine_status check_params(const Params* params) {
   DIPENGINE_REQUIRE(p.height >= 1 && p.width >= 1 && p.height <= (1 << 24) && p.width <= (1 << 24),
                     "The fit's image is %lld x %lld; a side is 1 to 2^24.", static_cast<long long>(p.height),
                     static_cast<long long>(p.width));
-  const int64_t canvas = canvas_side(p.generator, p.height) * canvas_side(p.generator, p.width), channels = most_channels(p.generator);
+  const int64_t canvas = canvas_side(p.generator, p.height) * canvas_side(p.generator, p.width);
+  const int64_t channels = most_channels(p.generator);
   if (channels > kMostChannels || static_cast<double>(canvas) * static_cast<double>(channels) > kMostElements) {
     return fail(DIPENGINE_OUT_OF_RESOURCES,
                 "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
