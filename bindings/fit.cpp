@@ -220,16 +220,10 @@ class Fit {
 
   py::bytes save_state(int slot) const {
     std::string state(dipengine_fit_state_bytes(fit_), '\0');
-    check(dipengine_fit_save_state(fit_, slot, state.data()));
+    check(dipengine_fit_save_state(fit_, slot, state.data(), state.size()));
     return state;
   }
-  void load_state(int slot, const std::string& state) {
-    if (state.size() != dipengine_fit_state_bytes(fit_)) {
-      raise("InputError", "The state has %zu bytes where this fit's have %zu; load one of a fit of the same settings.", state.size(),
-            dipengine_fit_state_bytes(fit_));
-    }
-    check(dipengine_fit_load_state(fit_, slot, state.data()));
-  }
+  void load_state(int slot, const std::string& state) { check(dipengine_fit_load_state(fit_, slot, state.data(), state.size())); }
 
   std::vector<std::string> steps() const {
     std::vector<std::string> names;

@@ -58,6 +58,10 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("threads", &Pool::threads);
   module.def("build_info", &build_info, "What the core was built from: version, ABI, compiler, instruction sets, CUDA.");
   module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
+  module.def("cpu_has_isa", [](const std::string& name) { return dipengine_cpu_has_isa(name.c_str()) != 0; },
+             "Whether this CPU has the instruction set, used or not.");
+  module.def("cpu_bfloat16", [] { return dipengine_cpu_bfloat16() != 0; },
+             "Whether fits are faster with bfloat16 images on the instruction set in use.");
   module.def(
       "set_cpu_isa",
       [](const std::optional<std::string>& name) { check(dipengine_set_cpu_isa(name ? name->c_str() : nullptr)); },

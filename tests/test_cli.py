@@ -11,8 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from dipengine.cli import doctor
 from dipengine.cli.main import main
 from dipengine.images import Image, read_image, write_image
+from dipengine.kernels import backend
 
 QUICK = ["--channels", "8", "--levels", "2", "--iterations", "12", "--stop", "fixed", "--threads", "1", "--quiet"]
 
@@ -208,6 +210,12 @@ def test_not_a_number_is_refused_and_in_fits_filled_in(folder):
         assert np.isfinite(restored).all() and (restored[known] != values[known]).any()
 
 
+def test_a_black_level_may_be_negative_with_an_exponent(folder):
+    assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--noise", "poisson", "--gain", "1", "--offset", "-1.5e1",
+               "--record", folder / "r.json", *QUICK) == 0
+    assert json.loads((folder / "r.json").read_text())["parameters"]["offset"] == -15
+
+
 def test_a_range_may_begin_with_a_minus(folder):
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(folder / "float.tif", np.linspace(-40, 100, 40 * 52, dtype=np.float32).reshape(40, 52))
@@ -272,6 +280,18 @@ def test_doctor_reports_and_names_remedies(capsys):
     out = capsys.readouterr().out
     assert "dipengine" in out and "PyTorch" in out and "instruction set" in out and "CUDA" in out
     assert status == 0
+
+
+@pytest.mark.parametrize("native, torch, status", [(True, False, 0), (False, True, 0), (False, False, 1)])
+def test_doctor_asks_for_the_native_core_or_pytorch(monkeypatch, capsys, native, torch, status):
+    if native and not backend.native_available():
+        pytest.skip("needs the native core")
+    if not native:
+        monkeypatch.setattr(backend, "native", None)
+    present = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda name: present(name) if name != "torch" or torch else None)
+    assert run("doctor") == status
+    assert ("not installed (custom operators, GPUs)" in capsys.readouterr().out) == (not torch)
 
 
 def test_help_names_every_task(capsys):

@@ -238,7 +238,10 @@ def test_a_saved_state_goes_on_with_the_same_bits():
     other.run(9)
     assert other.losses[-9:] == plan.losses[-9:]
     assert np.array_equal(other.deliver()[0], plan.deliver()[0])
-    with pytest.raises(InputError, match="state"):
+    for broken, sentence in ((b"", "no state of a fit"), (state[:-1], "load the whole"), (state[:-1] + b"x", "damaged")):
+        with pytest.raises(InputError, match=sentence):
+            other.load_state(broken)
+    with pytest.raises(InputError, match="other params"):
         native(PROBLEMS["identity"]).load_state(state)
 
 

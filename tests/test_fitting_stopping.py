@@ -84,3 +84,13 @@ def test_auto_stop_ends_before_its_ceiling_and_says_so(noisy):
     result = dipengine.denoise(noisy, **settings)
     assert result.record["stop_reason"] == "variance"
     assert result.record["delivered_iteration"] < result.record["iterations"] < 1000
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_known_noise_leaves_the_variance_no_say(noisy, kernels):
+    """Noise stated far below what the fit comes down to: only the ceiling ends it, though blind the variance would have."""
+    settings = {**TINY, "channels": 16, "iterations": 400, "stop": "auto", "kernels": kernels, "precision": "fp32"}
+    blind = dipengine.denoise(noisy, **settings).record
+    assert blind["stop_reason"] == "variance" and blind["iterations"] < 400
+    known = dipengine.denoise(noisy, sigma=1, **settings).record
+    assert (known["stop_reason"], known["iterations"], known["delivered_iteration"]) == ("iterations", 400, 400)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from dipengine.errors import DeviceError, InputError
 from dipengine.kernels import backend, pool
 from dipengine._version import __version__
+
+SET_IN_USE = "from dipengine.kernels import backend; print(backend.instruction_set())"
 
 
 def python(code: str, **environment: str) -> str:
@@ -20,8 +23,23 @@ def python(code: str, **environment: str) -> str:
 def test_the_native_core_is_built_and_of_this_version():
     info = backend.build_info()
     assert backend.native_available() and backend.native_error() == ""
-    assert (info["version"], info["abi_version"]) == (__version__, 1)
-    assert info["instruction_sets_built"][0] == "portable" and info["instruction_set"] == backend.instruction_sets()[-1]
+    assert (info["version"], info["abi_version"]) == (__version__, 2)
+    assert info["instruction_sets_built"][0] == "portable" and info["instruction_set"] in backend.instruction_sets()
+
+
+def test_the_set_chosen_is_the_highest_or_on_intel_the_one_below_bf16_products():
+    sets = backend.instruction_sets()
+    intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    slow = intel and "avx512bf16" in sets
+    assert sets[0] == "portable" and python(SET_IN_USE, DIPENGINE_ISA="") == ("avx512" if slow else sets[-1])
+    assert python(SET_IN_USE, DIPENGINE_ISA="avx512bf16") == sets[-1]
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
+def test_bf16_images_are_the_default_where_the_cpu_rounds_to_them(isa):
+    wide = isa.startswith("avx512") and "avx512bf16" in backend.instruction_sets()
+    code = "from dipengine.fitting import device, settings; print(device.place(settings.Settings(device='cpu')).precision)"
+    assert python(code, DIPENGINE_ISA=isa) == ("bf16" if wide else "fp32")
 
 
 def test_kernels_are_resolved():
@@ -38,9 +56,8 @@ def test_without_the_core_auto_is_torch_and_native_says_how_to_build(monkeypatch
 
 
 def test_the_environment_caps_the_instruction_set():
-    code = "from dipengine.kernels import backend; print(backend.instruction_set())"
-    assert python(code, DIPENGINE_ISA="portable") == "portable"
-    assert "DIPENGINE_ISA" in python(code, DIPENGINE_ISA="mmx")
+    assert python(SET_IN_USE, DIPENGINE_ISA="portable") == "portable"
+    assert "DIPENGINE_ISA" in python(SET_IN_USE, DIPENGINE_ISA="mmx")
 
 
 def test_the_pool_has_the_threads_asked_for():

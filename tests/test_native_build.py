@@ -56,7 +56,8 @@ def test_cpp_tests_pass_under_sanitizers(tmp_path, sanitizers):
     folder = build(ROOT, tmp_path / "build", "-DDIPENGINE_TESTS=ON", f"-DDIPENGINE_SANITIZE={sanitizers}",
                    "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1")
     result = run(folder / "tests/cpp/dipengine_tests", UBSAN_OPTIONS="print_stacktrace=1")
-    assert re.search(r"^[3-9]\d tests, 0 failed$", result.stdout, re.MULTILINE), result.stdout
+    summary = re.search(r"^(\d+) tests, 0 failed$", result.stdout, re.MULTILINE)
+    assert summary and int(summary.group(1)) >= 85, result.stdout
 
 
 def test_installed_package_serves_c_and_cpp_hosts(core, tmp_path):

@@ -1,5 +1,7 @@
 """Operators of the caller's own: what works, in which units, and what is refused before the fit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +127,10 @@ def test_other_tasks_take_no_operator():
         dipengine.restore(PICTURE, "denoise", operator=halve)
     with pytest.raises(InputError, match="needs operator"):
         dipengine.restore(PICTURE, "custom")
+
+
+@pytest.mark.parametrize("shape", [np.array([24, 28]), (np.int64(24), 28, np.int32(3)), torch.Size([24, 28])], ids=str)
+def test_whole_numbers_of_any_library_are_an_output_shape(shape):
+    result = dipengine.restore(PICTURE[::2, ::2], operator=halve, output_shape=shape, **TINY)
+    assert result.image.shape == (24, 28, 3)
+    json.dumps(result.record)

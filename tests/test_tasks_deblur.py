@@ -7,7 +7,7 @@ from scipy import ndimage, signal
 
 import dipengine
 from conftest import TINY, synthetic_picture
-from dipengine.errors import InputError
+from dipengine.errors import ImageError, InputError
 from dipengine.images import Image, ValueMap, checked_kernel, read_kernel, write_image
 from dipengine.tasks import TaskData, task_named
 from dipengine.tasks.blur import Blur
@@ -136,6 +136,38 @@ def test_a_kernel_is_the_same_from_every_kind_of_file(tmp_path, ending):
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["1 2 1\n3 4 5\n", "1,2,1\n3, 4, 5\n", "1;2;1;\n3;4;5;\n", "# mine\n1 2 1 # first\n\n3 4 5\n", "\ufeff1,2,1\r\n3,4,5\r\n"],
+)
+def test_a_matrix_as_text_is_read_however_it_is_written(tmp_path, text):
+    (tmp_path / "kernel.txt").write_text(text, encoding="utf-8", newline="")
+    np.testing.assert_allclose(read_kernel(tmp_path / "kernel.txt"), np.array([[1, 2, 1], [3, 4, 5]]) / 16)
+
+
+@pytest.mark.parametrize("text", ["1,0 2,5\n3,5 4,5\n", "1,5;2,5\n"])
+def test_decimal_commas_are_refused_and_not_taken_for_more_numbers(tmp_path, text):
+    (tmp_path / "kernel.csv").write_text(text)
+    with pytest.raises(ImageError, match="not a matrix of numbers"):
+        read_kernel(tmp_path / "kernel.csv")
+
+
+def test_a_kernel_drawn_in_transparency_is_refused(tmp_path):
+    white = np.full((3, 3, 1), 255, np.uint8)
+    for alpha, usable in ((np.eye(3, dtype=np.uint8) * 255, False), (white[:, :, 0], True)):
+        write_image(tmp_path / "k.png", white, Image(white, alpha=alpha), alpha=alpha)
+        if usable:
+            np.testing.assert_allclose(read_kernel(tmp_path / "k.png"), 1 / 9)
+        else:
+            with pytest.raises(InputError, match="transparent"):
+                read_kernel(tmp_path / "k.png")
+
+
+@pytest.mark.parametrize("weight", [1e308, 1e-320])
+def test_weights_of_any_size_are_scaled_to_sum_1(weight):
+    np.testing.assert_allclose(checked_kernel(np.full((3, 3), weight)), 1 / 9)
+
+
+@pytest.mark.parametrize(
     "kernel, message",
     [
         (np.zeros((3, 3)), "sum 0"),
@@ -166,3 +198,13 @@ def test_sharp_floats_may_leave_the_range_of_their_blur():
     assert values["high"] == pytest.approx(blurred.max() + np.ptp(blurred) / 2)
     given = dipengine.deblur(blurred, kernel, value_range=(0, 50), **TINY).record["value_map"]
     assert given == {"low": 0, "high": 50}
+
+
+@pytest.mark.parametrize("dtype, peak", [(np.uint8, 255), (np.float32, None)])
+def test_psnr_is_measured_against_the_truths_range_and_not_the_headroom(dtype, peak):
+    truth = np.rint(200 * synthetic_picture(21, 30)).astype(dtype)
+    result = dipengine.deblur(truth, random_kernel((3, 3)), truth=truth, **TINY)
+    error = np.mean((result.image.astype(np.float64) - truth) ** 2)
+    peak = peak or np.ptp(truth)
+    assert result.record["psnr_peak"] == peak
+    assert result.record["psnr"] == pytest.approx(10 * np.log10(peak**2 / error))

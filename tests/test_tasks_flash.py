@@ -61,3 +61,9 @@ def test_flash_runs_its_length_unless_told_otherwise():
     settings = {name: value for name, value in TINY.items() if name != "stop"}
     assert dipengine.flash(PICTURE, PICTURE, **settings).record["parameters"]["stop"] == "fixed"
     assert dipengine.flash(PICTURE, PICTURE, stop="auto", **settings).record["parameters"]["stop"] == "auto"
+
+
+@pytest.mark.parametrize("axes", [None, "HWC"])
+def test_a_guide_that_is_no_array_is_named_in_one_sentence(axes):
+    with pytest.raises(InputError, match="The guide is a list"):
+        dipengine.flash(PICTURE, PICTURE.tolist(), axes=axes, **TINY)

@@ -1,7 +1,10 @@
 """Denoising with a known sensor: options, value map, stopping, any input; what it is worth is measured in bench/sensor.py."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
 import dipengine
 from conftest import TINY, synthetic_picture
@@ -101,7 +104,7 @@ def test_the_curve_travels_with_the_generator(counts, tmp_path):
 def test_psnr_is_measured_in_data_units(counts, clean):
     result = dipengine.denoise(counts, truth=clean, **SENSOR, **TINY)
     error = np.mean((result.image - clean) ** 2)
-    expected = 10 * np.log10((counts.max() - counts.min()) ** 2 / error)
+    expected = 10 * np.log10((clean.max() - clean.min()) ** 2 / error)
     assert result.record["psnr"] == pytest.approx(expected)
     assert result.history.psnr[-1][1] == pytest.approx(expected, abs=1e-3)
 
@@ -121,6 +124,11 @@ def test_psnr_is_measured_in_data_units(counts, clean):
         ({"offset": 0}, "offset describes"),
         ({"noise": "gaussian", "sigma": 1, "read_noise": 2}, "read-noise describes"),
         ({"noise": "poisson", "gain": 1, "offset": 1e4}, "black level"),
+        ({"noise": "poisson-gaussian", "gain": 1, "read_noise": 1e300}, "more electrons than can be counted"),
+        ({"noise": "poisson-gaussian", "gain": 1, "read_noise": 1e4}, "scatter by 10000"),
+        ({"noise": "poisson", "gain": 1e-6}, "scatter by"),
+        ({"noise": "poisson", "gain": "2"}, "gain is '2'; give a number"),
+        ({"sigma": "2"}, "sigma is '2'; give a number"),
         ({"noise": "poisson", "gain": 1, "data_term": "magic"}, "no data term"),
         ({**SENSOR, "data_term": "stabilised", "value_range": (0, 50)}, "value range 0,50 lies below"),
         ({"data_term": "likelihood"}, "data-term is for"),
@@ -131,3 +139,14 @@ def test_contradictions_are_one_sentence(counts, options, message):
     with pytest.raises(InputError, match=message) as caught:
         dipengine.denoise(counts, **options, **TINY)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, int, torch.tensor], ids=str)
+def test_numbers_of_any_library_go_into_a_record_that_can_be_written(counts, number):
+    result = dipengine.denoise(counts, noise="poisson-gaussian", gain=number(2), offset=100, read_noise=number(1), **TINY)
+    assert json.loads(json.dumps(result.record))["parameters"]["gain"] == 2.0
+
+
+def test_one_pixel_needs_no_scatter():
+    pixel = np.full((1, 1), 103.0)
+    assert dipengine.denoise(pixel, **SENSOR, **TINY).image.shape == (1, 1)

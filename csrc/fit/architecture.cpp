@@ -11,6 +11,8 @@ namespace {
 
 using Specs = std::vector<ParameterSpec>;
 
+constexpr int32_t kMostChannels = 1 << 20;
+
 void add_conv(Specs& specs, const std::string& prefix, int64_t out, int64_t in, int64_t kernel, bool dead_bias) {
   // PyTorch's default for Conv2d, Kaiming uniform with a = sqrt(5), comes down to 1 / sqrt(fan_in) for both tensors.
   const double bound = 1 / std::sqrt(static_cast<double>(in * kernel * kernel));
@@ -33,8 +35,8 @@ void add_unit(Specs& specs, const std::string& prefix, int64_t out, int64_t in, 
 dipengine_status check_generator(const dipengine_generator& g) {
   DIPENGINE_REQUIRE(g.levels >= 1 && g.levels <= DIPENGINE_MAX_LEVELS, "The generator has %d levels; give it 1 to %d.", g.levels,
                     DIPENGINE_MAX_LEVELS);
-  DIPENGINE_REQUIRE(g.input_depth >= 1 && g.output_channels >= 1,
-                    "The generator has %d channels of z and %d of the image; each is at least 1.", g.input_depth, g.output_channels);
+  DIPENGINE_REQUIRE(g.input_depth >= 1 && g.output_channels >= 1 && g.input_depth <= kMostChannels && g.output_channels <= kMostChannels,
+                    "The generator has %d channels of z and %d of the image; each is 1 to 2^20.", g.input_depth, g.output_channels);
   DIPENGINE_REQUIRE(g.downsample == DIPENGINE_DOWNSAMPLE_STRIDE || g.downsample == DIPENGINE_DOWNSAMPLE_AVERAGE,
                     "The generator has downsampling %d; it takes stride (0) or average (1).", g.downsample);
   DIPENGINE_REQUIRE(g.padding == DIPENGINE_PADDING_REFLECTION || g.padding == DIPENGINE_PADDING_ZERO,
@@ -42,9 +44,10 @@ dipengine_status check_generator(const dipengine_generator& g) {
   DIPENGINE_REQUIRE(g.negative_slope >= 0 && g.negative_slope < 1, "The generator has slope %g; it is at least 0 and below 1.",
                     g.negative_slope);
   for (int i = 0; i < g.levels; ++i) {
-    DIPENGINE_REQUIRE(g.channels_down[i] >= 1 && g.channels_up[i] >= 1 && g.channels_skip[i] >= 0,
-                      "Level %d of the generator has %d, %d and %d channels down, up and across; the first two are at least 1.", i,
-                      g.channels_down[i], g.channels_up[i], g.channels_skip[i]);
+    const int32_t down = g.channels_down[i], up = g.channels_up[i], skip = g.channels_skip[i];
+    DIPENGINE_REQUIRE(down >= 1 && up >= 1 && skip >= 0 && std::max({down, up, skip}) <= kMostChannels,
+                      "Level %d of the generator has %d, %d and %d channels down, up and across; each is 1 to 2^20, or 0 across.", i,
+                      down, up, skip);
     const int32_t widest = g.kernel_down[i] + (g.downsample == DIPENGINE_DOWNSAMPLE_AVERAGE ? 1 : 0);
     DIPENGINE_REQUIRE(g.kernel_down[i] >= 1 && g.kernel_down[i] % 2 == 1 && widest <= DIPENGINE_CONV_MAX_KERNEL,
                       "Level %d of the generator has kernel %d; it is 1, 3, 5 or 7 (at most 5 with averages).", i, g.kernel_down[i]);
@@ -58,6 +61,14 @@ int64_t level_input(const dipengine_generator& g, int level) { return level == 0
 
 int64_t inner_channels(const dipengine_generator& g, int level) {
   return level + 1 < g.levels ? g.channels_up[level + 1] : g.channels_down[level];
+}
+
+int64_t most_channels(const dipengine_generator& g) {
+  int64_t most = std::max(g.input_depth, g.output_channels);
+  for (int i = 0; i < g.levels; ++i) {
+    most = std::max({most, int64_t{g.channels_down[i]}, int64_t{g.channels_up[i]}, g.channels_skip[i] + inner_channels(g, i)});
+  }
+  return most;
 }
 
 std::vector<ParameterSpec> parameter_specs(const dipengine_generator& g) {
@@ -86,19 +97,3 @@ int64_t canvas_side(const dipengine_generator& g, int64_t side) {
 }
 
 }  // namespace dipengine
-
-extern "C" {
-
-int64_t dipengine_generator_canvas(const dipengine_generator* generator, int64_t side) {
-  if (generator == nullptr || side < 1 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
-  return dipengine::canvas_side(*generator, side);
-}
-
-int64_t dipengine_generator_parameters(const dipengine_generator* generator) {
-  if (generator == nullptr || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
-  int64_t count = 0;
-  for (const dipengine::ParameterSpec& spec : dipengine::parameter_specs(*generator)) count += spec.size();
-  return count;
-}
-
-}  // extern "C"

@@ -32,4 +32,7 @@ int64_t canvas_side(const dipengine_generator& generator, int64_t side);
 int64_t inner_channels(const dipengine_generator& generator, int level);
 int64_t level_input(const dipengine_generator& generator, int level);
 
+// Of the widest tensor, concatenations included.
+int64_t most_channels(const dipengine_generator& generator);
+
 }  // namespace dipengine

@@ -124,6 +124,7 @@ class Builder {
     const size_t channels = static_cast<size_t>(g_.output_channels) * sizeof(float);
     const size_t painted = static_cast<size_t>(p_.height * p_.width) * channels;
     const bool identity = p_.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
+    graph_.painted = static_cast<int>(graph_.steps.size());
     if (identity && p_.data_term == DIPENGINE_DATA_SQUARED) {
       step(StepKind::loss, -1, "loss", {graph_.logits, graph_.d_logits});
       graph_.judged = static_cast<int>(graph_.steps.size());

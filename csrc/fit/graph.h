@@ -80,6 +80,7 @@ struct Graph {
   int image = -1, d_image = -1;         // float32 [painted height, width, out], where A or the data term need it
   int measured = -1, d_measured = -1;   // float32 [data height, width, out], behind another A than the identity
   int inspected = -1;                   // A of the average, likewise
+  int painted = -1;                     // the step that adds the output to its slot's averages: the slot is untouched before
   int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
 };
 

@@ -59,6 +59,13 @@ SlotLayout::SlotLayout(const dipengine_fit_params& params, const Graph& graph) {
   }
 }
 
+void Slot::clear(bool keep_weights) const {
+  const size_t weights = layout_->array_offset(SlotArrays::parameters), behind = layout_->array_offset(SlotArrays::m);
+  memset(block_, 0, weights);
+  if (!keep_weights) memset(block_ + weights, 0, behind - weights);
+  memset(block_ + behind, 0, layout_->bytes() - behind);
+}
+
 void Slot::snapshot() const {
   copy(SlotArrays::snapshot_parameters, SlotArrays::parameters);
   copy(SlotArrays::snapshot_m, SlotArrays::m);

@@ -29,8 +29,9 @@ struct SlotState {
   double known;            // elements of x0 that are known
   double loss;
   int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
-  uint8_t has_mask, rolled_back;
+  int32_t has_mask, rolled_back;
 };
+static_assert(sizeof(SlotState) == 22 * 8, "Padding would make states of equal fits differ.");
 
 // Float32 arrays of a slot, by place in its block. Parameters: the trainable ones in front, in the order of the
 // architecture, then the dead ones; weights [kernel, kernel, in, out].
@@ -72,6 +73,8 @@ class Slot {
   float* parameter(int index) const { return array(SlotArrays::parameters) + layout_->parameter_offset(index); }
   void* block() const { return block_; }
 
+  // Zeros everywhere, in the weights unless they are kept.
+  void clear(bool keep_weights) const;
   void snapshot() const;
   void restore() const;
   void keep_best() const;

@@ -72,7 +72,3 @@ Rollback::Verdict Rollback::check(double threshold_db, int64_t iteration, double
 }
 
 }  // namespace dipengine
-
-extern "C" void dipengine_fit_stop_rule(int64_t iterations, double average_decay, dipengine_stop_rule* rule) {
-  *rule = dipengine::stop_rule(iterations, average_decay);
-}

@@ -35,7 +35,7 @@ struct Rollback {
 
   double mean, snapshot_mean;
   int64_t failures, count;
-  uint8_t taken;  // there is a snapshot
+  int64_t taken;  // 1: there is a snapshot
 
   enum class Verdict { go_on, snapshot, roll_back, roll_back_and_halve, first_loss, diverged };
 

@@ -52,9 +52,25 @@ int capped(int level) {
   return level < highest ? level : highest;
 }
 
+// AMD's cores do vdpbf16ps at the rate of a float32 FMA, for twice the products; Intel's at a quarter of it (measured on
+// Emerald Rapids: 120 against 340 GFLOP/s on two cores), so there bf16 numbers are multiplied in float32.
+bool bf16_products_are_fast() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(0, &a, &b, &c, &d) && !(b == signature_INTEL_ebx && d == signature_INTEL_edx && c == signature_INTEL_ecx);
+#else
+  return false;
+#endif
+}
+
+int fastest() {
+  const bool slow = capped(kIsaCount) == static_cast<int>(Isa::avx512bf16) && !bf16_products_are_fast();
+  return slow ? static_cast<int>(Isa::avx512) : capped(kIsaCount);
+}
+
 int from_environment() {
   const char* wish = std::getenv("DIPENGINE_ISA");
-  if (wish == nullptr || *wish == '\0') return capped(kIsaCount);
+  if (wish == nullptr || *wish == '\0') return fastest();
   return capped(level_named(wish));
 }
 
@@ -80,6 +96,16 @@ const char* dipengine_cpu_isa(void) {
   dipengine::Isa isa = dipengine::Isa::portable;
   if (dipengine::current_isa(&isa) != DIPENGINE_OK) return nullptr;
   return dipengine::kNames[static_cast<int>(isa)];
+}
+
+int32_t dipengine_cpu_has_isa(const char* name) {
+  const int level = name == nullptr ? dipengine::kBadEnvironment : dipengine::level_named(name);
+  return level >= 0 && dipengine::capped(level) == level;
+}
+
+int32_t dipengine_cpu_bfloat16(void) {
+  dipengine::Isa isa = dipengine::Isa::portable;
+  return dipengine::current_isa(&isa) == DIPENGINE_OK && isa >= dipengine::Isa::avx512 && dipengine_cpu_has_isa("avx512bf16");
 }
 
 dipengine_status dipengine_set_cpu_isa(const char* name) {

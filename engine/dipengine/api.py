@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def restore(
     truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
-    stop: "auto" (ES-EMV) or "fixed". seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
+    stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed". seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 
@@ -215,14 +216,40 @@ def _task_options(task: str, options: Mapping[str, Any], axes: str | None) -> di
     readers = {"mask": mask_from_array, "kernel": kernel_from_array, "image": lambda guide: _guide(guide, axes)}
     checked = dict(options)
     for name, option in declared.items():
-        if option.kind in readers and options.get(name) is not None:
+        if options.get(name) is None:
+            continue
+        if option.kind in readers:
             checked[name] = readers[option.kind](options[name])
+        elif option.kind in (int, float):
+            checked[name] = _number(name, options[name], option.kind)
     return checked
+
+
+def _number(name: str, value: Any, kind: type) -> float | int:
+    """A Python number from one of any library, so that records can be written. Raises InputError."""
+    try:
+        if isinstance(value, str) or kind(value) != value and value == value:
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} is {value!r}; give {wanted}.") from None
 
 
 def _guide(guide: Any, axes: str | None) -> Image:
     """A second image, with the first one's order of axes where it has as many."""
-    return from_array(guide, axes if axes and len(axes) == len(guide.shape) else None)[0]
+    fits = axes is not None and len(axes) == len(getattr(guide, "shape", ()))
+    with _named("guide"):
+        return from_array(guide, axes if fits else None)[0]
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors about "the image" speak of the array that they mean."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("The image", f"The {name}", 1)) from error
 
 
 def kernel_from_array(kernel: Any) -> np.ndarray:
@@ -241,7 +268,8 @@ def mask_from_array(mask: Any) -> np.ndarray:
     """A mask array as bool [H, W], True = known: values of at least half of the largest one."""
     if "bool" in str(getattr(mask, "dtype", "")):
         mask = mask * 1  # NumPy, torch and CuPy alike: integers, which every library hands over
-    values = from_array(mask)[0].pixels
+    with _named("mask"):
+        values = from_array(mask)[0].pixels
     if values.shape[2] != 1:
         raise InputError(f"The mask has {values.shape[2]} channels; give one value a pixel (HxW).")
     values = values[:, :, 0].astype(np.float64)

@@ -100,9 +100,10 @@ def restore_image(
                 f"they must agree in size and channels."
             )
         _check_units(image, truth)
+        peak = _peak(values, settings, image, truth)
 
         def measure(unit: np.ndarray) -> float:
-            return metrics.psnr(values.from_unit(unit, np.float64), truth.pixels, values.span)
+            return metrics.psnr(values.from_unit(unit, np.float64), truth.pixels, peak)
 
     with memory_errors():
         fit, outcome = run(
@@ -133,19 +134,31 @@ def restore_image(
         iteration=outcome.best_iteration,
         seed=settings.seed,
     )
-    measured = _measure(pixels, image, truth, values) if truth is not None else {}
+    measured = _measure(pixels, image, truth, peak) if truth is not None else {}
     record = make_record(image, task, settings, plan, fit, outcome, measured)
     return Restoration(pixels, _delivered_alpha(image, problem), problem.scale, outcome.history, generator, record)
 
 
-def _measure(pixels: np.ndarray, image: Image, truth: Image, values: ValueMap) -> dict[str, float | None]:
+def _peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:
+    """The range, in data units, that PSNR and SSIM are measured against: the one given; of 8 and 16 bits all that they hold;
+    else the truth's own. That of the fit would not do: it follows the noise, and deblurring widens it.
+    """
+    dtype = image.pixels.dtype
+    whole = dtype.name in ("uint8", "uint16") and (values.low, values.high) == (0, np.iinfo(dtype).max)
+    if settings.value_range is not None or whole:
+        return values.span
+    pixels = truth.pixels if truth.known is None else truth.pixels[truth.known]
+    return float(pixels.max()) - float(pixels.min()) or values.span
+
+
+def _measure(pixels: np.ndarray, image: Image, truth: Image, peak: float) -> dict[str, float | None]:
     """PSNR and SSIM of what is delivered, after rounding to the input's dtype, as anybody would find them in the file."""
-    span = values.span
     same_size = image.pixels.shape == truth.pixels.shape
     return {
-        "psnr_input": metrics.psnr(image.pixels, truth.pixels, span) if same_size and image.known is None else None,
-        "psnr": metrics.psnr(pixels, truth.pixels, span),
-        "ssim": metrics.ssim(pixels, truth.pixels, span),
+        "psnr_peak": peak,
+        "psnr_input": metrics.psnr(image.pixels, truth.pixels, peak) if same_size and image.known is None else None,
+        "psnr": metrics.psnr(pixels, truth.pixels, peak),
+        "ssim": metrics.ssim(pixels, truth.pixels, peak),
     }
 
 

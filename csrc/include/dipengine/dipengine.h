@@ -24,8 +24,12 @@
 extern "C" {
 #endif
 
-/* Grows by one whenever a struct or a function changes in a way that a host built against older headers would feel. */
-#define DIPENGINE_ABI_VERSION 1
+/* The version of the binary interface, and of the library's soname (libdipengine.so.2). Between two releases it grows by one as
+ * soon as a struct gains, loses or moves a field, a function changes its arguments, or a value its meaning; a new function or a
+ * new value alone leaves it. A host that links runs with the library of its own version only, which the soname sees to. One that
+ * loads the library by name (dlopen) compares dipengine_abi_version() with this macro before any other call and does without the
+ * library where they differ; `struct_size` refuses, call by call, what slips through. */
+#define DIPENGINE_ABI_VERSION 2
 
 typedef enum dipengine_status {
   DIPENGINE_OK = 0,
@@ -55,12 +59,20 @@ DIPENGINE_API const char* dipengine_status_string(dipengine_status status);
 /* The sentence of this thread's last failure ("" before any); valid until this thread's next call. */
 DIPENGINE_API const char* dipengine_last_error(void);
 
-/* The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16". It is the highest that the CPU and the
- * operating system have, capped by the environment variable DIPENGINE_ISA (read once). NULL, with a last error, where
- * that variable holds another word; ops then fail the same way. An op without kernels for a set uses the next lower. */
+/* The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16". It is the one that the environment variable
+ * DIPENGINE_ISA names (read once), or the highest below it that the CPU and the operating system have; without the
+ * variable the fastest: the highest, but avx512 on Intel, whose bfloat16 products are slower than float32 ones. NULL, with
+ * a last error, where the variable holds another word; ops then fail the same way. An op without kernels for a set uses
+ * the next lower. */
 DIPENGINE_API const char* dipengine_cpu_isa(void);
 
-/* Cap the instruction set of the process anew: one of the names above, or NULL for what DIPENGINE_ISA says.
+/* 1 where the CPU and the operating system have the instruction set, used or not; else 0. */
+DIPENGINE_API int32_t dipengine_cpu_has_isa(const char* name);
+
+/* 1 where fits are faster with bfloat16 images on the set in use; else 0. */
+DIPENGINE_API int32_t dipengine_cpu_bfloat16(void);
+
+/* Cap the instruction set of the process anew: one of the names above, or NULL for the choice of dipengine_cpu_isa.
  * Not to be called while ops run. Results are the same bits on every set, convolutions, blur
  * and norms excepted: theirs are the same at any number of threads, but each set has its own. */
 DIPENGINE_API dipengine_status dipengine_set_cpu_isa(const char* name);

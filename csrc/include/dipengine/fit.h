@@ -202,13 +202,16 @@ DIPENGINE_API dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t 
 /* Parameters in the order of dipengine_generator_parameters. Setting them leaves Adam's state alone. */
 DIPENGINE_API dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters);
 DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters);
-/* The gradients of the iteration run last, of whichever slot; dead ones are 0. */
+/* The gradients of the iteration that learnt last, of whichever slot; dead ones are 0. */
 DIPENGINE_API dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients);
 
-/* All of a slot, so that a fit of the same params goes on from there with the same bits. */
+/* All of a slot as bytes, to be kept in a file: a fit of the same params (whatever its pool and slots) goes on from there with the
+ * same bits. Saving takes dipengine_fit_state_bytes() bytes at least. Loading refuses bytes that are no whole state, damaged, of
+ * another format of this library, or of a fit with other params, and leaves the slot as it was; a slot that was never started may
+ * be loaded into. States are of the machine's byte order. */
 DIPENGINE_API size_t dipengine_fit_state_bytes(const dipengine_fit* fit);
-DIPENGINE_API dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state);
-DIPENGINE_API dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state);
+DIPENGINE_API dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes);
+DIPENGINE_API dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state, size_t bytes);
 
 /* Steps of an iteration in their order: "level0.up forward" and so on. */
 DIPENGINE_API int32_t dipengine_fit_steps(const dipengine_fit* fit);

@@ -1,23 +1,24 @@
-"""The engine's own side of the measurement: today the autograd path over the fused kernels, and its layers one by one.
+"""The engine's own side of the measurement: a fit by the native plan, and the time of each of its steps.
 
 All that the benchmark knows of the engine stands here; another path is measured by changing this file alone.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from dipengine.bench.operations import Layer, layers_of
+import numpy as np
+
 from dipengine.bench.setting import AVERAGE_DECAY, LEARNING_RATE, PERTURBATION, Setting
-from dipengine.bench.turns import PAUSE
-from dipengine.fitting.device import place, require_torch, threads
-from dipengine.fitting.fit import Fit
+from dipengine.errors import DeviceError, FitError
+from dipengine.fitting.device import place
+from dipengine.fitting.native_fit import NativeFit, supports
 from dipengine.fitting.settings import Settings
 from dipengine.tasks.base import Problem, Recipe
 
-PASSES = 3  # of each layer, of which the median counts
+PASSES = 5  # iterations whose steps are timed, of which the median counts
+_WITHOUT_END = 2**31  # a fit that is done would idle in no time
 
 
 @dataclass(frozen=True)
@@ -43,57 +44,43 @@ class Ours(Protocol):
 
 
 def make_ours(setting: Setting) -> Ours:
-    """The engine's fit of the setting's image, ready to run. Raises DependencyError where the path needs what is missing."""
-    return _AutogradFit(setting)
+    """The engine's fit of the setting's image, ready to run. Raises DeviceError where the core or the network has no plan."""
+    return _PlanFit(setting)
 
 
 def import_everything() -> None:
-    """Import what `make_ours` imports when it is called, so that memory can be measured above it."""
-    require_torch()
-    from dipengine.generators import hourglass  # noqa: F401
-    from dipengine.kernels import adam, masked_mse  # noqa: F401
+    """Import what `make_ours` imports when it is called, so that memory can be measured above it: nothing more by now."""
 
 
-class _AutogradFit:
-    layers_by = "each layer's kernels run by themselves, outside the iteration"
+class _PlanFit:
+    path = "native plan"
+    layers_by = "the steps of an iteration"
 
     def __init__(self, setting: Setting) -> None:
-        architecture = setting.architecture
-        recipe = Recipe(architecture, learning_rate=LEARNING_RATE, perturbation=PERTURBATION, average_decay=AVERAGE_DECAY)
+        recipe = Recipe(setting.architecture, learning_rate=LEARNING_RATE, perturbation=PERTURBATION,
+                        average_decay=AVERAGE_DECAY, iterations=_WITHOUT_END)
         problem = Problem("denoise", setting.target(), (setting.height, setting.width), recipe)
-        self._setting = setting
-        self._placement = place(Settings(device="cpu", precision=setting.precision, threads=setting.threads))
-        self._fit = Fit(problem, recipe, 0, self._placement)
-        self.path = f"autograd over {self._placement.kernels} kernels"
+        placement = place(Settings(device="cpu", precision=setting.precision, threads=setting.threads))
+        if not supports(problem, recipe, placement):
+            raise DeviceError("The native plan cannot run this network here; is the core built, and DIPENGINE_KERNELS unset?")
+        self._fit = NativeFit(problem, recipe, 0, placement, "fixed")
 
     def run(self, n: int) -> None:
-        with threads(self._placement, torch_is_idle=self._fit.torch_is_idle):
-            for _ in range(n):
-                self._fit.step()
+        before = self._fit.iteration
+        self._fit.run(n)
+        if self._fit.iteration != before + n:
+            raise FitError(f"The fit ended after {self._fit.iteration} iterations; nothing can be measured.")
 
     def layers(self) -> list[LayerTime] | None:
-        if not self._fit.network.fused:
-            return None
-        setting, found = self._setting, []
-        with threads(self._placement, torch_is_idle=True):
-            for layer in layers_of(setting.architecture, setting.height, setting.width):
-                found += _times(layer, setting.precision)
+        """Steps that belong to no direction (perturb, loss, adam) count as "forward" up to the loss, then as "backward"."""
+        steps = self._fit.steps()
+        taken = np.zeros((PASSES, len(steps)))
+        for row in taken:
+            self._fit.run(1, step_seconds=row)
+        found, behind = [], False
+        for step, seconds in zip(steps, np.median(taken, axis=0), strict=True):
+            name, _, direction = step.partition(" ")
+            if seconds > 0:
+                found.append(LayerTime(name, direction or ("backward" if behind else "forward"), float(seconds)))
+            behind = behind or name == "loss"
         return found
-
-
-def _times(layer: Layer, precision: str) -> list[LayerTime]:
-    import torch
-
-    from dipengine.bench.native_layer import NativeLayer
-
-    native = NativeLayer(layer, torch.bfloat16 if precision == "bf16" else torch.float32)
-    time.sleep(PAUSE)
-    native.forward()
-    native.backward()
-    samples: dict[str, list[float]] = {"forward": [], "backward": []}
-    for _ in range(PASSES):
-        for direction, taken in samples.items():
-            start = time.perf_counter()
-            getattr(native, direction)()
-            taken.append(time.perf_counter() - start)
-    return [LayerTime(layer.name, direction, sorted(taken)[PASSES // 2]) for direction, taken in samples.items()]

@@ -53,7 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
     check_side_file(parsed.json, ".json")
     base = Recipe(Hourglass.regular(upsample=parsed.upsample))
     network = apply_overrides(base, levels=parsed.levels, channels=parsed.channels, skips=parsed.skips).generator
-    precision = parsed.precision or ("bf16" if "avx512bf16" in backend.instruction_sets() else "fp32")
+    precision = parsed.precision or ("bf16" if backend.bfloat16_pays() else "fp32")
     threads = environment.default_threads() if parsed.threads is None else parsed.threads
     setting = Setting(network, *parsed.size, precision, threads)
     with memory_errors():

@@ -40,8 +40,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def can_fit() -> bool:
-    """True where PyTorch and the image reader are installed."""
-    return find_spec("torch") is not None and find_spec("pyvips") is not None
+    """True where an image can be read and a built-in task can run: by the native core, or by PyTorch in its place."""
+    return (backend.native_available() or find_spec("torch") is not None) and find_spec("pyvips") is not None
 
 
 def examine() -> list[Finding]:
@@ -71,7 +71,7 @@ def _native() -> list[Finding]:
 
 def _torch() -> list[Finding]:
     if find_spec("torch") is None:
-        return [Finding("PyTorch", "not installed; fitting needs it", 'pip install "dipengine[cpu]"')]
+        return [Finding("PyTorch", "not installed (custom operators, GPUs)", 'pip install "dipengine[cpu]"')]
     import torch
 
     found = [Finding("PyTorch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")]

@@ -36,11 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
-    """`--range -5,5` as `--range=-5,5`: argparse takes a value that begins with a minus for an option."""
+    """`--range -5,5` as `--range=-5,5`, `--offset -1e3` as `--offset=-1e3`: argparse takes them for options."""
     words = list(arguments)
     for place in range(len(words) - 1, 0, -1):
-        if words[place - 1] == "--range" and re.match(r"-[\d.]", words[place]):
-            words[place - 1 : place + 1] = [f"--range={words[place]}"]
+        if words[place - 1] in ("--range", "--offset") and re.match(r"-[\d.]", words[place]):
+            words[place - 1 : place + 1] = [f"{words[place - 1]}={words[place]}"]
     return words
 
 

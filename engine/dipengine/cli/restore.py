@@ -54,7 +54,11 @@ def _add_common_options(fit: Any, files: Any) -> None:
     presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     fit.add_argument("--preset", choices=tuple(PRESETS), default="balanced", help=f"{presets} (default: balanced)")
     fit.add_argument("--iterations", type=int, metavar="N", help="length of the fit, or its ceiling with --stop auto")
-    fit.add_argument("--stop", choices=STOPS, help="auto: where the outputs move least (ES-EMV); fixed: after N iterations")
+    fit.add_argument(
+        "--stop", choices=STOPS,
+        help="auto: where the outputs move least (ES-EMV) or, with known noise, where the residual is the noise; fixed: after N "
+        "iterations (default: as the preset says; flash: fixed)",
+    )
     fit.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same bits (default: 0)")
     fit.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="default: auto")
     fit.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: bf16 where the hardware has it")

@@ -120,6 +120,5 @@ def _precision(wish: str, device: str) -> str:
     if wish != "auto":
         return wish
     if device == "cpu":
-        # Only worth it where the CPU multiplies bf16 itself.
-        return "bf16" if "avx512bf16" in backend.instruction_sets() else "fp32"
+        return "bf16" if backend.bfloat16_pays() else "fp32"
     return "bf16" if require_torch().cuda.is_bf16_supported() else "fp32"

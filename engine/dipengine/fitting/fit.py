@@ -136,13 +136,15 @@ class Fit:
         return ((squares * self._mask).sum() / (self._mask.sum() * squares.shape[1])).item()
 
     def discrepancy(self) -> float | None:
-        """Mean squared residual of the output average in standard deviations of the noise; None where it is unknown."""
+        """Mean squared residual of the output average in standard deviations of the noise, where the problem knows it;
+        else None.
+        """
         problem = self.problem
         if problem.data_term is not None:
             with self._torch.no_grad():
                 data = self._measured(self.statistics.average)
                 return problem.data_term.discrepancy(data, self._target, self._mask)
-        return None if problem.sigma is None else self.residual() / problem.sigma**2
+        return self.residual() / problem.sigma**2 if problem.knows_noise else None
 
     def render(self) -> np.ndarray:
         """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""

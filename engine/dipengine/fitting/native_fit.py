@@ -158,7 +158,7 @@ class NativeFit:
         return self._native.save_state(0)
 
     def load_state(self, state: bytes) -> None:
-        """Go on from a saved state. Raises InputError for one of other settings."""
+        """Go on from a saved state. Raises InputError for bytes that are no whole state of a fit of the same settings."""
         self._native.load_state(0, state)
 
     def _image(self) -> np.ndarray:

@@ -76,6 +76,7 @@ def make_record(
         "seconds": outcome.seconds,
         "seconds_per_iteration": outcome.seconds / outcome.iterations if outcome.iterations else None,
         "loss": _finite(losses[-1]) if losses else None,
+        "psnr_peak": measured.get("psnr_peak"),
         "psnr_input": _finite(measured.get("psnr_input")),
         "psnr": _finite(measured.get("psnr")),
         "ssim": _finite(measured.get("ssim")),

@@ -100,7 +100,8 @@ def _run(
 ) -> Outcome:
     recipe, problem = fit.recipe, fit.problem
     ceiling = recipe.iterations
-    watch = VarianceWatch(StopRule.for_recipe(recipe)) if stop == "auto" else None
+    rule = StopRule.for_recipe(recipe) if stop == "auto" else None
+    watch = VarianceWatch(rule) if rule is not None and not problem.knows_noise else None
     history = History()
     best: _Best | None = None
     at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet
@@ -115,16 +116,16 @@ def _run(
                 history.psnr.append((iteration, measure(problem.delivered(fit.average()))))
             if watch is not None and not step.rolled_back:
                 watch.note(iteration, step.variance)
-                if at_noise or _fits_to_the_noise(fit, iteration):
-                    # Known noise knows better than the variance, which has no more say.
-                    at_noise, best = at_noise or iteration, None
-                    if iteration >= at_noise + watch.rule.lag:
-                        reason = "discrepancy"
-                else:
-                    if watch.worth_keeping(iteration):
-                        best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
-                    if watch.exhausted(iteration):
-                        reason = "variance"
+                if watch.worth_keeping(iteration):
+                    best = _Best(iteration, fit.average(), fit.optimizer.snapshot())
+                if watch.exhausted(iteration):
+                    reason = "variance"
+            elif rule is not None and not step.rolled_back:
+                # Known noise needs no variance, whose early minima would stop a fit that has not come down to the noise.
+                if not at_noise and _fits_to_the_noise(fit, iteration):
+                    at_noise = iteration
+                if at_noise and iteration >= at_noise + rule.lag:
+                    reason = "discrepancy"
             if progress is not None:
                 latest = history.psnr[-1][1] if history.psnr else None
                 if progress(Report(iteration, ceiling, step.loss, step.variance, latest)):
@@ -148,8 +149,7 @@ def _fits_to_the_noise(fit: Fit, iteration: int) -> bool:
     """The discrepancy principle: True when the delivered image's mean squared residual is down to the noise's."""
     if iteration % RESIDUAL_INTERVAL:
         return False
-    discrepancy = fit.discrepancy()
-    return discrepancy is not None and discrepancy <= 1
+    return fit.discrepancy() <= 1
 
 
 def _deliver(fit: Fit, best: _Best | None) -> tuple[np.ndarray, int]:

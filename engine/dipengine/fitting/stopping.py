@@ -9,9 +9,9 @@ What is delivered is an average over iterations, and an exponential average of d
 the mean, a tenth of the run while it is warming up: the average that is centred on the minimum is the one taken that
 many iterations later.
 
-Known noise needs no such statistic: by the discrepancy principle (Morozov 1966) the fit is done when the delivered
-image's mean squared residual has come down to the noise's variance. It goes on for the full look-back from there, also while
-the average warms up. In simulated sensors' frames (bench/sensor.py, likelihood and stabilised) that delivers within 0.22 dB of
+Known noise needs no such statistic and takes none: by the discrepancy principle (Morozov 1966) the fit is done when the
+delivered image's mean squared residual has come down to the noise's variance; where it never does, the fit runs to its
+ceiling. From there it goes on for the full look-back, also while the average warms up. In simulated sensors' frames (bench/sensor.py, likelihood and stabilised) that delivers within 0.22 dB of
 the best of the run in photographs and within 0.8 dB in a field of stars; the warming average's own shorter look-back was up to
 0.2 dB better in the former and 0.9 dB worse in the latter, so the worst case decides.
 """

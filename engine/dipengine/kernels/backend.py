@@ -51,12 +51,15 @@ def build_info() -> dict[str, Any]:
 
 
 def instruction_set() -> str:
-    """The instruction set of the native core in use ("none" where it is not built): the CPU's best, or DIPENGINE_ISA."""
+    """The instruction set of the native core in use ("none" where it is not built): the fastest here, or DIPENGINE_ISA."""
     return native.cpu_isa() if native is not None else "none"
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """All instruction sets that native kernels may use here, lowest first; empty where the core is not built."""
-    if native is None:
-        return ()
-    return _ORDER[: _ORDER.index(native.cpu_isa()) + 1]
+    """All instruction sets that this CPU has for native kernels, lowest first; empty where the core is not built."""
+    return () if native is None else tuple(name for name in _ORDER if native.cpu_has_isa(name))
+
+
+def bfloat16_pays() -> bool:
+    """Whether native fits are faster with bf16 images on the instruction set in use."""
+    return native is not None and native.cpu_bfloat16()

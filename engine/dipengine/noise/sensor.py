@@ -33,6 +33,10 @@ class Sensor:
             raise InputError(f"offset is {self.offset:g}; give the black level in data units, a finite number.")
         if not 0 <= self.read_noise < math.inf:
             raise InputError(f"read-noise is {self.read_noise:g}; give its standard deviation in data units, at least 0.")
+        if not math.isfinite(self.read_electrons * self.read_electrons):
+            raise InputError(
+                f"read-noise {self.read_noise:g} at gain {self.gain:g} is more electrons than can be counted; give it in data units."
+            )
 
     @property
     def read_electrons(self) -> float:

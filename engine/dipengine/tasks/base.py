@@ -92,6 +92,11 @@ class Problem:
         return self.target.shape[2] if self.output_channels is None else self.output_channels
 
     @property
+    def knows_noise(self) -> bool:
+        """True where the noise is known, so that a residual can be compared with it."""
+        return self.data_term is not None or self.sigma is not None
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the delivered image."""
         return (*(self.delivered_shape or self.output_shape), self.channels)

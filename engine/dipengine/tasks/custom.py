@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from dipengine.errors import InputError
@@ -133,9 +134,10 @@ def _checked_shape(wish: Any, data: tuple[int, ...]) -> tuple[int, int, int]:
     if wish is None:
         return data
     shape = tuple(wish) if hasattr(wish, "__iter__") else (wish,)
-    if len(shape) not in (2, 3) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+    if len(shape) not in (2, 3) or not all(isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in shape):
         raise InputError(f"output_shape is {wish!r}; give (height, width) or (height, width, channels), whole numbers above 0.")
-    return (*shape, data[2]) if len(shape) == 2 else shape
+    height, width, *channels = (int(n) for n in shape)
+    return height, width, channels[0] if channels else data[2]
 
 
 def _gradient_fault(gradient: Any) -> str:

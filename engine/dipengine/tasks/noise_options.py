@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from dipengine.noise.sensor import Sensor
 from dipengine.tasks.base import TaskOption
 
 NOISES = ("gaussian", "poisson", "poisson-gaussian")
+_NOISE_OVER_SPREAD = 10.0  # even two pixels scatter by more than a tenth of their noise as a rule
 _DARK_REACH = 5.0  # read noises below the black level that no pixel reaches by chance
 
 NOISE_OPTIONS = (
@@ -65,10 +67,10 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
 
 
 def check_light(sensor: Sensor, pixels: np.ndarray, known: np.ndarray | None) -> None:
-    """Refuse a black level that lies above most of the image.
+    """Refuse a black level that lies above most of the image, and noise that would have scattered it much further.
 
-    pixels: [H, W, C] in data units; known: bool [H, W] or None. Single pixels may lie below it, as far as noise takes
-    them. Raises InputError.
+    pixels: [H, W, C] in data units; known: bool [H, W] or None. Single pixels may lie below the black level, as far as noise
+    takes them. Raises InputError.
     """
     values = pixels if known is None else pixels[known]
     darkest = sensor.offset - _DARK_REACH * sensor.read_noise
@@ -76,6 +78,14 @@ def check_light(sensor: Sensor, pixels: np.ndarray, known: np.ndarray | None) ->
         raise InputError(
             f"Most of the image lies below the black level (offset {sensor.offset:g}, read-noise {sensor.read_noise:g}); "
             f"give them in the image's own units, which reach from {values.min():g} to {values.max():g}."
+        )
+    spread = float(values.max()) - float(values.min())
+    light = max(float(values.mean(dtype=np.float64)) - sensor.offset, 0.0)
+    noise = math.sqrt(light / sensor.gain + sensor.read_noise * sensor.read_noise)
+    if spread > 0 and noise > _NOISE_OVER_SPREAD * spread:
+        raise InputError(
+            f"gain {sensor.gain:g} and read-noise {sensor.read_noise:g} say that the values scatter by {noise:g}, but all of them "
+            f"lie within {spread:g}; give gain in electrons per data unit and read-noise in data units."
         )
 
 

@@ -1,0 +1,193 @@
+// The C interface of fits. Pointers are checked here and nowhere else; exceptions end here.
+#include <algorithm>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "fit/fit.h"
+#include "fit/params.h"
+#include "platform/error.h"
+
+using dipengine::Fit;
+using dipengine::SlotArrays;
+
+struct dipengine_fit {
+  std::unique_ptr<Fit> fit;
+};
+
+namespace {
+
+struct Pointer {
+  const char* name;
+  const void* pointer;
+};
+
+// Every pointer that `function` cannot do without.
+dipengine_status given(const char* function, std::initializer_list<Pointer> pointers) {
+  for (const Pointer& p : pointers) {
+    DIPENGINE_REQUIRE(p.pointer != nullptr, "%s was given NULL for %s; pass a pointer to it.", function, p.name);
+  }
+  return DIPENGINE_OK;
+}
+
+// What `make` returns, or the status of what it throws: memory is all that can be wanting.
+template <typename Make>
+dipengine_status guarded(const Make& make) {
+  try {
+    return make();
+  } catch (const std::bad_alloc&) {
+    return dipengine::fail(DIPENGINE_OUT_OF_RESOURCES,
+                           "The fit needs more memory than there is; use a smaller image or fewer channels.");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// ---- generators, defaults -------------------------------------------------------------------------------------------
+
+int64_t dipengine_generator_canvas(const dipengine_generator* generator, int64_t side) {
+  if (generator == nullptr || side < 1 || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  return dipengine::canvas_side(*generator, side);
+}
+
+int64_t dipengine_generator_parameters(const dipengine_generator* generator) {
+  if (generator == nullptr || dipengine::check_generator(*generator) != DIPENGINE_OK) return 0;
+  int64_t count = 0;
+  guarded([&]() -> dipengine_status {
+    for (const dipengine::ParameterSpec& spec : dipengine::parameter_specs(*generator)) count += spec.size();
+    return DIPENGINE_OK;
+  });
+  return count;
+}
+
+void dipengine_fit_default_params(dipengine_fit_params* params) {
+  if (params != nullptr) *params = dipengine::default_params();
+}
+
+void dipengine_fit_stop_rule(int64_t iterations, double average_decay, dipengine_stop_rule* rule) {
+  if (rule != nullptr) *rule = dipengine::stop_rule(iterations, average_decay);
+}
+
+// ---- a fit's life ---------------------------------------------------------------------------------------------------
+
+dipengine_status dipengine_fit_memory(const dipengine_fit_params* params, size_t* bytes) {
+  DIPENGINE_TRY(dipengine::check_params(params));
+  DIPENGINE_TRY(given(__func__, {{"bytes", bytes}}));
+  return guarded([&]() -> dipengine_status {
+    std::unique_ptr<Fit> fit;
+    DIPENGINE_TRY(Fit::make(*params, false, &fit));
+    *bytes = fit->arena_bytes();
+    return DIPENGINE_OK;
+  });
+}
+
+dipengine_status dipengine_fit_create(const dipengine_fit_params* params, dipengine_fit** fit) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  *fit = nullptr;
+  DIPENGINE_TRY(dipengine::check_params(params));
+  return guarded([&]() -> dipengine_status {
+    auto made = std::make_unique<dipengine_fit>();
+    DIPENGINE_TRY(Fit::make(*params, true, &made->fit));
+    *fit = made.release();
+    return DIPENGINE_OK;
+  });
+}
+
+void dipengine_fit_destroy(dipengine_fit* fit) { delete fit; }
+
+dipengine_status dipengine_fit_start(dipengine_fit* fit, int32_t slot, const dipengine_fit_start_params* start) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(dipengine::check_struct(start, __func__));
+  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  DIPENGINE_TRY(given(__func__, {{"target", start->target}}));
+  return fit->fit->start(slot, *start);
+}
+
+dipengine_status dipengine_fit_run(dipengine_fit* fit, dipengine_fit_run_params* run) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(dipengine::check_struct(run, __func__));
+  return fit->fit->run(*run);
+}
+
+dipengine_status dipengine_fit_get_progress(const dipengine_fit* fit, int32_t slot, dipengine_fit_progress* progress) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(dipengine::check_struct(progress, __func__));
+  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  *progress = fit->fit->progress(slot);
+  return DIPENGINE_OK;
+}
+
+// ---- what comes of it -----------------------------------------------------------------------------------------------
+
+dipengine_status dipengine_fit_deliver(dipengine_fit* fit, int32_t slot, float* image, float* parameters, int64_t* iteration) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->deliver(slot, image, parameters, iteration);
+}
+
+dipengine_status dipengine_fit_average(const dipengine_fit* fit, int32_t slot, float* image) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"image", image}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  const auto& layout = fit->fit->layout();
+  std::copy_n(fit->fit->slot(slot).array(SlotArrays::average), layout.array_size(SlotArrays::average), image);
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t slot, float* image) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"image", image}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->plan().render(fit->fit->slot(slot), image);
+}
+
+dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"parameters", parameters}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  const float* flat = fit->fit->slot(slot).array(SlotArrays::parameters);
+  dipengine::parameters_from_slot(fit->fit->graph().specs, fit->fit->layout(), flat, flat, parameters);
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"parameters", parameters}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  dipengine::parameters_to_slot(fit->fit->graph().specs, fit->fit->layout(), parameters,
+                                fit->fit->slot(slot).array(SlotArrays::parameters));
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"gradients", gradients}}));
+  return fit->fit->gradients(gradients);
+}
+
+// ---- states, steps --------------------------------------------------------------------------------------------------
+
+size_t dipengine_fit_state_bytes(const dipengine_fit* fit) { return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout()); }
+
+dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"state", state}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->save_state(slot, state, bytes);
+}
+
+dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state, size_t bytes) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"state", state}}));
+  DIPENGINE_TRY(fit->fit->check_slot(slot));
+  return fit->fit->load_state(slot, state, bytes);
+}
+
+int32_t dipengine_fit_steps(const dipengine_fit* fit) {
+  return fit == nullptr ? 0 : static_cast<int32_t>(fit->fit->graph().steps.size());
+}
+
+const char* dipengine_fit_step_name(const dipengine_fit* fit, int32_t step) {
+  if (step < 0 || step >= dipengine_fit_steps(fit)) return "";
+  return fit->fit->graph().steps[static_cast<size_t>(step)].name.c_str();
+}
+
+size_t dipengine_fit_arena_bytes(const dipengine_fit* fit) { return fit == nullptr ? 0 : fit->fit->arena_bytes(); }
+
+}  // extern "C"
