@@ -61,14 +61,15 @@ class Layer:
         return {"stride": self.stride, "pad": self.pad, "padding": self.padding}
 
 
-FAMILIES = ("pointwise", "plain", "even", "strided", "nearest", "bilinear", "paired")
+FAMILIES = ("pointwise", "plain", "even", "strided", "nearest", "bilinear", "paired", "wide")
 
 
 def draw_layer(family: str, seed: int) -> Layer:
     """A layer of the family; every second one has two sources, every fourth is long in one direction.
 
-    "even": one source, 3x3, even sides and many channels, which a kernel may do two by two outputs at a time. "paired":
-    the same of a source that is upsampled by the nearest sample, beside which another may stand.
+    "even": one source, 3x3, even sides and many channels, which a kernel may do two by two outputs at a time. "wide": the
+    same of at least 32 pixels a side, in fours. "paired": two by two of a source that is upsampled by the nearest sample,
+    beside which another may stand.
     """
     generator = torch.Generator().manual_seed(1000 * FAMILIES.index(family) + seed)
 
@@ -77,7 +78,7 @@ def draw_layer(family: str, seed: int) -> Layer:
 
     up = {"nearest": "nearest", "paired": "nearest", "bilinear": "bilinear"}.get(family, "none")
     kernel = {"pointwise": 1, "plain": pick(3, 3, 4, 5, 7), "strided": pick(1, 3, 3, 4, 5, 6, 7)}.get(family, 3)
-    pad = 1 if up != "none" or family == "even" else pick(0, kernel // 2, kernel // 2, kernel - 1)
+    pad = 1 if up != "none" or family in ("even", "wide") else pick(0, kernel // 2, kernel // 2, kernel - 1)
     least = 1 if up != "none" else max(pad + 1, kernel)
     height, width = (least + pick(0, 0, 1, 2, 3, 5, 6, 9, 14) for _ in range(2))
     long = seed % 4 == 3  # over one block of 128 columns, or one chunk of rows; few channels, for the tests' time
@@ -85,6 +86,11 @@ def draw_layer(family: str, seed: int) -> Layer:
         height, width = pick((least, 130 + pick(0, 1, 7, 127, 131)), (70 + pick(0, 1, 63), least))
     counts = CHANNELS[:6] if long else CHANNELS
     sources = 1 + seed % 2
+    if family == "wide":
+        height, width = 32 + 4 * (height % 3), 32 + 4 * (width % 3)
+        if long:
+            height, width = pick((32, 260 + 4 * pick(0, 1, 2)), (36, 32))
+        counts, sources = (32, 33, 40, 48), 1
     if family in ("even", "paired"):
         height, width = 2 + 2 * (height % 4), 16 + 2 * (width % 6)
         if long:
@@ -105,7 +111,7 @@ def draw_layer(family: str, seed: int) -> Layer:
             inputs[i] = Input(**{**vars(one), "height": factor * height, "width": factor * width,
                                  "upsample": up if i == which else "none"})
     return Layer(
-        tuple(inputs), pick(*counts), 3 if family == "even" else kernel, 2 if family == "strided" else 1, pad, pick("reflection", "zero"),
+        tuple(inputs), pick(*counts), 3 if family in ("even", "wide") else kernel, 2 if family == "strided" else 1, pad, pick("reflection", "zero"),
         bias=pick(True, False), coefficients=pick(True, True, False), moments=pick(True, True, False),
         wide=pick(True, False, False), windows=pick(True, False),
     )

@@ -53,6 +53,10 @@ EDGES = [
     Layer((Input(4, 258, 32, "nearest"),), 32),
     Layer((Input(70, 16, 32, "nearest"), Input(140, 32, 4)), 32, padding="zero"),
     Layer((Input(24, 40, 4, outer=True), Input(12, 20, 128, "nearest", outer=True)), 128),
+    Layer((Input(32, 32, 32),), 32),
+    Layer((Input(36, 260, 33, outer=True),), 40, padding="zero"),
+    Layer((Input(32, 516, 32),), 32),
+    Layer((Input(72, 36, 128),), 128),
 ]
 
 

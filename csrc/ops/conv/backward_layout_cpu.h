@@ -8,6 +8,7 @@
 #include "ops/conv/paired_gradient_cpu.h"
 #include "ops/conv/upsampled_cpu.h"
 #include "ops/conv/weights_cpu.h"
+#include "ops/conv/winograd_wide_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -16,7 +17,9 @@ constexpr int64_t kColumns = 128;       // of a block, about
 constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least, where there are more than two chunks
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBatchRows = 16;
-constexpr int64_t kTileColumns = 65;    // of a block, where outputs are taken tile by tile: 128 columns and one more sample at each end
+constexpr int64_t kMergedChannels = 16;  // of the weights, of a task that merges the chunks' sums
+constexpr int64_t kTileColumns = 65;    // of a block, where outputs are taken tile by tile: of 128 samples and one more at each end
+constexpr int64_t kBatchTiles = 136;
 constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw beside a block
 
 template <typename Stored>
@@ -48,8 +51,9 @@ struct BackwardLayout {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;
-  // Outputs are taken tile by tile: Winograd's, or two by two samples of a nearest upsampled source. The grid is then of tiles.
-  const bool winograd;
+  // Outputs are taken tile by tile: Winograd's 2x2, or 4x4 if wide, or two by two samples of a nearest upsampled source. The grid
+  // is then of tiles.
+  const bool winograd, wide;
   bool paired = false;
   Real* transformed;  // the weights in that form, [planes][in][out]
   int64_t inputs = 0, padded, grid_height, grid_width, chunks, columns, batch_rows;
@@ -72,15 +76,14 @@ struct BackwardLayout {
     Real* sums;                                              // [columns of a data gradient][kBlock]
     Real* narrow;                                            // [columns of a data gradient][kBlock]
     Real* vertical;                                          // [2 columns + 2 margin][kBlock]
-    Element *d_tiles, *d_tile_pairs;                         // [batch rows][planes] of TilePlanes
-    Element* x_tiles;                                        // likewise
-    Real* products;                                          // [planes][tiles][kBlock]
+    Element *d_tiles, *d_tile_pairs, *x_tiles;               // of TilePlanes
+    Real* products;                                          // [planes][batch tiles][kBlock]
     Real* plane_weights;                                     // [planes][channels][padded], sums of a chunk
     Element* mapped;                                         // E_t: [9][padded / V::size][batch pixels][V::size]
     Element* mapped_packed;                                  // [9] packed pixels
   };
 
-  explicit BackwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)) {
+  explicit BackwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)) {
     taps = p.kernel * p.kernel;
     groups = static_cast<int>(ceil_divide(p.channels, kPair));
     padded = round_up(p.channels, V::size);
@@ -106,7 +109,8 @@ struct BackwardLayout {
 
   bool tiled() const { return winograd || paired; }
   const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
-  int planes() const { return paired ? kPairedGradientPlanes : kWinogradPlanes; }
+  int planes() const { return paired ? kPairedGradientPlanes : wide ? kWidePlanes : kWinogradPlanes; }
+  int x_planes() const { return paired ? 9 : planes(); }
   int planes_of(const Prepared& s) const {  // of its weights
     return winograd || (paired && s.source->upsample != DIPENGINE_UPSAMPLE_NONE) ? planes() : taps;
   }
@@ -114,13 +118,13 @@ struct BackwardLayout {
   // Chunks of rows, blocks of columns and batches of rows, in units of the grid.
   void cut() {
     const int64_t height = up != nullptr ? up->source->height : p.height, width = up != nullptr ? up->source->width : p.width;
-    grid_height = paired ? height / 2 + 1 : winograd ? height / 2 : height;
-    grid_width = paired ? width / 2 + 1 : winograd ? width / 2 : width;
+    grid_height = wide ? WideAxis{height}.tiles() : paired ? height / 2 + 1 : winograd ? height / 2 : height;
+    grid_width = wide ? WideAxis{width}.tiles() : paired ? width / 2 + 1 : winograd ? width / 2 : width;
     chunks = least(grid_height, least(kMostChunks, most(2, height * width / kChunkPixels)));
     const int64_t most_rows = ceil_divide(grid_height, chunks);
     if (tiled()) {
       columns = ceil_divide(grid_width, ceil_divide(grid_width, kTileColumns));
-      batch_rows = least(least(kMostBatchRows, most_rows), most(1, kTileColumns / columns));
+      batch_rows = least(least(kMostBatchRows, most_rows), most(1, kBatchTiles / columns));
       return;
     }
     columns = ceil_divide(grid_width, ceil_divide(grid_width, kColumns));
@@ -134,6 +138,7 @@ struct BackwardLayout {
   // Rows (or columns) of d_raw before row i of a grid of n that yields `side` of them.
   int64_t outputs_before(int64_t i, int64_t n, int64_t side) const {
     if (i == n) return side;
+    if (wide) return WideAxis{side}.first(i);
     return paired ? most(0, 4 * i - 2) : winograd || up != nullptr ? 2 * i : i;
   }
   int64_t out_row(int64_t i) const { return outputs_before(i, grid_height, p.height); }
@@ -150,7 +155,7 @@ struct BackwardLayout {
     }
   }
 
-  int64_t out_columns() const { return (paired ? 4 : winograd || up != nullptr ? 2 : 1) * columns; }  // of d_raw in a block
+  int64_t out_columns() const { return (paired || wide ? 4 : winograd || up != nullptr ? 2 : 1) * columns; }  // of d_raw in a block
   int64_t plain_rows() const { return up != nullptr ? (paired ? 4 : 1) : batch_rows; }  // of a batch of a plain source's weights
   int64_t d_columns() const { return out_columns() + 2 * kMargin; }
   // A window of rows for one row of data gradient, and a batch that is packed at once.
@@ -165,7 +170,7 @@ struct BackwardLayout {
   int64_t x_copies() const { return kPair == 1 ? p.stride : p.kernel; }
   int64_t x_copy_pixels() const { return kPair == 1 ? out_columns() + p.kernel : round_up(out_columns(), kPair); }
   int64_t batch_pixels() const { return round_up(batch_rows * columns, kPair); }
-  int64_t tile_plane(int64_t tiles, int64_t channels) const { return TilePlanes<Element, 1>::size(tiles, channels); }
+  int64_t batch_tiles() const { return batch_rows * round_up(columns, kPair); }
 
   void carve(void* workspace) {
     Carver carver(workspace);
@@ -215,13 +220,12 @@ struct BackwardLayout {
     s.narrow = carver.take<Real>((widest + p.kernel) * kBlock<Real>);
     if (tiled()) {
       const Prepared& of = tiled_source();
-      const int64_t d_plane = tile_plane(columns, padded), x_plane = tile_plane(columns, of.padded);
-      s.d_tiles = carver.take<Element>(batch_rows * planes() * d_plane);
-      s.d_tile_pairs = kPair == 1 ? s.d_tiles : carver.take<Element>(batch_rows * planes() * d_plane);
-      s.x_tiles = carver.take<Element>(batch_rows * (paired ? 9 : kWinogradPlanes) * x_plane);
-      s.products = carver.take<Real>((paired ? 9 : kWinogradPlanes) * columns * kBlock<Real>);
+      s.d_tiles = carver.take<Element>(planes() * batch_tiles() * padded);
+      s.d_tile_pairs = kPair == 1 ? s.d_tiles : carver.take<Element>(planes() * batch_tiles() * padded);
+      s.x_tiles = carver.take<Element>(x_planes() * batch_tiles() * of.padded);
+      s.products = carver.take<Real>(x_planes() * batch_tiles() * kBlock<Real>);
       s.plane_weights = carver.take<Real>(p.d_weight != nullptr ? planes() * of.source->channels * padded : 0);
-      widest = most(widest, 4 * columns);
+      widest = most(widest, (wide ? 16 : 4) * columns);
     } else if (up != nullptr) {
       s.vertical = carver.take<Real>(d_columns() * kBlock<Real>);
       s.mapped = carver.take<Element>(9 * batch_pixels() * padded);

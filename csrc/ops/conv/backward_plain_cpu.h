@@ -2,18 +2,18 @@
 // padded source; what falls on reflected pixels is added where it came from.
 #pragma once
 
-#include "ops/conv/backward_layout_cpu.h"
+#include "ops/conv/backward_tiles_cpu.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 template <typename Stored>
-struct PlainBackward : BackwardLayout<Stored> {
-  using Layout = BackwardLayout<Stored>;
-  using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Prepared, typename Layout::Scratch, typename Layout::Source;
-  using Layout::p, Layout::sources, Layout::up, Layout::inputs, Layout::padded,
-      Layout::groups, Layout::taps, Layout::zeros, Layout::x_capacity, Layout::x_copies, Layout::x_copy_pixels, Layout::out_columns, Layout::grid_width, Layout::tile_plane, Layout::vectors_of,
-      Layout::d_row, Layout::d_block, Layout::d_columns, Layout::store_gradient, Layout::add_weight, Layout::kPair;
-  using Layout::Layout;
+struct PlainBackward : TiledBackward<Stored> {
+  using Tiled = TiledBackward<Stored>;
+  using typename Tiled::Element, typename Tiled::Real, typename Tiled::V, typename Tiled::Prepared, typename Tiled::Scratch, typename Tiled::Source;
+  using Tiled::p, Tiled::sources, Tiled::up, Tiled::inputs, Tiled::padded,
+      Tiled::groups, Tiled::taps, Tiled::zeros, Tiled::x_capacity, Tiled::x_copies, Tiled::x_copy_pixels, Tiled::out_columns,  Tiled::vectors_of,
+      Tiled::d_row, Tiled::d_block, Tiled::d_columns, Tiled::store_gradient, Tiled::add_weight, Tiled::kPair;
+  using Tiled::Tiled;
 
   void pack_narrow(const Prepared& s) const {
     const int64_t channels = s.source->channels, lanes = narrow_vectors(s) * V::size;
@@ -79,88 +79,6 @@ struct PlainBackward : BackwardLayout<Stored> {
           x.start[r] = copy + kx / copies * V::size;
         }
         add_weight(s, chunk, ky * p.kernel + kx, x, d, pixel_groups);
-      }
-    }
-  }
-
-  // ---- Winograd: tile rows [row, row + rows), tiles [begin, end) of them ----------------------------------------------
-
-  void run_winograd(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
-    const Prepared& s = sources[0];
-    const int64_t tiles = end - begin, plane = tile_plane(tiles, padded), x_plane = tile_plane(tiles, s.padded);
-    for (int64_t i = 0; i < rows; ++i) {
-      Element *d_tiles = area.d_tiles + i * kWinogradPlanes * plane, *pairs = area.d_tile_pairs + i * kWinogradPlanes * plane;
-      const int64_t r = 2 * (row + i);
-      transform_gradient(area, r, begin, end, d_tiles, s.d_weight != nullptr ? pairs : nullptr);
-      if (s.d_weight != nullptr) {
-        TilePlanes<Element, kWinogradPlanes> x(nullptr, area.x_tiles + i * kWinogradPlanes * x_plane, tiles, s.padded);
-        with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r + 1, [&](const auto& samples) {
-          winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
-        });
-      }
-      if (!s.wants_data()) continue;
-      for (int block = 0; block < s.blocks; ++block) {
-        Real* second = area.sums + 2 * tiles * kBlock<Real>;
-        winograd_rows<Element>(d_tiles, plane, tiles, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products,
-                               area.sums, second);
-        store_gradient(s, chunk, area.sums, r, 2 * begin, 2 * tiles, block);
-        store_gradient(s, chunk, second, r + 1, 2 * begin, 2 * tiles, block);
-      }
-    }
-    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) {
-      add_plane_weight(area, s, k, area.x_tiles + k * x_plane, kWinogradPlanes * x_plane, area.d_tile_pairs + k * plane,
-                       kWinogradPlanes * plane, rows, tiles);
-    }
-  }
-
-  // V of the data gradient of rows r and r + 1.
-  void transform_gradient(Scratch& area, int64_t r, int64_t begin, int64_t end, Element* to, Element* pairs) const {
-    const Element* rows[4];
-    for (int i = 0; i < 4; ++i) {
-      const int64_t y = r - 1 + i;
-      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, 2 * begin)) + (kMargin - 2 * begin) * V::size;
-    }
-    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
-    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
-    TilePlanes<Element, kWinogradPlanes> planes(to, pairs, end - begin, padded);
-    winograd_input<Real>(load, 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
-                         {reflected && begin == 0, reflected && end == grid_width}, padded, planes);
-  }
-
-  // The gradient of plane k of the transformed weights from `rows` rows of tiles, x_step and d_step elements apart.
-  void add_plane_weight(Scratch& area, const Prepared& s, int k, const Element* x, int64_t x_step, const Element* d, int64_t d_step,
-                        int64_t rows, int64_t tiles) const {
-    Segments<Element> xs, ds;
-    xs.count = ds.count = static_cast<int>(rows);
-    xs.block_stride = ds.block_stride = round_up(tiles, kPair) * V::size;
-    for (int64_t i = 0; i < rows; ++i) {
-      xs.start[i] = x + i * x_step;
-      ds.start[i] = d + i * d_step;
-    }
-    const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
-    multiply_outer<Element>(channels, outputs, xs, ds, static_cast<int>(ceil_divide(tiles, kPair)),
-                            area.plane_weights + k * s.source->channels * padded, padded);
-  }
-
-  // A chunk's sums of the transformed weights' gradient -> of the weights'. axis(u, w): kSide elements to three.
-  template <int kSide, typename Axis>
-  void fold_plane_weights(const Scratch& area, const Prepared& s, int64_t chunk, bool turned, const Axis& axis) const {
-    const int64_t plane = s.source->channels * padded;
-    for (int64_t c = 0; c < plane; c += V::size) {
-      typename V::Register down[kSide][3];
-      for (int x = 0; x < kSide; ++x) {
-        typename V::Register u[kSide];
-        for (int y = 0; y < kSide; ++y) u[y] = V::load(area.plane_weights + (kSide * y + x) * plane + c);
-        axis(u, down[x]);
-      }
-      for (int y = 0; y < 3; ++y) {
-        typename V::Register u[kSide], w[3];
-        for (int x = 0; x < kSide; ++x) u[x] = down[x][y];
-        axis(u, w);
-        for (int x = 0; x < 3; ++x) {
-          const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
-          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, w[x]);
-        }
       }
     }
   }

@@ -11,7 +11,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
   using typename Plain::Element, typename Plain::Real, typename Plain::V, typename Plain::Scratch;
   using Plain::p, Plain::zeros, Plain::sources, Plain::up, Plain::padded, Plain::grid_width, Plain::columns, Plain::groups, Plain::rows_map,
       Plain::columns_map, Plain::batch_pixels, Plain::vectors_of, Plain::d_row, Plain::store_gradient, Plain::add_weight,
-      Plain::add_plain_weights, Plain::add_plain_rows, Plain::add_plane_weight, Plain::tile_plane, Plain::out_row, Plain::out_column,
+      Plain::add_plain_weights, Plain::add_plain_rows, Plain::add_plane_weight, Plain::add_samples, Plain::out_row, Plain::out_column,
       Plain::grid_height, Plain::d_columns, Plain::kPair;
   using Plain::Plain;
 
@@ -67,33 +67,38 @@ struct UpsampledBackward : PlainBackward<Stored> {
 
   // The same from two by two samples: tile rows [row, row + rows), tiles [begin, end) of them.
   void run_paired(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
-    const int64_t tiles = end - begin, plane = tile_plane(tiles, padded), x_plane = tile_plane(tiles, up->padded);
+    const int64_t tiles = end - begin;
+    TilePlanes<Element, kPairedGradientPlanes> d(area.d_tiles, up->d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, 9> x(nullptr, area.x_tiles, tiles, rows, up->padded);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t r = row + i;
-      Element *d_tiles = area.d_tiles + i * kPairedGradientPlanes * plane, *pairs = area.d_tile_pairs + i * kPairedGradientPlanes * plane;
-      transform_pairs(area, r, begin, end, d_tiles, up->d_weight != nullptr ? pairs : nullptr);
-      if (up->d_weight != nullptr) {
-        TilePlanes<Element, 9> x(nullptr, area.x_tiles + i * 9 * x_plane, tiles, up->padded);
-        with_samples<Real, Stored>(*up->source, up->prologue, p.padding, 2 * r, [&](const auto& samples) {
-          paired_gradient_samples<Real>(samples, 2 * begin - 1, tiles, up->padded, x);
-        });
-      }
-      if (up->wants_data()) add_paired_rows(area, chunk, r, begin, end, d_tiles, plane);
-      const int64_t top = out_row(r), bottom = out_row(r + 1), left = out_column(begin), right = out_column(end);
+      const int64_t r = row + i, top = out_row(r), bottom = out_row(r + 1), left = out_column(begin), right = out_column(end);
+      d.begin_row(i);
+      transform_pairs(area, r, begin, end, d);
       for (int s = 0; s < p.sources_count; ++s) {
         if (&sources[s] == up) continue;
         if (sources[s].d_weight != nullptr) add_plain_weights(area, s, chunk, top, bottom - top, left, right);
         for (int64_t y = top; y < bottom && sources[s].wants_data(); ++y) add_plain_rows(area, sources[s], chunk, y, left, right);
       }
     }
+    for (int block = 0; block < up->blocks && up->wants_data(); ++block) {
+      multiply_paired_gradient(d.rows, d.plane, d.total, groups, up->panels + block * up->panel_size, vectors_of(*up, block), area.products);
+      for (int64_t i = 0; i < rows; ++i) {
+        add_paired_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>);
+      }
+    }
+    for (int64_t i = 0; i < rows && up->d_weight != nullptr; ++i) {
+      x.begin_row(i);
+      with_samples<Real, Stored, 2>(*up->source, up->prologue, p.padding, 2 * (row + i), [&](const auto& samples) {
+        paired_gradient_samples<Real>(samples, 2 * begin - 1, tiles, up->padded, x);
+      });
+    }
     for (int k = 0; k < kPairedGradientPlanes && up->d_weight != nullptr; ++k) {
-      const int sample = 3 * kPairedSums[k / 5] + kPairedSums[k % 5];
-      add_plane_weight(area, *up, k, area.x_tiles + sample * x_plane, 9 * x_plane, area.d_tile_pairs + k * plane,
-                       kPairedGradientPlanes * plane, rows, tiles);
+      add_plane_weight(area, *up, k, x, 3 * kPairedSums[k / 5] + kPairedSums[k % 5], d);
     }
   }
 
-  void transform_pairs(Scratch& area, int64_t r, int64_t begin, int64_t end, Element* to, Element* pairs) const {
+  template <typename Planes>
+  void transform_pairs(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
     const int64_t left = out_column(begin);
     const Element* rows[6];
     for (int i = 0; i < 6; ++i) {
@@ -101,32 +106,24 @@ struct UpsampledBackward : PlainBackward<Stored> {
       rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
     }
     auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
-    TilePlanes<Element, kPairedGradientPlanes> planes(to, pairs, end - begin, padded);
     paired_gradient_input<Real>(load, 4 * begin - 3, end - begin, padded, planes);
   }
 
-  // Data gradient of samples 2 r - 1 and 2 r; those beyond the image belong to the ones that they repeat.
-  void add_paired_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, const Element* d_tiles, int64_t plane) const {
+  // Data gradient of samples 2 r - 1 and 2 r from P; those beyond the image belong to the ones that they repeat.
+  void add_paired_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products, int64_t size) const {
     const bool first = r == 0, last = r + 1 == grid_height, reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
     const int64_t tiles = end - begin, row_size = 2 * tiles * kBlock<Real>;
     const int64_t left = most(0, 2 * begin - 1), right = least(2 * end - 1, up->source->width);
-    for (int block = 0; block < up->blocks; ++block) {
-      Real *top = area.sums, *bottom = area.sums + row_size;
-      paired_gradient_rows<Element>(d_tiles, plane, tiles, groups, up->panels + block * up->panel_size, vectors_of(*up, block),
-                                    area.products, top, bottom);
-      if (first && reflected) add_samples(top, row_size, bottom);
-      if (last && reflected) add_samples(bottom, row_size, top);
-      for (int i = first ? 1 : 0; i < (last ? 1 : 2); ++i) {
-        Real* sums = area.sums + i * row_size;
-        if (begin == 0 && reflected) add_samples(sums, kBlock<Real>, sums + kBlock<Real>);
-        if (end == grid_width && reflected) add_samples(sums + row_size - kBlock<Real>, kBlock<Real>, sums + row_size - 2 * kBlock<Real>);
-        store_gradient(*up, chunk, sums + (left - (2 * begin - 1)) * kBlock<Real>, 2 * r - 1 + i, left, right - left, block);
-      }
+    Real *top = area.sums, *bottom = area.sums + row_size;
+    paired_gradient_rows(products, size, tiles, vectors_of(*up, block), top, bottom);
+    if (first && reflected) add_samples(top, row_size, bottom);
+    if (last && reflected) add_samples(bottom, row_size, top);
+    for (int i = first ? 1 : 0; i < (last ? 1 : 2); ++i) {
+      Real *sums = area.sums + i * row_size, *far = sums + row_size - kBlock<Real>;
+      if (begin == 0 && reflected) add_samples(sums, kBlock<Real>, sums + kBlock<Real>);
+      if (end == grid_width && reflected) add_samples(far, kBlock<Real>, far - kBlock<Real>);
+      store_gradient(*up, chunk, sums + (left - (2 * begin - 1)) * kBlock<Real>, 2 * r - 1 + i, left, right - left, block);
     }
-  }
-
-  static void add_samples(const Real* from, int64_t count, Real* to) {
-    for (int64_t i = 0; i < count; i += V::size) V::store(to + i, V::add(V::load(to + i), V::load(from + i)));
   }
 
   // E_t of low-resolution row i, columns [begin, end), to nine planes.

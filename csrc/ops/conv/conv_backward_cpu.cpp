@@ -15,11 +15,11 @@ template <typename Stored>
 struct Backward : UpsampledBackward<Stored> {
   using Upsampled = UpsampledBackward<Stored>;
   using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::V, typename Upsampled::Prepared, typename Upsampled::Scratch;
-  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::winograd, Upsampled::paired, Upsampled::tiled, Upsampled::tiled_source, Upsampled::planes, Upsampled::chunk_top, Upsampled::out_row,
+  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::winograd, Upsampled::wide, Upsampled::paired, Upsampled::tiled, Upsampled::tiled_source, Upsampled::planes, Upsampled::chunk_top, Upsampled::out_row,
       Upsampled::transformed, Upsampled::inputs,
       Upsampled::padded, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunks,       Upsampled::columns, Upsampled::batch_rows, Upsampled::taps, Upsampled::tap_order, Upsampled::map, Upsampled::bias_sum,
       Upsampled::zeros, Upsampled::rows_map, Upsampled::columns_map, Upsampled::d_columns, Upsampled::scratch_of,
-      Upsampled::vectors_of, Upsampled::pack_narrow, Upsampled::fill_map, Upsampled::run_up, Upsampled::run_paired, Upsampled::run_winograd, Upsampled::run_plain_rows;
+      Upsampled::vectors_of, Upsampled::pack_narrow, Upsampled::fill_map, Upsampled::run_up, Upsampled::run_paired, Upsampled::run_winograd, Upsampled::run_wide, Upsampled::run_plain_rows;
   using Upsampled::Upsampled;
 
   static constexpr ConvKernels kernels() {
@@ -49,6 +49,8 @@ struct Backward : UpsampledBackward<Stored> {
       run_tasks(p.pool, s.source->channels, [&](int64_t c) {
         if (paired) {
           paired_gradient_weights(weight, inputs, s.first, s.source->channels, p.channels, c, transformed);
+        } else if (wide) {
+          wide_weights(weight, inputs, p.channels, c, true, transformed);
         } else {
           winograd_weights(weight, inputs, p.channels, c, true, transformed);
         }
@@ -107,6 +109,8 @@ struct Backward : UpsampledBackward<Stored> {
         const int64_t rows = least(batch_rows, bottom - row);
         if (paired) {
           run_paired(area, chunk, row, rows, begin, end);
+        } else if (wide) {
+          run_wide(area, chunk, row, rows, begin, end);
         } else if (winograd) {
           run_winograd(area, chunk, row, rows, begin, end);
         } else if (up != nullptr) {
@@ -122,6 +126,8 @@ struct Backward : UpsampledBackward<Stored> {
   void fold_weights(const Scratch& area, int64_t chunk) const {
     if (paired) {
       this->template fold_plane_weights<5>(area, *up, chunk, false, paired_weight_axis<V>);
+    } else if (wide) {
+      this->template fold_plane_weights<6>(area, sources[0], chunk, true, wide_weight_axis<Real>);
     } else {
       this->template fold_plane_weights<4>(area, sources[0], chunk, true, winograd_weight_axis<V>);
     }
@@ -145,9 +151,13 @@ struct Backward : UpsampledBackward<Stored> {
 
   void finish() const {
     if (p.d_weight != nullptr) {
-      run_tasks(p.pool, static_cast<int64_t>(p.sources_count) * taps, [&](int64_t task) {
-        merge_weights(sources[task / taps], static_cast<int>(task % taps));
-      });
+      for (int i = 0; i < p.sources_count; ++i) {
+        const Prepared& s = sources[i];
+        run_tasks(p.pool, taps * ceil_divide(s.source->channels, kMergedChannels), [&](int64_t task) {
+          const int64_t first = task / taps * kMergedChannels;
+          merge_weights(s, static_cast<int>(task % taps), first, least(first + kMergedChannels, s.source->channels));
+        });
+      }
     }
     for (int64_t c = 0; p.d_bias != nullptr && c < p.channels; ++c) {
       double sum = 0;
@@ -169,15 +179,20 @@ struct Backward : UpsampledBackward<Stored> {
     }
   }
 
-  void merge_weights(const Prepared& s, int tap) const {
-    for (int64_t c = 0; c < s.source->channels; ++c) {
+  // Channels in [first, last) of one tap.
+  void merge_weights(const Prepared& s, int tap, int64_t first, int64_t last) const {
+    const int64_t chunk_size = taps * s.tap_size;
+    for (int64_t c = first; c < last; ++c) {
       Real* to = static_cast<Real*>(p.d_weight) + (tap * inputs + s.first + c) * p.channels;
       const Real* from = s.d_weight + tap * s.tap_size + (s.swapped ? c : c * padded);
-      const int64_t step = s.swapped ? s.padded : 1;
-      for (int64_t o = 0; o < p.channels; ++o) {
-        Real sum = from[o * step];
-        for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += from[o * step + chunk * taps * s.tap_size];
-        to[o] = sum;
+      for (int64_t o = 0; o < p.channels && s.swapped; ++o) {
+        to[o] = from[o * s.padded];
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) to[o] += from[o * s.padded + chunk * chunk_size];
+      }
+      for (int64_t o = 0; o < p.channels && !s.swapped; o += V::size) {
+        typename V::Register sum = V::load(from + o);
+        for (int64_t chunk = 1; chunk < chunks; ++chunk) sum = V::add(sum, V::load(from + o + chunk * chunk_size));
+        V::store_part(to + o, sum, static_cast<int>(least(V::size, p.channels - o)));
       }
     }
   }

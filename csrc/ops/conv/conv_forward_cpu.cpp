@@ -14,12 +14,12 @@ struct Forward : UpsampledForward<Stored> {
   using Upsampled = UpsampledForward<Stored>;
   using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::Prepared, typename Upsampled::Scratch,
       typename Upsampled::Piece;
-  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::paired, Upsampled::winograd, Upsampled::blocks,
+  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::paired, Upsampled::winograd, Upsampled::wide, Upsampled::blocks,
       Upsampled::padded, Upsampled::inputs, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunk_rows,
       Upsampled::chunk_columns, Upsampled::row_chunks, Upsampled::column_chunks, Upsampled::transformed, Upsampled::bias,
       Upsampled::chunk_mean, Upsampled::chunk_m2, Upsampled::low, Upsampled::rows_map, Upsampled::columns_map,
       Upsampled::weight_planes, Upsampled::vectors_of, Upsampled::scratch_of, Upsampled::add_plain, Upsampled::store_row,
-      Upsampled::clear_moments, Upsampled::piece_of, Upsampled::transform_rows, Upsampled::tile_plane, Upsampled::fill_map, Upsampled::run_up,
+      Upsampled::clear_moments, Upsampled::piece_of, Upsampled::transform_row, Upsampled::tile_rows, Upsampled::tile_side, Upsampled::winograd_planes, Upsampled::fill_map, Upsampled::run_up,
       Upsampled::run_paired;
   using Upsampled::Upsampled;
 
@@ -39,7 +39,10 @@ struct Forward : UpsampledForward<Stored> {
     }
     const Real* weight = static_cast<const Real*>(p.weight);
     if (winograd) {
-      run_tasks(p.pool, inputs, [&](int64_t c) { winograd_weights(weight, inputs, p.channels, c, false, transformed); });
+      run_tasks(p.pool, inputs, [&](int64_t c) {
+        wide ? wide_weights(weight, inputs, p.channels, c, false, transformed)
+             : winograd_weights(weight, inputs, p.channels, c, false, transformed);
+      });
       weight = transformed;
     }
     if (paired) {
@@ -73,7 +76,7 @@ struct Forward : UpsampledForward<Stored> {
                              [&](int64_t task, int slot) { run_up(task / blocks, static_cast<int>(task % blocks), slot); });
     } else {
       run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) {
-        paired ? run_paired(task, slot) : winograd ? run_winograd(task, slot) : run_plain(task, slot);
+        paired ? run_paired(task, slot) : wide ? run_wide(task, slot) : winograd ? run_winograd(task, slot) : run_plain(task, slot);
       });
     }
     if (p.mean != nullptr) finish_moments();
@@ -98,17 +101,58 @@ struct Forward : UpsampledForward<Stored> {
     Scratch area = scratch_of(slot);
     const Prepared& s = sources[0];
     const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tile_plane(tiles);
-    Real* second = area.sums + columns * kBlock<Real>;
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, row_size = columns * kBlock<Real>;
     clear_moments(chunk, 0, padded);
-    for (int64_t r = piece.top; r < piece.bottom; r += 2) {
-      transform_rows(s, r, piece.left, tiles, area.tiles);
-      const int64_t before = (r - piece.top) * columns;
-      for (int block = 0; block < blocks; ++block) {
-        winograd_rows<Element>(area.tiles, plane, tiles, s.groups, s.panels + block * s.panel_size, vectors_of(block),
-                               area.products, area.sums, second);
-        store_row(area.sums, r, piece.left, columns, block, before, chunk);
-        store_row(second, r + 1, piece.left, columns, block, before + columns, chunk);
+    for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
+      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
+      TilePlanes<Element, kWinogradPlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
+      for (int64_t i = 0; i < rows; ++i) {
+        planes.begin_row(i);
+        transform_row(s, r + 2 * i, piece.left, planes);
+      }
+      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
+        winograd_outputs(products, size, tiles, vectors_of(block), area.sums, area.sums + row_size);
+      });
+    }
+  }
+
+  void run_wide(int64_t chunk, int slot) const {
+    Scratch area = scratch_of(slot);
+    const Prepared& s = sources[0];
+    const Piece piece = piece_of(chunk);
+    const int64_t columns = piece.right - piece.left, tiles = columns / 4, row_size = columns * kBlock<Real>;
+    clear_moments(chunk, 0, padded);
+    for (int64_t r = piece.top; r < piece.bottom; r += 4 * tile_rows()) {
+      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 4);
+      TilePlanes<Element, kWidePlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
+      for (int64_t i = 0; i < rows; ++i) {
+        planes.begin_row(i);
+        with_samples<Real, Stored, 6>(*s.source, s.prologue, p.padding, r + 4 * i, [&](const auto& samples) {
+          wide_input<Real>(samples, [&](int64_t t) { return piece.left + 4 * t - 1; }, tiles, s.padded, planes);
+        });
+      }
+      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
+        wide_outputs(products, size, tiles, vectors_of(block), area.sums, row_size, [](int64_t t) { return 4 * t; });
+      });
+    }
+  }
+
+  // Takes the products of `rows` rows of tiles, lets outputs(block, a row's products, size) put rows of sums together from
+  // them and stores those from output row `top` on.
+  template <typename Planes, typename Outputs>
+  void each_tile_row(Scratch& area, const Piece& piece, int64_t chunk, int64_t top, int64_t rows, const Planes& planes,
+                     const Outputs& outputs) const {
+    const Prepared& s = sources[0];
+    const int64_t columns = piece.right - piece.left, side = tile_side();
+    for (int block = 0; block < blocks; ++block) {
+      multiply_planes(winograd_planes(), planes.rows, planes.plane, planes.total, s.groups, s.panels + block * s.panel_size,
+                      vectors_of(block), area.products);
+      for (int64_t i = 0; i < rows; ++i) {
+        outputs(block, area.products + i * planes.pitch(planes.tiles) * kBlock<Real>, planes.total * kBlock<Real>);
+        for (int64_t y = 0; y < side; ++y) {
+          const int64_t r = top + side * i + y;
+          store_row(area.sums + y * columns * kBlock<Real>, r, piece.left, columns, block, (r - piece.top) * columns, chunk);
+        }
       }
     }
   }

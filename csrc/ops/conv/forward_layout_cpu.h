@@ -6,6 +6,7 @@
 #include "ops/conv/conv_math.h"
 #include "ops/conv/upsampled_cpu.h"
 #include "ops/conv/weights_cpu.h"
+#include "ops/conv/winograd_wide_cpu.h"
 #include "platform/thread_pool.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
@@ -14,6 +15,8 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 constexpr int64_t kChunkPixels = 2048;  // of a chunk of plain rows, about
 constexpr int64_t kPlainColumns = 256;  // of a chunk, at most: what is held of a row stays in the second-level cache
 constexpr int64_t kWinogradColumns = 128;
+constexpr int64_t kBatchTiles = 64;       // whose products are taken at once, about
+constexpr int64_t kMostRingRows = 48;
 constexpr int64_t kUpRows = 64;         // low-resolution rows of a task: two more are computed for its neighbours
 constexpr int64_t kUpColumns = 128;     // and columns
 
@@ -40,7 +43,7 @@ struct ForwardLayout {
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;  // the upsampled source
   bool paired = false;           // its low-resolution samples are taken two by two
-  const bool winograd;
+  const bool winograd, wide;     // outputs are taken tile by tile, of 2x2 or of 4x4
   int blocks;                    // of output channels
   int64_t padded;                // output channels, in whole blocks
   int64_t inputs = 0;
@@ -57,15 +60,15 @@ struct ForwardLayout {
   size_t bytes = 0;
 
   struct Scratch {
-    Real* sums;                                  // [columns][kBlock]; two rows for Winograd, four if paired
-    Element* tiles;                              // Winograd's or the pairs' V, 16 planes
+    Real* sums;                                  // [columns][kBlock]; of all the rows made at once
+    Element* tiles;                              // Winograd's or the pairs' V
     Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [ring rows][padded columns][padded]
-    int64_t held[DIPENGINE_CONV_MAX_SOURCES][DIPENGINE_CONV_MAX_KERNEL];
+    int64_t held[DIPENGINE_CONV_MAX_SOURCES][kMostRingRows];
     Real* products;                              // [3][low columns + 2][kBlock]
     Real* mapped;                                // [3 rows][3][2 low columns][kBlock]
   };
 
-  explicit ForwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)) {
+  explicit ForwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)) {
     blocks = static_cast<int>(ceil_divide(p.channels, kBlock<Real>));
     padded = static_cast<int64_t>(blocks) * kBlock<Real>;
     for (int i = 0; i < p.sources_count; ++i) {
@@ -88,8 +91,8 @@ struct ForwardLayout {
     chunk_rows = up != nullptr && !paired ? least(kUpRows, grid_height)
                                : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, chunk_columns)));
     if (winograd || paired) {
-      chunk_rows = round_up(chunk_rows, 2);
-      chunk_columns = round_up(chunk_columns, 2);
+      chunk_rows = round_up(chunk_rows, tile_side());
+      chunk_columns = round_up(chunk_columns, tile_side());
     }
     row_chunks = ceil_divide(grid_height, chunk_rows);
     column_chunks = ceil_divide(grid_width, chunk_columns);
@@ -102,7 +105,7 @@ struct ForwardLayout {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
-    transformed = carver.take<Real>(winograd ? kWinogradPlanes * inputs * p.channels : paired ? kPairedPlanes * up->source->channels * p.channels : 0);
+    transformed = carver.take<Real>(winograd ? winograd_planes() * inputs * p.channels : paired ? kPairedPlanes * up->source->channels * p.channels : 0);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);
@@ -119,23 +122,25 @@ struct ForwardLayout {
     bytes = carver.used() + scratch_bytes * static_cast<size_t>(dipengine_pool_size(p.pool));
   }
 
+  int winograd_planes() const { return wide ? kWidePlanes : kWinogradPlanes; }
+  int64_t tile_side() const { return wide ? 4 : 2; }
   int weight_planes(const Prepared& s) const {
-    return winograd ? kWinogradPlanes : paired && &s == up ? kPairedPlanes : p.kernel * p.kernel;
+    return winograd ? winograd_planes() : paired && &s == up ? kPairedPlanes : p.kernel * p.kernel;
   }
-  int64_t ring_rows() const { return paired ? 4 + p.kernel - 1 : p.kernel; }  // of all the output rows made at once
+  int64_t ring_rows() const { return paired ? 4 * tile_rows() + p.kernel - 1 : p.kernel; }  // of all the output rows made at once
   int64_t out_columns() const { return up != nullptr ? 2 * chunk_columns : chunk_columns; }
   int64_t ring_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
 
-  int64_t tile_plane(int64_t tiles) const {
-    return TilePlanes<Element, kWinogradPlanes>::size(tiles, (paired ? up : &sources[0])->padded);
-  }
+  // Rows of tiles whose products are taken at once, and all their tiles.
+  int64_t tile_rows() const { return least(chunk_rows / tile_side(), most(1, kBatchTiles / (chunk_columns / tile_side()))); }
+  int64_t batch_tiles() const { return tile_rows() * round_up(chunk_columns / tile_side(), kPair); }
 
   Scratch carve_scratch(Carver& carver) const {
     Scratch s;
-    s.sums = carver.take<Real>((winograd ? 2 : paired ? 4 : 1) * out_columns() * kBlock<Real>);
+    s.sums = carver.take<Real>((wide || paired ? 4 : winograd ? 2 : 1) * out_columns() * kBlock<Real>);
     if (winograd || paired) {
-      s.tiles = carver.take<Element>(kWinogradPlanes * tile_plane(chunk_columns / 2));
-      s.products = carver.take<Real>((paired ? kPairedPlanes : kWinogradPlanes) * (chunk_columns / 2) * kBlock<Real>);
+      s.tiles = carver.take<Element>(winograd_planes() * batch_tiles() * (paired ? up : &sources[0])->padded);
+      s.products = carver.take<Real>((paired ? kPairedPlanes : winograd_planes()) * batch_tiles() * kBlock<Real>);
     }
     if (winograd) return s;
     for (int i = 0; i < p.sources_count; ++i) {
@@ -167,7 +172,7 @@ struct ForwardLayout {
     Segments<Element> segments;
     segments.count = p.kernel * p.kernel;
     for (int ky = 0; ky < p.kernel; ++ky) {
-      const int64_t y = r * p.stride - p.pad + ky, place = (y + p.kernel * 2) % ring_rows();
+      const int64_t y = r * p.stride - p.pad + ky, place = (y + ring_rows()) % ring_rows();
       Element* row = scratch_area.ring[i] + place * row_elements;
       if (scratch_area.held[i][place] != y) {
         scratch_area.held[i][place] = y;
@@ -206,11 +211,11 @@ struct ForwardLayout {
     return {top, least(top + chunk_rows, grid_height), left, least(left + chunk_columns, grid_width)};
   }
 
-  // V of the tiles of source rows r and r + 1, from column `first` on.
-  void transform_rows(const Prepared& s, int64_t r, int64_t first, int64_t tiles, Element* to) const {
-    TilePlanes<Element, kWinogradPlanes> planes(to, nullptr, tiles, s.padded);
-    with_samples<Real, Stored>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
-      winograd_input<Real>(samples, first, tiles, {false, false}, {false, false}, s.padded, planes);
+  // V of a row of tiles from source row r on, from column `first` on.
+  template <typename Planes>
+  void transform_row(const Prepared& s, int64_t r, int64_t first, Planes& planes) const {
+    with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
+      winograd_input<Real>(samples, first, planes.tiles, {false, false}, {false, false}, s.padded, planes);
     });
   }
 };

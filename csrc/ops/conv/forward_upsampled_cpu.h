@@ -16,7 +16,7 @@ struct UpsampledForward : ForwardLayout<Stored> {
   using Layout::p, Layout::sources, Layout::up, Layout::blocks, Layout::padded, Layout::grid_height, Layout::grid_width,
       Layout::chunk_columns, Layout::low, Layout::rows_map, Layout::columns_map, Layout::out_columns, Layout::vectors_of,
       Layout::scratch_of, Layout::add_plain, Layout::store_row, Layout::clear_moments, Layout::piece_of,
-      Layout::transform_rows, Layout::tile_plane, Layout::kPair;
+      Layout::transform_row, Layout::tile_rows, Layout::kPair;
   using Layout::Layout;
 
   void fill_map(AxisTerms* map, int64_t n) const {
@@ -172,22 +172,36 @@ struct UpsampledForward : ForwardLayout<Stored> {
   void run_paired(int64_t chunk, int slot) const {
     Scratch area = scratch_of(slot);
     const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, plane = tile_plane(tiles);
-    const int64_t row_size = out_columns() * kBlock<Real>;
+    const int64_t tiles = (piece.right - piece.left) / 2, row_size = out_columns() * kBlock<Real>;
     clear_moments(chunk, 0, padded);
-    for (int64_t r = piece.top; r < piece.bottom; r += 2) {
-      transform_rows(*up, r, piece.left, tiles, area.tiles);
+    for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
+      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
+      TilePlanes<Element, kWinogradPlanes> planes(area.tiles, nullptr, tiles, rows, up->padded);
+      for (int64_t i = 0; i < rows; ++i) {
+        planes.begin_row(i);
+        transform_row(*up, r + 2 * i, piece.left, planes);
+      }
       for (int block = 0; block < blocks; ++block) {
-        paired_rows<Element>(area.tiles, plane, tiles, up->groups, up->panels + block * up->panel_size, vectors_of(block),
-                             area.products, area.sums, row_size);
-        for (int y = 0; y < 4; ++y) {
-          Real* sums = area.sums + y * row_size;
-          for (int s = 0; s < p.sources_count; ++s) {
-            if (&sources[s] != up) add_plain(s, area, 2 * r + y, 2 * piece.left, 2 * columns, block, true, sums);
-          }
-          store_row(sums, 2 * r + y, 2 * piece.left, 2 * columns, block, (2 * (r - piece.top) + y) * 2 * columns, chunk);
+        multiply_pairs(planes.rows, planes.plane, planes.total, up->groups, up->panels + block * up->panel_size, vectors_of(block),
+                       area.products);
+        for (int64_t i = 0; i < rows; ++i) {
+          paired_rows(area.products + i * planes.pitch(tiles) * kBlock<Real>, planes.total * kBlock<Real>, tiles, vectors_of(block), area.sums,
+                      row_size);
+          store_paired_rows(area, piece, chunk, 2 * (r + 2 * i), block, row_size);
         }
       }
+    }
+  }
+
+  // Four output rows from `top` on, with what other sources add to them.
+  void store_paired_rows(Scratch& area, const Piece& piece, int64_t chunk, int64_t top, int block, int64_t row_size) const {
+    const int64_t left = 2 * piece.left, columns = 2 * (piece.right - piece.left);
+    for (int y = 0; y < 4; ++y) {
+      Real* sums = area.sums + y * row_size;
+      for (int s = 0; s < p.sources_count; ++s) {
+        if (&sources[s] != up) add_plain(s, area, top + y, left, columns, block, true, sums);
+      }
+      store_row(sums, top + y, left, columns, block, (top + y - 2 * piece.top) * columns, chunk);
     }
   }
 };

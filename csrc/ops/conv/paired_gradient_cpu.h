@@ -120,12 +120,10 @@ static void paired_gradient_samples(const Load& load, int64_t first, int64_t til
   }
 }
 
-// One block of channels: products of D with the packed U (panel, in paired_gradient_order) to P [9][tiles][kBlock], and from
-// them two rows of samples [2 tiles][kBlock].
+// One block of channels: products of D with the packed U (panel, in paired_gradient_order) to P [9][tiles][kBlock].
 template <typename Element>
-static void paired_gradient_rows(const Element* d, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
-                                 typename Mac<Element>::Real* products, typename Mac<Element>::Real* top,
-                                 typename Mac<Element>::Real* bottom) {
+static void multiply_paired_gradient(const Element* d, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
+                                     typename Mac<Element>::Real* products) {
   using Real = typename Mac<Element>::Real;
   using V = Vec<Real>;
   const int64_t size = tiles * kBlock<Real>, panel_size = static_cast<int64_t>(groups) * vectors * V::size * Mac<Element>::kPair;
@@ -142,6 +140,12 @@ static void paired_gradient_rows(const Element* d, int64_t plane, int64_t tiles,
       }
     }
   }
+}
+
+// From P of a row of tiles, planes `size` apart, two rows of samples [2 tiles][kBlock].
+template <typename Real>
+static void paired_gradient_rows(const Real* products, int64_t size, int64_t tiles, int vectors, Real* top, Real* bottom) {
+  using V = Vec<Real>;
   for (int64_t t = 0; t < tiles; ++t) {
     for (int lane = 0; lane < vectors * V::size; lane += V::size) {
       const Real* m = products + t * kBlock<Real> + lane;

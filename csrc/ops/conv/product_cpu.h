@@ -133,12 +133,20 @@ static void multiply_rest(int rows, const Segments<Element>& a, ptrdiff_t offset
   }
 }
 
-// Tiles of nearly equal height: a last one of few rows would cost as much as a whole one.
+constexpr int kLine = 64;  // bytes of a cache line
+
+// Tiles of nearly equal height: a last one of few rows would cost as much as a whole one. Beside them what follows b is
+// fetched, the panel of the next product as a rule: panels of a layer exceed the second-level cache, and a stream from the
+// third is slower than the products.
 template <typename Element, int NV>
 static void multiply_columns(int64_t rows, const Segments<Element>& a, ptrdiff_t row_stride, int groups, const Element* b,
                              typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate) {
+  constexpr int64_t kGroup = NV * Vec<typename Mac<Element>::Real>::size * Mac<Element>::kPair;
+  const int64_t panel = a.count * groups * kGroup * static_cast<int64_t>(sizeof(Element));
+  const char *next = reinterpret_cast<const char*>(b) + panel, *past = next + panel;
   for (int64_t m = 0, tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const int height = static_cast<int>((rows - m + tiles - 1) / tiles);
+    for (int64_t lines = (past - next) / (tiles * kLine); lines > 0; --lines, next += kLine) __builtin_prefetch(next, 0, 2);
     multiply_rest<Element, NV, kRows>(height, a, m * row_stride, row_stride, groups, b, c + m * c_stride, c_stride, accumulate);
     m += height;
   }
@@ -169,7 +177,10 @@ static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptr
   constexpr int kStep = V::size * M::kPair;
   typename V::Register sum[MR][NV];
   for (int m = 0; m < MR; ++m) {
-    for (int v = 0; v < NV; ++v) sum[m][v] = V::zero();  // C is read at the end, when it need not be waited for
+    for (int v = 0; v < NV; ++v) {
+      sum[m][v] = V::zero();  // C is read at the end, when it need not be waited for
+      __builtin_prefetch(c + m * c_stride + v * V::size, 1, 3);
+    }
   }
   int s = 0;
   do {

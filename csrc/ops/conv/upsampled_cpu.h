@@ -60,21 +60,21 @@ DIPENGINE_INLINE void paired_outputs(const typename V::Register* m, typename V::
   y[3] = V::sub(V::add(m[1], m[3]), m[4]);
 }
 
-// One block of channels out: products of V (TilePlanes' rows) with the packed U (panel), and from them four rows of
-// outputs [4 tiles][kBlock], `row_size` elements apart.
+// One block of channels out: products of V (TilePlanes' rows) with the packed U (panel): to [25][tiles][kBlock].
 template <typename Element>
-static void paired_rows(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
-                        typename Mac<Element>::Real* products, typename Mac<Element>::Real* rows, int64_t row_size) {
-  using Real = typename Mac<Element>::Real;
-  using V = Vec<Real>;
-  const int64_t size = tiles * kBlock<Real>, panel_size = static_cast<int64_t>(groups) * vectors * V::size * Mac<Element>::kPair;
-  Segments<Element> segments;
-  segments.count = 1;
-  segments.block_stride = tiles * V::size;
+static void multiply_pairs(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
+                           typename Mac<Element>::Real* products) {
   for (int k = 0; k < kPairedPlanes; ++k) {
-    segments.start[0] = v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane;
-    multiply<Element>(tiles, segments, V::size, groups, panel + k * panel_size, vectors, products + k * size, kBlock<Real>, false);
+    const int64_t panel_size = static_cast<int64_t>(groups) * vectors * Vec<typename Mac<Element>::Real>::size * Mac<Element>::kPair;
+    multiply_planes(1, v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane, plane, tiles, groups, panel + k * panel_size, vectors,
+                    products + k * tiles * kBlock<typename Mac<Element>::Real>);
   }
+}
+
+// From the products of a row of tiles, planes `size` apart, four rows of outputs [4 tiles][kBlock], row_size elements apart.
+template <typename Real>
+static void paired_rows(const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
+  using V = Vec<Real>;
   for (int64_t t = 0; t < tiles; ++t) {
     for (int lane = 0; lane < vectors * V::size; lane += V::size) {
       const Real* m = products + t * kBlock<Real> + lane;

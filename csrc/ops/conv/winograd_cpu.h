@@ -57,42 +57,64 @@ static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs
   }
 }
 
-// Where transforms put their planes, a register of channels tile after tile: as multiply() reads them, [planes][channels /
-// V::size][tiles][V::size], and packed along the tiles for multiply_outer(), with a tile of zeros after an odd one. Without pairs
+// Where transforms put their planes, for one or more rows of tiles: as multiply() reads them, [planes][channels / V::size][tiles]
+// [V::size], and packed along the tiles for multiply_outer(), with a tile of zeros after a row of an odd number. Without pairs
 // of elements that is the same thing, and `pairs` stays unused.
 template <typename Element, int kPlanes>
 struct TilePlanes {
   using V = Vec<typename Mac<Element>::Real>;
   static constexpr int kPair = Mac<Element>::kPair;
   Element *rows, *pairs;  // either may be null
-  int64_t tiles, padded;
+  int64_t tiles, total, plane, offset = 0;
   typename V::Register kept[kPlanes];
 
-  TilePlanes(Element* rows_, Element* pairs_, int64_t tiles_, int64_t padded_)
-      : rows(kPair == 1 && rows_ == nullptr ? pairs_ : rows_), pairs(kPair == 1 ? nullptr : pairs_), tiles(tiles_), padded(padded_) {}
+  TilePlanes(Element* rows_, Element* pairs_, int64_t tiles_, int64_t count, int64_t padded)
+      : rows(kPair == 1 && rows_ == nullptr ? pairs_ : rows_),
+        pairs(kPair == 1 ? nullptr : pairs_),
+        tiles(tiles_),
+        total(count * pitch(tiles_)),
+        plane(padded * total) {}
 
-  static int64_t size(int64_t tiles, int64_t padded) { return padded * round_up(tiles, kPair); }  // of a plane
+  static int64_t pitch(int64_t tiles) { return round_up(tiles, kPair); }  // from a row to the next
+  void begin_row(int64_t i) { offset = i * pitch(tiles); }
 
-  // Planes [k, k + count) of tile t, channels from c on.
+  // Planes [k, k + count) of tile t of the row, channels from c on.
   __attribute__((always_inline)) inline void put(int64_t c, int64_t t, int k, int count, const typename V::Register* values) {
-    const int64_t plane = size(tiles, padded);
+    const bool last = kPair == 2 && t % 2 == 0 && t + 1 == tiles;  // without another to make a pair
     if (kPair == 1 || rows != nullptr) {
-      Element* at = rows + k * plane + c * tiles + t * V::size;
-      for (int i = 0; i < count; ++i) V::store(at + i * plane, values[i]);
+      Element* at = rows + k * plane + c * total + (offset + t) * V::size;
+      for (int i = 0; i < count; ++i) {
+        V::store(at + i * plane, values[i]);
+        if (last) V::store(at + i * plane + V::size, V::zero());
+      }
     }
     if (kPair == 1 || pairs == nullptr) return;
-    Element* at = pairs + k * plane + c * round_up(tiles, kPair) + t / kPair * kPair * V::size;
+    Element* at = pairs + k * plane + c * total + (offset + t) / kPair * kPair * V::size;
     for (int i = 0; i < count; ++i) {
       if (t % 2 != 0) {
         store_pair<Element>(at + i * plane, kept[k + i], values[i]);
-      } else if (t + 1 < tiles) {
-        kept[k + i] = values[i];
-      } else {
+      } else if (last) {
         store_pair<Element>(at + i * plane, values[i], V::zero());
+      } else {
+        kept[k + i] = values[i];
       }
     }
   }
 };
+
+// Products of `tiles` tiles of all planes with one block's packed U (panel): to [planes][tiles][kBlock].
+template <typename Element>
+static void multiply_planes(int planes, const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
+                            typename Mac<Element>::Real* products) {
+  using Real = typename Mac<Element>::Real;
+  Segments<Element> segments;
+  segments.count = 1;
+  segments.block_stride = tiles * Vec<Real>::size;
+  for (int k = 0; k < planes; ++k, panel += static_cast<int64_t>(groups) * vectors * Vec<Real>::size * Mac<Element>::kPair) {
+    segments.start[0] = v + k * plane;
+    multiply<Element>(tiles, segments, Vec<Real>::size, groups, panel, vectors, products + k * tiles * kBlock<Real>, kBlock<Real>, false);
+  }
+}
 
 // Planes of the weight gradient's other operand: of two samples (y0, y0 + y1, y0 - y1, y1) per axis.
 // load(row 0..1, column, channel); columns from `first` on.
@@ -171,18 +193,18 @@ static void winograd_input(const Load& load, int64_t first, int64_t tiles, Winog
 
 // The samples of a source that a row of tiles reads, normalised. Behind an upsampling (by the nearest sample), reflection
 // repeats the border sample.
-template <typename Real, typename Stored, bool kOuter>
+template <typename Real, typename Stored, int kRowsRead, bool kOuter>
 struct TileSamples {
   using V = Vec<Real>;
   const dipengine_conv_source& source;
   const Prologue<Real>& prologue;
   int padding;
-  const Stored* rows[4];
+  const Stored* rows[kRowsRead];
 
-  // Of the tiles of source rows r and r + 1.
+  // Of source rows r - 1 on.
   TileSamples(const dipengine_conv_source& source_, const Prologue<Real>& prologue_, int padding_, int64_t r)
       : source(source_), prologue(prologue_), padding(padding_) {
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kRowsRead; ++i) {
       const int64_t y = place(r - 1 + i, source.height);
       rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(source.x.data) + y * source.x.row_stride;
     }
@@ -204,31 +226,20 @@ struct TileSamples {
   }
 };
 
-// use(samples) with the tiles' samples of source rows r and r + 1.
-template <typename Real, typename Stored, typename Use>
+// use(samples) with the tiles' samples of kRowsRead source rows from r - 1 on.
+template <typename Real, typename Stored, int kRowsRead, typename Use>
 static void with_samples(const dipengine_conv_source& source, const Prologue<Real>& prologue, int padding, int64_t r, const Use& use) {
   if (prologue.has_outer) {
-    use(TileSamples<Real, Stored, true>(source, prologue, padding, r));
+    use(TileSamples<Real, Stored, kRowsRead, true>(source, prologue, padding, r));
   } else {
-    use(TileSamples<Real, Stored, false>(source, prologue, padding, r));
+    use(TileSamples<Real, Stored, kRowsRead, false>(source, prologue, padding, r));
   }
 }
 
-// One block of channels out: products of V (TilePlanes' rows) with the packed U (panel), and from them two rows of outputs [2 tiles][kBlock].
-template <typename Element>
-static void winograd_rows(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
-                          typename Mac<Element>::Real* products, typename Mac<Element>::Real* top, typename Mac<Element>::Real* bottom) {
-  using Real = typename Mac<Element>::Real;
+// One block of channels: from the products of a row of tiles, planes `size` apart, two rows of outputs [2 tiles][kBlock].
+template <typename Real>
+static void winograd_outputs(const Real* products, int64_t size, int64_t tiles, int vectors, Real* top, Real* bottom) {
   using V = Vec<Real>;
-  const int64_t size = tiles * kBlock<Real>;
-  Segments<Element> segments;
-  segments.count = 1;
-  segments.block_stride = tiles * V::size;
-  for (int k = 0; k < kWinogradPlanes; ++k) {
-    segments.start[0] = v + k * plane;
-    multiply<Element>(tiles, segments, V::size, groups, panel + static_cast<int64_t>(k) * groups * vectors * V::size * Mac<Element>::kPair,
-                      vectors, products + k * size, kBlock<Real>, false);
-  }
   for (int64_t t = 0; t < tiles; ++t) {
     for (int lane = 0; lane < vectors * V::size; lane += V::size) {
       const Real* m = products + t * kBlock<Real> + lane;

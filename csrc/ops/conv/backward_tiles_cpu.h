@@ -1,0 +1,160 @@
+// The convolutions backward where outputs are taken tile by tile: Winograd's forms of a plain source, and what they share with
+// paired_gradient_cpu.h. Both gradients take the same transform of d_raw.
+#pragma once
+
+#include "ops/conv/backward_layout_cpu.h"
+
+namespace dipengine::DIPENGINE_ISA_NAMESPACE {
+
+template <typename Stored>
+struct TiledBackward : BackwardLayout<Stored> {
+  using Layout = BackwardLayout<Stored>;
+  using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Prepared, typename Layout::Scratch;
+  using Layout::p, Layout::sources, Layout::padded, Layout::groups, Layout::taps, Layout::zeros, Layout::grid_width, Layout::kPair,
+      Layout::vectors_of, Layout::d_row, Layout::d_columns, Layout::store_gradient, Layout::out_column;
+  using Layout::Layout;
+
+  // Winograd: tile rows [row, row + rows), tiles [begin, end) of them.
+  void run_winograd(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const Prepared& s = sources[0];
+    const int64_t tiles = end - begin;
+    TilePlanes<Element, kWinogradPlanes> d(area.d_tiles, s.d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, kWinogradPlanes> x(nullptr, area.x_tiles, tiles, rows, s.padded);
+    for (int64_t i = 0; i < rows; ++i) {
+      d.begin_row(i);
+      transform_gradient(area, 2 * (row + i), begin, end, d);
+    }
+    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+      multiply_planes(kWinogradPlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
+      for (int64_t i = 0; i < rows; ++i) {
+        Real* second = area.sums + 2 * tiles * kBlock<Real>;
+        winograd_outputs(area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>, tiles, vectors_of(s, block), area.sums,
+                         second);
+        store_gradient(s, chunk, area.sums, 2 * (row + i), 2 * begin, 2 * tiles, block);
+        store_gradient(s, chunk, second, 2 * (row + i) + 1, 2 * begin, 2 * tiles, block);
+      }
+    }
+    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+      x.begin_row(i);
+      with_samples<Real, Stored, 2>(*s.source, s.prologue, p.padding, 2 * (row + i) + 1, [&](const auto& samples) {
+        winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
+      });
+    }
+    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d);
+  }
+
+  // V of the data gradient of rows r and r + 1.
+  template <typename Planes>
+  void transform_gradient(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
+    const Element* rows[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t y = r - 1 + i;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, 2 * begin)) + (kMargin - 2 * begin) * V::size;
+    }
+    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
+    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    winograd_input<Real>(load, 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
+                         {reflected && begin == 0, reflected && end == grid_width}, padded, planes);
+  }
+
+  // The same by 4x4 tiles.
+  void run_wide(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const Prepared& s = sources[0];
+    const int64_t tiles = end - begin;
+    const WideAxis down{p.height}, across{p.width};
+    TilePlanes<Element, kWidePlanes> d(area.d_tiles, nullptr, tiles, rows, padded), x(nullptr, area.x_tiles, tiles, rows, s.padded);
+    for (int64_t i = 0; i < rows; ++i) {
+      d.begin_row(i);
+      transform_wide_gradient(area, down.start(row + i) - 1, begin, end, d);
+    }
+    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+      multiply_planes(kWidePlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
+      for (int64_t i = 0; i < rows; ++i) {
+        add_wide_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>);
+      }
+    }
+    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+      x.begin_row(i);
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, down.start(row + i) + 1, [&](const auto& samples) {
+        wide_samples<Real>(samples, [&](int64_t t) { return across.start(begin + t); }, down.taken(row + i),
+                           [&](int64_t t) { return across.taken(begin + t); }, tiles, s.padded, x);
+      });
+    }
+    for (int k = 0; k < kWidePlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d);
+  }
+
+  // V of the data gradient from row `top` of d_raw on.
+  template <typename Planes>
+  void transform_wide_gradient(Scratch& area, int64_t top, int64_t begin, int64_t end, Planes& planes) const {
+    const WideAxis across{p.width};
+    const int64_t left = out_column(begin);
+    const Element* rows[6];
+    for (int i = 0; i < 6; ++i) {
+      const int64_t y = top + i;
+      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
+    }
+    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
+    wide_input<Real>(load, [&](int64_t t) { return across.start(begin + t) - 1; }, end - begin, padded, planes);
+  }
+
+  // Data gradient of tile row r from its products; samples beyond the image belong to the ones that they show.
+  void add_wide_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products, int64_t size) const {
+    const Prepared& s = sources[0];
+    const WideAxis down{p.height}, across{p.width};
+    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    const int64_t left = across.start(begin), row_size = (across.start(end - 1) + 4 - left) * kBlock<Real>;
+    const int64_t x = across.first(begin), top = down.start(r);
+    wide_outputs(products, size, end - begin, vectors_of(s, block), area.sums, row_size,
+                 [&](int64_t t) { return across.start(begin + t) - left; });
+    if (reflected && top < 0) add_samples(area.sums, row_size, area.sums + 2 * row_size);
+    if (reflected && top + 4 > p.height) add_samples(area.sums + 3 * row_size, row_size, area.sums + row_size);
+    for (int64_t y = down.first(r); y < down.first(r + 1); ++y) {
+      Real *sums = area.sums + (y - top) * row_size, *last = sums + row_size - kBlock<Real>;
+      if (reflected && left < 0) add_samples(sums, kBlock<Real>, sums + 2 * kBlock<Real>);
+      if (reflected && end == grid_width) add_samples(last, kBlock<Real>, last - 2 * kBlock<Real>);
+      store_gradient(s, chunk, sums + (x - left) * kBlock<Real>, y, x, across.first(end) - x, block);
+    }
+  }
+
+  static void add_samples(const Real* from, int64_t count, Real* to) {
+    for (int64_t i = 0; i < count; i += V::size) V::store(to + i, V::add(V::load(to + i), V::load(from + i)));
+  }
+
+  // The gradient of plane k of the transformed weights, from plane `of` of the samples.
+  template <typename Samples, typename Planes>
+  void add_plane_weight(Scratch& area, const Prepared& s, int k, const Samples& samples, int of, const Planes& planes) const {
+    Segments<Element> x, d;
+    x.count = d.count = 1;
+    x.block_stride = d.block_stride = planes.total * V::size;
+    x.start[0] = (kPair == 1 ? samples.rows : samples.pairs) + of * samples.plane;
+    d.start[0] = (kPair == 1 ? planes.rows : planes.pairs) + k * planes.plane;
+    const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
+    multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(planes.total / kPair),
+                            area.plane_weights + k * s.source->channels * padded, padded);
+  }
+
+  // A chunk's sums of the transformed weights' gradient -> of the weights'. axis(u, w): kSide elements to three.
+  template <int kSide, typename Axis>
+  void fold_plane_weights(const Scratch& area, const Prepared& s, int64_t chunk, bool turned, const Axis& axis) const {
+    const int64_t plane = s.source->channels * padded;
+    for (int64_t c = 0; c < plane; c += V::size) {
+      typename V::Register down[kSide][3];
+      for (int x = 0; x < kSide; ++x) {
+        typename V::Register u[kSide];
+        for (int y = 0; y < kSide; ++y) u[y] = V::load(area.plane_weights + (kSide * y + x) * plane + c);
+        axis(u, down[x]);
+      }
+      for (int y = 0; y < 3; ++y) {
+        typename V::Register u[kSide], w[3];
+        for (int x = 0; x < kSide; ++x) u[x] = down[x][y];
+        axis(u, w);
+        for (int x = 0; x < 3; ++x) {
+          const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
+          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, w[x]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
