@@ -4,7 +4,8 @@
 
 photons: a photograph at a peak of 20 photons (gain 1). camera: the same photograph through a camera (peak 20 electrons, gain
 2 electrons per data unit, black level 100, read noise 1.6 electrons). sources: a field of stars and nebulae over a dark sky
-through that camera (peak 200 electrons), for photometry. Every fit has the same network and seed. "bright" compares the mean
+through that camera (peak 200 electrons), for photometry. Frame n has the noise of seed n, and its fits the network, z and
+perturbations of seed n; "summary" has mean, least and most over the frames. "bright" compares the mean
 of the restored bright sources with the clean one, "bright_to_data" with the measured one: in the photograph all that is
 brighter than half the range, in the field apertures around the brightest sources, three times as wide as they are. The measured
 mean has no bias but has photon noise. Writes bench/results/sensor_<case>.json and .png.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,7 @@ def fit(
 
 
 def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
+    settings = replace(settings, seed=seed)
     clean, noisy, bright, sensor = simulate(case, size, seed)
     known = {"noise": "poisson-gaussian" if sensor.read_noise else "poisson", "gain": sensor.gain, "offset": sensor.offset}
     if sensor.read_noise:
@@ -126,7 +129,7 @@ def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
         "likelihood": fit(clean, noisy, bright, sensor, {**known, "data_term": "likelihood"}, settings),
     }
     return {
-        "noise_seed": seed,
+        "seed": seed,
         "psnr_noisy": psnr(noisy, clean, float(clean.max() - clean.min())),
         "bright_of_data": float((noisy - sensor.offset)[bright].mean() / light[bright].mean() - 1),
         "bright_pixels": int(bright.sum()),
@@ -135,6 +138,31 @@ def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
         "clean": clean,
         "noisy": noisy,
     }
+
+
+def summary(frames: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, least and most over the frames of what each fit reaches and delivers (nothing delivered where none came down to
+    its noise), light in fractions.
+    """
+    def spread(values: list[float]) -> dict[str, Any]:
+        return {"mean": float(np.mean(values)), "least": min(values), "most": max(values), "frames": len(values)}
+
+    table: dict[str, Any] = {}
+    for name in frames[0]["fits"]:
+        fits = [frame["fits"][name] for frame in frames]
+        done = [one for one in fits if one["delivered"] is not None]
+        table[name] = {
+            "best": spread([one["best"]["psnr"] for one in fits]),
+            "best_light": spread([one["best"]["bright"] for one in fits]),
+            "gain_over_blind": spread([frame["gain_over_blind"][name] for frame in frames]),
+        }
+        if done:
+            table[name] |= {
+                "delivered": spread([one["delivered"]["psnr"] for one in done]),
+                "delivered_light": spread([one["delivered"]["bright"] for one in done]),
+                "below_best": spread([one["best"]["psnr"] - one["delivered"]["psnr"] for one in done]),
+            }
+    return table
 
 
 def picture(case: str, report: dict[str, Any]) -> None:
@@ -175,7 +203,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=800)
-    parser.add_argument("--seeds", type=int, default=1, help="frames with noise of their own")
+    parser.add_argument("--seeds", type=int, default=1, help="frames, each with a noise and a fit of its own")
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args()
     settings = Settings(channels=(parsed.channels,), iterations=parsed.iterations, threads=parsed.threads)
@@ -185,13 +213,15 @@ def main() -> int:
     sensor, peak = SENSORS[parsed.case]
     report = {
         "case": parsed.case, "size": parsed.size, "channels": parsed.channels, "iterations": parsed.iterations,
-        "peak_electrons": peak, "sensor": sensor.to_dict(), "frames": [without_images(frame) for frame in frames],
+        "peak_electrons": peak, "sensor": sensor.to_dict(), "summary": summary(frames),
+        "frames": [without_images(frame) for frame in frames],
     }
     (RESULTS / f"sensor_{parsed.case}.json").write_text(json.dumps(report, indent=1) + "\n")
     for frame in report["frames"]:
         for name, one in frame["fits"].items():
             print(name, {k: one[k] for k in ("best", "at_noise", "delivered")})
         print({k: v for k, v in frame.items() if k != "fits"})
+    print(json.dumps(report["summary"], indent=1))
     return 0
 
 

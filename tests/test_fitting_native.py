@@ -23,7 +23,7 @@ from dipengine.generators.architecture import Hourglass
 from dipengine.generators.hourglass import HourglassNetwork
 from dipengine.images import ValueMap
 from dipengine.kernels import backend, philox
-from dipengine.noise.likelihood import SensorLikelihood
+from dipengine.noise.likelihood import FLOOR, SensorLikelihood
 from dipengine.noise.sensor import Sensor
 from dipengine.tasks.base import Problem, Recipe
 from dipengine.tasks.blur import Blur
@@ -213,6 +213,29 @@ def test_a_known_sensor_stops_a_plan():
     recipe = replace(RECIPE, iterations=400, average_decay=0.8)
     fit, outcome = run(problem, recipe, stop="auto", seed=1, placement=placement())
     assert isinstance(fit, NativeFit) and outcome.stop_reason == "discrepancy"
+
+
+def test_a_dark_frame_waits_for_its_bright_pixels():
+    """The plan stops by the very discrepancy that Python computes, which the bright pixels keep above 1 for longer."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :40]
+    light = 3 + 400 * sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / 8) for a, b in ((9, 12), (28, 30), (31, 8)))
+    values = ValueMap(0.0, 500.0)
+    target = (rng.poisson(light) / values.span).astype(np.float32)[:, :, None]
+    term = SensorLikelihood(Sensor(gain=1.0), values)
+    recipe = replace(RECIPE, iterations=800, average_decay=0.8)
+    problem = Problem("denoise", target, target.shape[:2], recipe, data_term=term)
+    _, outcome = run(problem, recipe, stop="auto", seed=1, placement=placement())
+    assert outcome.stop_reason == "discrepancy"
+    plan = native(problem, seed=1)
+    seen = []
+    for _ in range(0, outcome.iterations - 5, 5):
+        plan.run(5)
+        image, data = (torch.from_numpy(a.astype(float)).permute(2, 0, 1)[None] for a in (plan.average(), target))
+        e, k = (500 * a for a in (image, data))
+        seen.append((term.discrepancy(image, data), float(((e - k) ** 2 / e.clamp(min=FLOOR)).mean())))
+    assert seen[-1][0] <= 1 < min(discrepancy for discrepancy, _ in seen[:-1])
+    assert seen[-2][1] <= 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -66,6 +66,17 @@ def test_it_is_the_twin_and_its_gradient(term, masked, isa):
         native.set_cpu_isa(None)
 
 
+@pytest.mark.parametrize("term", TERMS)
+def test_bright_elements_that_fit_worse_decide_the_discrepancy_in_both(term):
+    image, target, mask = problem(1, (64, 61, 3), torch.float32)
+    target = image + 40 * (target - image) * image
+    _, expected, _ = twin(term, image, target, mask, torch.float64)
+    _, discrepancy, _ = run(term, image, target, mask)
+    e, k = (term._electrons(t.double()) for t in (image, target))
+    everywhere = ((e - k).square() / (e.clamp(min=FLOOR) + term.sensor.read_electrons**2) * mask).sum() / (mask.sum() * 3)
+    assert discrepancy == pytest.approx(expected, rel=1e-12) and discrepancy > 1.05 * float(everywhere)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_strides_and_threads_change_no_bit_and_gaps_are_not_touched(shape):
     height, width, channels = shape

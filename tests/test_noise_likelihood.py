@@ -72,6 +72,26 @@ def test_loss_and_discrepancy_are_one_at_the_clean_image(sensor):
     assert term.loss(image, target).item() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("sensor", [Sensor(1.0), Sensor(2.0, 10.0, 3.0)])
+def test_bright_pixels_that_are_not_fitted_yet_count_in_a_dark_frame(sensor):
+    """4 bright pixels of 4000 at 6 standard deviations: the mean over all does not see them, the cubes of the light see no others."""
+    rng = np.random.default_rng(0)
+    clean = np.full(4000, 10.0)
+    clean[::1000] = 1000
+    variance = clean + sensor.read_electrons**2
+    residual = 0.9 * rng.choice([-1.0, 1.0], clean.shape) * np.sqrt(variance)
+    term = SensorLikelihood(sensor, VALUES)
+    image = tensor(sensor.data(clean))
+    fitted = term.discrepancy(image, tensor(sensor.data(clean + residual)))
+    assert fitted == pytest.approx(0.81, rel=1e-9)
+    residual[::1000] *= 6 / 0.9
+    squares, shares = residual**2 / variance, clean**3
+    assert squares.mean() < 0.9
+    expected = np.average(squares, weights=shares) - 2 * np.sqrt(2 * np.square(shares).sum()) / shares.sum()
+    assert expected > 30
+    assert term.discrepancy(image, tensor(sensor.data(clean + residual))) == pytest.approx(expected, rel=1e-9)
+
+
 def test_the_mean_of_bright_pixels_survives_single_precision():
     """100,000 electrons: the two halves of the deviance agree in their first six digits."""
     sensor = Sensor(2.0)

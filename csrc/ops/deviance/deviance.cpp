@@ -14,6 +14,13 @@ DIPENGINE_TABLES(DevianceKernels, deviance_kernels, kTables)
 
 namespace {
 
+// A weighted mean of squares of standard normal values has the variance 2 sum w^2 / (sum w)^2.
+double discrepancy_of(const DeviancePartial& sums, double normaliser) {
+  const double mean = sums.squares / normaliser;
+  const double bright = (sums.bright - kDevianceAllowance * std::sqrt(2 * sums.shares2)) / sums.shares;
+  return bright > mean ? bright : mean;  // the mean where nothing has a share
+}
+
 using Params = dipengine_deviance_params;
 const char* const kOp = "dipengine_deviance";
 
@@ -68,13 +75,16 @@ dipengine_status dipengine_deviance(const dipengine_deviance_params* params) {
   DeviancePartial* partials = static_cast<DeviancePartial*>(p.workspace);
   run_tasks(p.pool, tiles_of(tiling), [&](int64_t tile) { kernel(p, tiling, tile, &partials[tile]); });
 
-  double loss = 0, discrepancy = 0;
+  DeviancePartial sums{};
   for (int64_t tile = 0; tile < tiles_of(tiling); ++tile) {
-    loss += partials[tile].loss;
-    discrepancy += partials[tile].discrepancy;
+    sums.loss += partials[tile].loss;
+    sums.squares += partials[tile].squares;
+    sums.bright += partials[tile].bright;
+    sums.shares += partials[tile].shares;
+    sums.shares2 += partials[tile].shares2;
   }
-  *p.loss = loss / p.normaliser;
-  if (p.discrepancy != nullptr) *p.discrepancy = discrepancy / p.normaliser;
+  *p.loss = sums.loss / p.normaliser;
+  if (p.discrepancy != nullptr) *p.discrepancy = discrepancy_of(sums, p.normaliser);
   return DIPENGINE_OK;
 }
 

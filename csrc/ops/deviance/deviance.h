@@ -3,9 +3,12 @@
  *
  *   loss        = sum mask * D(k, e) / normaliser,     D(k, e) = 2 integral_k^e (t - k) / v(t) dt >= 0
  *   d_image     = grad_scale * d loss / d image = grad_scale * 2 scale / normaliser * mask * (e - k) / v(e)
- *   discrepancy = sum mask * (e - k)^2 / v(e) / normaliser
+ *   discrepancy = max(sum mask * x / normaliser, (sum w x - 2 sqrt(2 sum w^2)) / sum w)
+ *                 where x = (e - k)^2 / v(e), w = mask * max(e, floor)^3
  *
- * in one pass. Poisson noise with read noise as one more count: D. Snyder et al., JOSA A 1993; quasi-likelihood:
+ * in one pass. The discrepancy is the mean squared residual in variances over all elements, or that over the bright ones less
+ * two of its standard deviations, whichever is larger (engine/dipengine/noise/likelihood.py says why). Poisson noise with read
+ * noise as one more count: D. Snyder et al., JOSA A 1993; quasi-likelihood:
  * R. Wedderburn, Biometrika 1974. Elements are computed in float64 (some 60 operations, 3 divisions) and without
  * cancellation, whatever the images' dtype; sums run over tiles of a fixed size in a fixed order: the same bits on every
  * instruction set, with any number of threads.

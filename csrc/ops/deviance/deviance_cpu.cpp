@@ -57,8 +57,24 @@ void load_weights(const dipengine_pixels& mask, int64_t channels, int64_t row, i
 
 struct alignas(64) Scratch {
   double image[kChunk], target[kChunk], weight[kChunk], residual[kChunk], inverse[kChunk], terms[kChunk];
-  double loss[kLanes] = {}, discrepancy[kLanes] = {};
+  double loss[kLanes] = {}, squares[kLanes] = {}, bright[kLanes] = {}, shares[kLanes] = {}, shares2[kLanes] = {};
 };
+
+// The sums that the discrepancy is made of.
+inline void add_residuals(const dipengine_deviance_params& p, Scratch& s, const Sensor& sensor, int n) {
+  double squares[kChunk], shares[kChunk];
+  for (int i = 0; i < n; ++i) {
+    const double share = sensor_share(sensor, s.image[i] * p.scale + p.shift);
+    squares[i] = s.weight[i] * s.residual[i] * s.residual[i] * s.inverse[i];
+    shares[i] = s.weight[i] * share;
+    s.terms[i] = squares[i] * share;
+  }
+  add_to_lanes(s.bright, s.terms, n);
+  for (int i = 0; i < n; ++i) s.terms[i] = shares[i] * shares[i];
+  add_to_lanes(s.shares2, s.terms, n);
+  add_to_lanes(s.squares, squares, n);
+  add_to_lanes(s.shares, shares, n);
+}
 
 template <typename Real>
 void run_chunk(const dipengine_deviance_params& p, Scratch& s, int64_t row, int64_t start, int n) {
@@ -78,10 +94,7 @@ void run_chunk(const dipengine_deviance_params& p, Scratch& s, int64_t row, int6
     for (int i = 0; i < n; ++i) s.terms[i] = scale * s.weight[i] * s.residual[i] * s.inverse[i];
     store<Real>(s.terms, p.d_image, p.channels, row, start, n);
   }
-  if (p.discrepancy != nullptr) {
-    for (int i = 0; i < n; ++i) s.terms[i] = s.weight[i] * s.residual[i] * s.residual[i] * s.inverse[i];
-    add_to_lanes(s.discrepancy, s.terms, n);
-  }
+  if (p.discrepancy != nullptr) add_residuals(p, s, sensor, n);
 }
 
 template <typename Real>
@@ -98,7 +111,10 @@ void run_tile(const dipengine_deviance_params& p, const DevianceTiling& tiling, 
     }
   }
   partial->loss = fold_lanes(s.loss);
-  partial->discrepancy = fold_lanes(s.discrepancy);
+  partial->squares = fold_lanes(s.squares);
+  partial->bright = fold_lanes(s.bright);
+  partial->shares = fold_lanes(s.shares);
+  partial->shares2 = fold_lanes(s.shares2);
 }
 
 }  // namespace

@@ -8,7 +8,9 @@ namespace dipengine {
 
 // Sums of one tile; the workspace is an array of them.
 struct DeviancePartial {
-  double loss, discrepancy;
+  double loss;
+  double squares, bright;  // squared residuals in variances, and those times their shares
+  double shares, shares2;  // and squared
 };
 
 struct DevianceKernels {

@@ -6,6 +6,7 @@
 namespace dipengine {
 
 constexpr int64_t kDevianceTileElements = 8160;  // at most, in a tile; a multiple of the CPU kernel's chunk
+constexpr double kDevianceAllowance = 2;         // standard deviations, for the mean over the bright elements
 
 // Whole rows where several fit into a tile, pieces of one row where one does not.
 struct DevianceTiling {
@@ -29,6 +30,12 @@ struct Sensor {
 // v(e); NaN stays NaN
 DIPENGINE_HD double sensor_variance(const Sensor& sensor, double e) {
   return (e < sensor.floor ? sensor.floor : e) + sensor.read_variance;
+}
+
+// w(e): what an element counts for in the mean over the bright ones
+DIPENGINE_HD double sensor_share(const Sensor& sensor, double e) {
+  const double light = e < sensor.floor ? sensor.floor : e;
+  return light * light * light;
 }
 
 // D(k, e), residual = e - k, which the caller may know with more digits.

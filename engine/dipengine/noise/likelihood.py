@@ -14,10 +14,17 @@ right may lead. The loss is the deviance
 
 per known pixel: for r = 0 and k, e above the floor, twice the Poisson negative log-likelihood over its minimum. It is about 1
 where e is the clean image, and has the negative log-likelihood's gradient.
+
+When the fit is down to the noise, the mean of x = (e - k)^2 / v(e) is down to 1. In a field of stars that mean is the sky's,
+which is there long before the stars are. So the mean over the bright elements has to come down to 1 as well, each with the
+share w = max(e, FLOOR)^3: no threshold says what is bright, in an even image it is the same mean again, and a pixel has its
+share by the fit's own image, not by a count that may be an outlier. Few elements scatter: at the clean image that mean has
+the standard deviation sqrt(2 sum w^2) / sum w (x as the square of a standard normal value), and ALLOWANCE of them are forgiven.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +32,7 @@ from dipengine.images import ValueMap
 from dipengine.noise.sensor import Sensor
 
 FLOOR = 0.1  # electrons
+ALLOWANCE = 2  # standard deviations that the bright elements' mean squared residual may lie above 1
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,17 @@ class SensorLikelihood:
         return _mean(deviance + below / (FLOOR + r2), mask)
 
     def discrepancy(self, image, target, mask=None) -> float:
-        """Mean squared residual in standard deviations of the noise: 1 where `image` is the clean image."""
-        e, k = self._electrons(image), self._electrons(target)
-        return _mean((e - k).square() / (e.clamp(min=FLOOR) + self.sensor.read_electrons**2), mask).item()
+        """Mean squared residual in standard deviations of the noise, over all elements or over the bright ones less their
+        allowance, whichever is larger: 1 where `image` is the clean image.
+        """
+        e, k = self._electrons(image.double()), self._electrons(target.double())
+        light = e.clamp(min=FLOOR)
+        squares, shares = (e - k).square() / (light + self.sensor.read_electrons**2), light**3
+        if mask is not None:
+            shares = shares * mask
+        allowance = ALLOWANCE * math.sqrt(2 * shares.square().sum().item())
+        bright = ((squares * shares).sum().item() - allowance) / shares.sum().item()
+        return max(_mean(squares, mask).item(), bright)
 
     def to_dict(self) -> dict[str, Any]:
         return {"data_term": "likelihood", **self.sensor.to_dict()}
