@@ -2,6 +2,10 @@
 #
 # This version has no CUDA source, so there is nothing to enable the language for. ON still asks for a compiler, so that
 # a build meant for a GPU fails here and not at run time; AUTO and OFF do not look for one.
+set(DIPENGINE_CUDA_SOURCES
+  csrc/ops/adam/adam_cuda.cu
+  csrc/ops/masked_mse/masked_mse_cuda.cu
+  csrc/ops/philox/philox_cuda.cu)
 if(NOT DIPENGINE_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "DIPENGINE_CUDA is '${DIPENGINE_CUDA}'; it takes AUTO, ON or OFF.")
 endif()
