@@ -4,6 +4,10 @@
 # a build meant for a GPU fails here and not at run time; AUTO and OFF do not look for one.
 set(DIPENGINE_CUDA_SOURCES
   csrc/ops/adam/adam_cuda.cu
+  csrc/ops/conv/conv_forward_cuda.cu
+  csrc/ops/conv/conv_moments_cuda.cu
+  csrc/ops/conv/conv_plan_cuda.cu
+  csrc/ops/conv/conv_weights_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/philox/philox_cuda.cu)
 if(NOT DIPENGINE_CUDA MATCHES "^(AUTO|ON|OFF)$")

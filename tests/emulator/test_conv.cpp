@@ -1,0 +1,263 @@
+// The convolution's forward pass on the emulated device against plain loops in float64, on ragged and tiny layers of every
+// tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+#include <memory>
+
+#include "guarded.h"
+#include "ops/conv/conv_cuda.h"
+#include "scenarios.h"
+
+using namespace dipengine;
+using emulator::Array;
+
+namespace {
+
+struct Input {
+  int height, width, channels;
+  int upsample = DIPENGINE_UPSAMPLE_NONE;
+  bool inner = true, outer = false;
+  int gap = 0;  // elements between pixels
+};
+
+struct Layer {
+  std::vector<Input> inputs;
+  int channels;
+  int kernel = 3, stride = 1, pad = 1, padding = DIPENGINE_PADDING_REFLECTION;
+  bool wide = false, bias = false;
+  int fits = 1;
+};
+
+int64_t place(int64_t i, int64_t n, int padding) {
+  if (padding == DIPENGINE_PADDING_ZERO) return i < 0 || i >= n ? -1 : i;
+  while (i < 0 || i >= n) i = i < 0 ? -i : 2 * (n - 1) - i;
+  return i;
+}
+
+std::vector<float> affine(check::Numbers& numbers, int64_t count, double offset) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(std::round(numbers.next() * 8) / 8 + offset));
+  return values;
+}
+
+struct SourceData {
+  Input input;
+  int64_t pixel, row, fit;
+  std::vector<uint16_t> x;
+  std::vector<float> inner_scale, inner_shift, outer_scale, outer_shift;
+
+  double activation(int64_t f, int64_t y, int64_t column, int64_t c, int64_t numbers) const {
+    double value = static_cast<double>(float_from_bf16(x[static_cast<size_t>(f * fit + y * row + column * pixel + c)]));
+    const size_t k = static_cast<size_t>(f * numbers + c);
+    if (input.inner) value = value * static_cast<double>(inner_scale[k]) + static_cast<double>(inner_shift[k]);
+    if (value <= 0) value *= 0.25;
+    return input.outer ? value * static_cast<double>(outer_scale[k]) + static_cast<double>(outer_shift[k]) : value;
+  }
+};
+
+bool conv_case(const Layer& layer) {
+  check::Numbers numbers(static_cast<uint64_t>(layer.channels * 131 + layer.inputs[0].height));
+  const int factor = layer.inputs[0].upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
+  const int64_t height = (factor * layer.inputs[0].height + 2 * layer.pad - layer.kernel) / layer.stride + 1;
+  const int64_t width = (factor * layer.inputs[0].width + 2 * layer.pad - layer.kernel) / layer.stride + 1;
+  const int64_t stride = 300;  // of per-channel numbers
+  std::vector<SourceData> data;
+  int64_t inputs = 0;
+  for (const Input& i : layer.inputs) {
+    SourceData d{i, i.channels + i.gap, i.width * (i.channels + i.gap), i.height * i.width * (i.channels + i.gap), {}, {}, {}, {}, {}};
+    for (int64_t k = 0; k < d.fit * layer.fits; ++k) d.x.push_back(bf16_from_float(static_cast<float>(std::round(numbers.next() * 16) / 8)));
+    d.inner_scale = affine(numbers, stride * layer.fits, 0.5);
+    d.inner_shift = affine(numbers, stride * layer.fits, 1.0 / 64);
+    d.outer_scale = affine(numbers, stride * layer.fits, 0.25);
+    d.outer_shift = affine(numbers, stride * layer.fits, 0);
+    data.push_back(d);
+    inputs += i.channels;
+  }
+  const int64_t weights = layer.kernel * layer.kernel * inputs * layer.channels;
+  const std::vector<float> weight = numbers.vector<float>(weights * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
+  const std::vector<float> bias = numbers.vector<float>(stride * layer.fits), gamma = numbers.vector<float>(stride * layer.fits),
+                           beta = numbers.vector<float>(stride * layer.fits);
+
+  // On the device.
+  std::vector<std::unique_ptr<Array<uint16_t>>> images;
+  std::vector<std::unique_ptr<Array<float>>> floats;
+  const auto on_device = [&](const std::vector<float>& values) {
+    floats.push_back(std::make_unique<Array<float>>(values));
+    return floats.back()->data();
+  };
+  std::vector<dipengine_conv_cuda_source> sources;
+  for (const SourceData& d : data) {
+    images.push_back(std::make_unique<Array<uint16_t>>(d.x));
+    dipengine_conv_cuda_source s{};
+    s.height = d.input.height;
+    s.width = d.input.width;
+    s.channels = d.input.channels;
+    s.upsample = d.input.upsample;
+    s.x = {images.back()->data(), d.row, d.pixel};
+    s.x_fit_stride = d.fit;
+    if (d.input.inner) s.inner = {on_device(d.inner_scale), on_device(d.inner_shift)};
+    if (d.input.outer) s.outer = {on_device(d.outer_scale), on_device(d.outer_shift)};
+    s.slope = 0.25f;
+    sources.push_back(s);
+  }
+  const int64_t pixel = layer.channels + (layer.channels % 8 == 0 ? 8 : 3), row = width * pixel + 8, fit = height * row;
+  Array<uint16_t> halves(fit * layer.fits);
+  Array<float> wide(fit * layer.fits), mean(stride * layer.fits), variance(stride * layer.fits), scale(stride * layer.fits),
+      shift(stride * layer.fits);
+  const std::vector<uint8_t> active = {1, 0, 1};
+  Array<uint8_t> device_active(active);
+  dipengine_conv_cuda_params p{};
+  p.struct_size = sizeof(p);
+  p.source_size = sizeof(sources[0]);
+  p.fits = layer.fits;
+  p.active = device_active.data();
+  p.numbers_fit_stride = stride;
+  p.sources = sources.data();
+  p.sources_count = static_cast<int32_t>(sources.size());
+  p.raw_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  p.kernel = layer.kernel;
+  p.stride = layer.stride;
+  p.pad = layer.pad;
+  p.padding = layer.padding;
+  p.height = static_cast<int32_t>(height);
+  p.width = static_cast<int32_t>(width);
+  p.channels = layer.channels;
+  p.weight = on_device(weight);
+  p.weight_fit_stride = weights;
+  if (layer.bias) p.bias = on_device(bias);
+  p.raw = {layer.wide ? static_cast<void*>(wide.data()) : halves.data(), row, pixel};
+  p.raw_fit_stride = fit;
+  p.mean = mean.data();
+  p.variance = variance.data();
+  p.gamma = on_device(gamma);
+  p.beta = on_device(beta);
+  p.eps = 1e-5;
+  p.scale = scale.data();
+  p.shift = shift.data();
+  if (dipengine_conv_cuda_packed_bytes(&p, &p.packed_bytes) != DIPENGINE_OK || dipengine_conv_cuda_workspace(&p, &p.workspace_bytes) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
+  Array<uint8_t> packed(static_cast<int64_t>(p.packed_bytes)), workspace(static_cast<int64_t>(p.workspace_bytes));
+  p.packed = packed.data();
+  p.workspace = workspace.data();
+  if (dipengine_conv_cuda_pack(&p) != DIPENGINE_OK || dipengine_conv_cuda_forward(&p) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
+  if (!packed.intact() || !workspace.intact() || !halves.intact() || !wide.intact() || !mean.intact() || !scale.intact()) {
+    return emulator::wrong("written outside");
+  }
+
+  // Plain loops.
+  for (int64_t f = 0; f < layer.fits; ++f) {
+    const auto stored = [&](int64_t i) {
+      return layer.wide ? static_cast<double>(wide[i]) : static_cast<double>(float_from_bf16(halves[i]));
+    };
+    if (active[static_cast<size_t>(f)] == 0) {
+      for (int64_t i = f * fit; i < (f + 1) * fit; ++i) {
+        if (!std::isnan(stored(i))) return emulator::wrong("a resting fit was written to");
+      }
+      continue;
+    }
+    std::vector<check::Sum> raw(static_cast<size_t>(height * width * layer.channels));
+    int64_t first = 0;
+    for (const SourceData& d : data) {
+      const Input& i = d.input;
+      const int64_t factor_here = i.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
+      for (int64_t t = 0; t < layer.kernel * layer.kernel; ++t) {
+        for (int64_t r = 0; r < height; ++r) {
+          for (int64_t q = 0; q < width; ++q) {
+            const int64_t y = place(r * layer.stride + t / layer.kernel - layer.pad, factor_here * i.height, layer.padding);
+            const int64_t x = place(q * layer.stride + t % layer.kernel - layer.pad, factor_here * i.width, layer.padding);
+            if (y < 0 || x < 0) continue;
+            const check::Two rows = check::upsampled_sample(y, i.height, i.upsample), columns = check::upsampled_sample(x, i.width, i.upsample);
+            for (int64_t c = 0; c < i.channels; ++c) {
+              double u = 0;
+              for (int k = 0; k < 4; ++k) {
+                const double share = rows.weight[k / 2] * columns.weight[k % 2];
+                if (share != 0) u += share * d.activation(f, rows.index[k / 2], columns.index[k % 2], c, stride);
+              }
+              const float* w = weight.data() + f * weights + (t * inputs + first + c) * layer.channels;
+              check::Sum* out = raw.data() + (r * width + q) * layer.channels;
+              for (int64_t o = 0; o < layer.channels; ++o) out[o].add(u * static_cast<double>(w[o]));
+            }
+          }
+        }
+      }
+      first += i.channels;
+    }
+    for (int64_t c = 0; c < layer.channels; ++c) {
+      double sum = 0, squares = 0;
+      for (int64_t r = 0; r < height; ++r) {
+        for (int64_t q = 0; q < width; ++q) {
+          const double got = stored(f * fit + r * row + q * pixel + c);
+          check::Sum expected = raw[static_cast<size_t>((r * width + q) * layer.channels + c)];
+          if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * stride + c)]));
+          if (!check::near(got, expected, 0.012)) {
+            return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f), static_cast<long long>(r),
+                                   static_cast<long long>(q), static_cast<long long>(c), got, expected.value);
+          }
+          sum += got;
+        }
+        for (int64_t i = layer.channels; i < pixel; ++i) {
+          if (!std::isnan(stored(f * fit + r * row + i))) return emulator::wrong("the gap between pixels was written to");
+        }
+      }
+      const double count = static_cast<double>(height * width), average = sum / count;
+      for (int64_t r = 0; r < height; ++r) {
+        for (int64_t q = 0; q < width; ++q) squares += std::pow(stored(f * fit + r * row + q * pixel + c) - average, 2);
+      }
+      const int64_t at = f * stride + c;
+      const double spread = squares / count;
+      const double fold = static_cast<double>(gamma[static_cast<size_t>(at)]) / std::sqrt(spread + 1e-5);
+      const double offset = static_cast<double>(beta[static_cast<size_t>(at)]) - average * fold;
+      if (std::fabs(static_cast<double>(mean[at]) - average) > 1e-6 * (1 + std::fabs(average)) ||
+          std::fabs(static_cast<double>(variance[at]) - spread) > 1e-5 * spread + 1e-12 ||
+          std::fabs(static_cast<double>(scale[at]) - fold) > 1e-5 * std::fabs(fold) ||
+          std::fabs(static_cast<double>(shift[at]) - offset) > 1e-5 * (std::fabs(offset) + std::fabs(average * fold)) + 1e-6) {
+        return emulator::wrong("channel %lld: mean %g, variance %g, scale %g, shift %g where %g, %g, %g, %g are expected", static_cast<long long>(c),
+                               static_cast<double>(mean[at]), static_cast<double>(variance[at]), static_cast<double>(scale[at]),
+                               static_cast<double>(shift[at]), average, spread, fold, offset);
+      }
+    }
+  }
+  return true;
+}
+
+constexpr int kNearest = DIPENGINE_UPSAMPLE_NEAREST, kBilinear = DIPENGINE_UPSAMPLE_BILINEAR, kZero = DIPENGINE_PADDING_ZERO;
+
+bool all(std::initializer_list<Layer> layers) {
+  int index = 0;
+  for (const Layer& layer : layers) {
+    if (!conv_case(layer)) return emulator::wrong("in layer %d of the scenario", index);
+    ++index;
+  }
+  return true;
+}
+
+}  // namespace
+
+SCENARIO(conv_forward_narrow) {
+  return all({{{{1, 1, 3}}, 1, 1, 1, 0}, {{{19, 11, 5}}, 3}, {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0}, {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_forward_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
+SCENARIO(conv_forward_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_forward_wide) { return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}}); }
+SCENARIO(conv_forward_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_forward_strided) {
+  return all({{{{34, 18, 32}}, 16, 3, 2, 1}, {{{9, 13, 3}}, 20, 3, 2, 1, kZero}, {{{7, 8, 20}}, 5, 4, 2, 2}, {{{5, 6, 9}}, 5, 1, 2, 0},
+              {{{15, 16, 12}}, 33, 7, 2, 3}});
+}
+SCENARIO(conv_forward_nearest) {
+  return all({{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_forward_nearest_with_skip) {
+  return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24}, {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
+              {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_forward_bilinear) {
+  return all({{{{1, 1, 4, kBilinear}}, 3}, {{{9, 5, 20, kBilinear, true, true}}, 8}, {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_forward_of_three_fits) {
+  Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 24, kNearest, true, true}}, 20};
+  layer.fits = 3;
+  layer.bias = true;
+  return conv_case(layer);
+}
