@@ -1,9 +1,10 @@
 // The convolution's forward pass on the emulated device against plain loops in float64, on ragged and tiny layers of every
 // tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+#include <cstdlib>
 #include <memory>
 
 #include "guarded.h"
-#include "ops/conv/conv_cuda.h"
+#include "ops/conv/conv_cuda_plan.h"
 #include "scenarios.h"
 
 using namespace dipengine;
@@ -260,4 +261,60 @@ SCENARIO(conv_forward_of_three_fits) {
   layer.fits = 3;
   layer.bias = true;
   return conv_case(layer);
+}
+
+TEST(plans_of_the_papers_layers_leave_room_for_two_blocks_on_every_device) {
+  // [height, width of raw, sources, channels, kernel, stride] at 256 x 256; two blocks on one multiprocessor, so that one
+  // can load while the other multiplies. sm_86, 89 and 120; sm_80; sm_90.
+  const std::vector<Layer> layers = {{{{256, 256, 32}}, 128, 3, 2, 1},
+                                     {{{128, 128, 128}}, 128},
+                                     {{{128, 128, 128}}, 128, 3, 2, 1},
+                                     {{{256, 256, 32}}, 4, 1, 1, 0},
+                                     {{{128, 128, 128}}, 4, 1, 1, 0},
+                                     {{{256, 256, 4}, {128, 128, 128, kNearest}}, 128},
+                                     {{{256, 256, 4}, {128, 128, 128, kBilinear}}, 128},
+                                     {{{256, 256, 128}}, 128, 1, 1, 0},
+                                     {{{256, 256, 128}}, 3, 1, 1, 0}};
+  for (size_t limit : {99 * 1024, 163 * 1024, 227 * 1024}) {
+    emulator::settings().shared_limit = limit;
+    for (const Layer& layer : layers) {
+      std::vector<dipengine_conv_cuda_source> sources;
+      static uint16_t memory[8];
+      for (const Input& i : layer.inputs) {
+        dipengine_conv_cuda_source s{};
+        s.height = i.height;
+        s.width = i.width;
+        s.channels = i.channels;
+        s.upsample = i.upsample;
+        s.x = {memory, int64_t{1} * i.width * i.channels, i.channels};
+        s.slope = 0.2f;
+        sources.push_back(s);
+      }
+      dipengine_conv_cuda_params p{};
+      p.struct_size = sizeof(p);
+      p.source_size = sizeof(sources[0]);
+      p.fits = 1;
+      p.sources = sources.data();
+      p.sources_count = static_cast<int32_t>(sources.size());
+      p.raw_dtype = DIPENGINE_BFLOAT16;
+      p.kernel = layer.kernel;
+      p.stride = layer.stride;
+      p.pad = layer.pad;
+      p.height = layer.inputs[0].height / layer.stride;
+      p.width = layer.inputs[0].width / layer.stride;
+      p.channels = layer.channels;
+      p.raw = {memory, int64_t{1} * p.width * p.channels, p.channels};
+      ConvPlan plan;
+      CHECK(make_conv_plan(&p, "plan", &plan) == DIPENGINE_OK);
+      // But for 128 channels at stride 2 on the smallest: a tile sees four times its pixels there, and one block fits.
+      const bool one = limit == 99 * 1024 && layer.stride == 2 && plan.tile_channels == 128;
+      CHECK(plan.shared_bytes + 1024 <= (limit + 1024) / (one ? 1 : 2));
+      if (std::getenv("EMULATOR_PLANS") != nullptr) {
+        std::printf("%zu KB: %d -> %d channels, kernel %d, stride %d, upsampling %d: tile %dx8x%d, chunks of %d, %zu bytes\n", limit / 1024,
+                    layer.inputs.back().channels, layer.channels, layer.kernel, layer.stride, layer.inputs.back().upsample, plan.tile_rows,
+                    plan.tile_channels, plan.sources[plan.sources_count - 1].chunk, plan.shared_bytes);
+      }
+    }
+  }
+  emulator::settings() = emulator::Settings{};
 }

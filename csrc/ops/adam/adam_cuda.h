@@ -5,7 +5,11 @@
 #ifndef DIPENGINE_OPS_ADAM_CUDA_H_
 #define DIPENGINE_OPS_ADAM_CUDA_H_
 
+#if __has_include("dipengine/ops/adam.h")
+#include "dipengine/ops/adam.h"
+#else
 #include "ops/adam/adam.h"
+#endif
 
 #ifdef __cplusplus
 extern "C" {

@@ -11,7 +11,11 @@
 #ifndef DIPENGINE_OPS_CONV_CUDA_H_
 #define DIPENGINE_OPS_CONV_CUDA_H_
 
+#if __has_include("dipengine/ops/conv.h")
+#include "dipengine/ops/conv.h"
+#else
 #include "ops/conv/conv.h"
+#endif
 
 #ifdef __cplusplus
 extern "C" {

@@ -5,7 +5,11 @@
 #ifndef DIPENGINE_OPS_MASKED_MSE_CUDA_H_
 #define DIPENGINE_OPS_MASKED_MSE_CUDA_H_
 
+#if __has_include("dipengine/ops/masked_mse.h")
+#include "dipengine/ops/masked_mse.h"
+#else
 #include "ops/masked_mse/masked_mse.h"
+#endif
 
 #ifdef __cplusplus
 extern "C" {

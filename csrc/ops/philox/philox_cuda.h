@@ -2,7 +2,11 @@
 #ifndef DIPENGINE_OPS_PHILOX_CUDA_H_
 #define DIPENGINE_OPS_PHILOX_CUDA_H_
 
+#if __has_include("dipengine/ops/philox.h")
+#include "dipengine/ops/philox.h"
+#else
 #include "ops/philox/philox.h"
+#endif
 
 #ifdef __cplusplus
 extern "C" {
