@@ -12,6 +12,7 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_moments_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
+  csrc/ops/conv/conv_weight_gradient_cuda.cu
   csrc/ops/conv/conv_weights_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/philox/philox_cuda.cu)

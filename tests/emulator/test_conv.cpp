@@ -1,5 +1,5 @@
-// The convolution's forward pass on the emulated device against plain loops in float64, on ragged and tiny layers of every
-// tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+// The convolutions on the emulated device, forward and weight gradient, against plain loops in float64: ragged and tiny layers
+// of every tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
 #include <cstdlib>
 #include <memory>
 
@@ -146,6 +146,41 @@ bool conv_case(const Layer& layer) {
     return emulator::wrong("written outside");
   }
 
+  // The weight gradient of another raw, in place of it.
+  std::vector<float> gradient = numbers.vector<float>(fit * layer.fits), a = numbers.vector<float>(stride * layer.fits),
+                     b = numbers.vector<float>(stride * layer.fits), c = numbers.vector<float>(stride * layer.fits, 0.2);
+  std::vector<uint16_t> gradient_halves, raw_halves;
+  for (float& g : gradient) gradient_halves.push_back(bf16_from_float(g));
+  for (float r : numbers.vector<float>(fit * layer.fits)) raw_halves.push_back(bf16_from_float(r));
+  if (!layer.wide) {
+    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = float_from_bf16(gradient_halves[i]);
+  }
+  Array<uint16_t> device_gradient(gradient_halves), device_raw(raw_halves);
+  Array<float> d_weight(weights * layer.fits);
+  dipengine_conv_cuda_params q = p;
+  q.raw = {device_raw.data(), row, pixel};
+  q.raw_dtype = DIPENGINE_BFLOAT16;
+  q.gradient = {layer.wide ? static_cast<void*>(on_device(gradient)) : device_gradient.data(), row, pixel};
+  q.gradient_fit_stride = fit;
+  q.gradient_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  if (!layer.bias) {
+    q.gradient_scale = on_device(a);
+    q.raw_scale = on_device(b);
+    q.gradient_shift = on_device(c);
+  }
+  q.d_weight = d_weight.data();
+  if (dipengine_conv_cuda_weight_gradient_workspace(&q, &q.workspace_bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  Array<uint8_t> gradient_workspace(static_cast<int64_t>(q.workspace_bytes));
+  q.workspace = gradient_workspace.data();
+  if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  if (!gradient_workspace.intact() || !d_weight.intact()) return emulator::wrong("written outside");
+  const auto d_raw = [&](int64_t f, int64_t r, int64_t q_, int64_t o) {
+    const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);
+    const double g = static_cast<double>(gradient[at]);
+    if (layer.bias) return g;
+    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * static_cast<double>(float_from_bf16(raw_halves[at])) + static_cast<double>(c[k]);
+  };
+
   // Plain loops.
   for (int64_t f = 0; f < layer.fits; ++f) {
     const auto stored = [&](int64_t i) {
@@ -155,9 +190,18 @@ bool conv_case(const Layer& layer) {
       for (int64_t i = f * fit; i < (f + 1) * fit; ++i) {
         if (!std::isnan(stored(i))) return emulator::wrong("a resting fit was written to");
       }
+      for (int64_t i = f * weights; i < (f + 1) * weights; ++i) {
+        if (!std::isnan(d_weight[i])) return emulator::wrong("the weight gradient of a resting fit was written to");
+      }
       continue;
     }
-    std::vector<check::Sum> raw(static_cast<size_t>(height * width * layer.channels));
+    std::vector<check::Sum> raw(static_cast<size_t>(height * width * layer.channels)), d_w(static_cast<size_t>(weights));
+    std::vector<double> d_of_raw(raw.size());
+    for (int64_t r = 0; r < height; ++r) {
+      for (int64_t k = 0; k < width; ++k) {
+        for (int64_t o = 0; o < layer.channels; ++o) d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = d_raw(f, r, k, o);
+      }
+    }
     int64_t first = 0;
     for (const SourceData& d : data) {
       const Input& i = d.input;
@@ -177,12 +221,26 @@ bool conv_case(const Layer& layer) {
               }
               const float* w = weight.data() + f * weights + (t * inputs + first + c) * layer.channels;
               check::Sum* out = raw.data() + (r * width + q) * layer.channels;
-              for (int64_t o = 0; o < layer.channels; ++o) out[o].add(u * static_cast<double>(w[o]));
+              check::Sum* to = d_w.data() + (t * inputs + first + c) * layer.channels;
+              const double* from = d_of_raw.data() + (r * width + q) * layer.channels;
+              for (int64_t o = 0; o < layer.channels; ++o) {
+                out[o].add(u * static_cast<double>(w[o]));
+                // Near a zero of d_raw, rounding its terms in float32 counts.
+                to[o].add(u * from[o], std::fabs(u) * (std::fabs(from[o]) + 1e-3));
+              }
             }
           }
         }
       }
       first += i.channels;
+    }
+    for (int64_t i = 0; i < weights; ++i) {
+      const double got = static_cast<double>(d_weight[f * weights + i]);
+      if (!check::near(got, d_w[static_cast<size_t>(i)], 0.012)) {
+        return emulator::wrong("d_weight[%lld][tap %lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
+                               static_cast<long long>(i / layer.channels / inputs), static_cast<long long>(i / layer.channels % inputs),
+                               static_cast<long long>(i % layer.channels), got, d_w[static_cast<size_t>(i)].value);
+      }
     }
     for (int64_t c = 0; c < layer.channels; ++c) {
       double sum = 0, squares = 0;
@@ -235,28 +293,28 @@ bool all(std::initializer_list<Layer> layers) {
 
 }  // namespace
 
-SCENARIO(conv_forward_narrow) {
+SCENARIO(conv_narrow) {
   return all({{{{1, 1, 3}}, 1, 1, 1, 0}, {{{19, 11, 5}}, 3}, {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0}, {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
 }
-SCENARIO(conv_forward_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
-SCENARIO(conv_forward_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
-SCENARIO(conv_forward_wide) { return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}}); }
-SCENARIO(conv_forward_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
-SCENARIO(conv_forward_strided) {
+SCENARIO(conv_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
+SCENARIO(conv_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_wide) { return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}}); }
+SCENARIO(conv_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_strided) {
   return all({{{{34, 18, 32}}, 16, 3, 2, 1}, {{{9, 13, 3}}, 20, 3, 2, 1, kZero}, {{{7, 8, 20}}, 5, 4, 2, 2}, {{{5, 6, 9}}, 5, 1, 2, 0},
               {{{15, 16, 12}}, 33, 7, 2, 3}});
 }
-SCENARIO(conv_forward_nearest) {
+SCENARIO(conv_nearest) {
   return all({{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
 }
-SCENARIO(conv_forward_nearest_with_skip) {
+SCENARIO(conv_nearest_with_skip) {
   return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24}, {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
               {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
 }
-SCENARIO(conv_forward_bilinear) {
+SCENARIO(conv_bilinear) {
   return all({{{{1, 1, 4, kBilinear}}, 3}, {{{9, 5, 20, kBilinear, true, true}}, 8}, {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
 }
-SCENARIO(conv_forward_of_three_fits) {
+SCENARIO(conv_of_three_fits) {
   Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 24, kNearest, true, true}}, 20};
   layer.fits = 3;
   layer.bias = true;

@@ -1,4 +1,4 @@
-/* The generator's convolutions on a CUDA device: the forward pass of ops/conv.h for bfloat16 images, on the tensor cores.
+/* The generator's convolutions on a CUDA device: those of ops/conv.h for bfloat16 images, on the tensor cores.
  *
  *   raw[r] = bias + sum over sources s, taps t of  W[t, s]^T u_s[stride * r + t - pad],   u_s = upsample(outer(leaky_relu(inner(x_s))))
  *
@@ -61,6 +61,12 @@ typedef struct dipengine_conv_cuda_params {
   const float *gamma, *beta; /* [fits, channels]; NULL is 1 and 0 */
   double eps;
   float *scale, *shift;     /* [fits, channels]: the fold of the norm behind raw, gamma / sqrt(variance + eps); both or none */
+  /* backward only: d_raw = A * gradient + B * raw + C per channel, formed while loading; raw in bfloat16 */
+  dipengine_pixels gradient;
+  int64_t gradient_fit_stride;
+  int32_t gradient_dtype;   /* bfloat16 or float32 */
+  const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
+  float* d_weight;          /* as weight, the fits weight_fit_stride apart */
 } dipengine_conv_cuda_params;
 
 /* Sizes depend on the layer, the number of fits and the device's shared memory. */
@@ -72,6 +78,10 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cud
 
 /* raw, and where asked for its moments and the fold of its norm. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* params);
+
+/* d_weight, summed over pixels in a fixed order. Its workspace is its own, not that of the forward pass. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
 
 #ifdef __cplusplus
 }

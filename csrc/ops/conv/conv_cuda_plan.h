@@ -109,6 +109,13 @@ struct PartMoments {
 // Checks params and makes their plan; defined in conv_plan_cuda.cu.
 dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 
+// The weight gradient's tiles: pixels as above, by 64 input channels (of as many taps as registers hold) and 64 outputs.
+constexpr int kGradientRows = 16;
+constexpr int kGradientChannels = 64;
+constexpr int kGradientPitch = 2 * kGradientChannels + 16;  // bytes of a pixel's d_raw in shared memory
+
+dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
+
 // Defined in conv_moments_cuda.cu.
 dipengine_status launch_conv_moments(const dipengine_conv_cuda_params& params, const ConvPlan& plan);
 

@@ -128,9 +128,24 @@ void choose_tile(ConvPlan* plan, int channels) {
   set_tile<NarrowTile>(plan, TileKind::narrow);
 }
 
-}  // namespace
+// Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes.
+size_t set_chunks(const Params& p, ConvPlan* plan, int chunk) {
+  size_t inputs = 0;
+  plan->blocks = plan->input_channels = 0;
+  for (int i = 0; i < p.sources_count; ++i) {
+    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows);
+    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns);
+    inputs = own > inputs ? own : inputs;
+    s.first_channel = plan->input_channels;
+    s.first_block = plan->blocks;
+    plan->input_channels += s.channels;
+    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1), 2);
+  }
+  return inputs;
+}
 
-dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+// All but tiles of channels and chunks.
+dipengine_status begin_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
   DIPENGINE_TRY(check(params, op));
   const Params& p = *params;
   *plan = ConvPlan{};
@@ -146,29 +161,43 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   plan->channels = p.channels;
   plan->grid_height = p.height / plan->phases;
   plan->grid_width = p.width / plan->phases;
-  choose_tile(plan, p.channels);
+  return DIPENGINE_OK;
+}
+
+void cut_grid(ConvPlan* plan) {
   plan->tiles_y = (plan->grid_height + plan->tile_rows - 1) / plan->tile_rows;
   plan->tiles_x = (plan->grid_width + kTileColumns - 1) / kTileColumns;
-  plan->channel_tiles = (p.channels + plan->tile_channels - 1) / plan->tile_channels;
+  plan->channel_tiles = (plan->channels + plan->tile_channels - 1) / plan->tile_channels;
+}
 
+}  // namespace
+
+dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+  DIPENGINE_TRY(begin_plan(params, op, plan));
+  plan->tile_rows = kGradientRows;
+  plan->tile_channels = kGradientChannels;
+  cut_grid(plan);
+  size_t limit = 0;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  for (int chunk : {64, 32, 16}) {
+    plan->shared_bytes = set_chunks(*params, plan, chunk) + static_cast<size_t>(kGradientRows * kTileColumns * kGradientPitch);
+    if (plan->shared_bytes <= limit) return DIPENGINE_OK;
+  }
+  return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
+              plan->shared_bytes, limit);
+}
+
+dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+  DIPENGINE_TRY(begin_plan(params, op, plan));
+  choose_tile(plan, params->channels);
+  cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   const size_t stages = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32;
   const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
   for (size_t budget : {half, limit}) {
     for (int chunk : {128, 64, 32, 16}) {
-      size_t inputs = 0;
-      plan->blocks = plan->input_channels = 0;
-      for (int i = 0; i < p.sources_count; ++i) {
-        SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows);
-        const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns);
-        inputs = own > inputs ? own : inputs;
-        s.first_channel = plan->input_channels;
-        s.first_block = plan->blocks;
-        plan->input_channels += s.channels;
-        plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1), 2);
-      }
-      plan->shared_bytes = stages + inputs;
+      plan->shared_bytes = stages + set_chunks(*params, plan, chunk);
       if (plan->shared_bytes <= budget) return DIPENGINE_OK;
     }
   }
