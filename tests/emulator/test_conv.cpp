@@ -1,4 +1,4 @@
-// The convolutions on the emulated device, forward and weight gradient, against plain loops in float64: ragged and tiny layers
+// The convolutions on the emulated device, forward and both gradients, against plain loops in float64: ragged and tiny layers
 // of every tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
 #include <cstdlib>
 #include <memory>
@@ -174,6 +174,35 @@ bool conv_case(const Layer& layer) {
   q.workspace = gradient_workspace.data();
   if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   if (!gradient_workspace.intact() || !d_weight.intact()) return emulator::wrong("written outside");
+  // The data gradient of every source.
+  std::vector<std::vector<uint16_t>> old;
+  std::vector<std::vector<float>> centre;
+  std::vector<std::unique_ptr<Array<uint16_t>>> d_x;
+  std::vector<std::unique_ptr<Array<float>>> of_d_x;
+  for (size_t i = 0; i < data.size(); ++i) {
+    old.emplace_back();
+    for (float value : numbers.vector<float>(data[i].fit * layer.fits)) old.back().push_back(bf16_from_float(value));
+    centre.push_back(numbers.vector<float>(stride * layer.fits));
+    d_x.push_back(std::make_unique<Array<uint16_t>>(old.back()));
+    for (int k = 0; k < 2; ++k) of_d_x.push_back(std::make_unique<Array<float>>(stride * layer.fits));
+    sources[i].d_x = {d_x.back()->data(), data[i].row, data[i].pixel};
+    sources[i].d_x_fit_stride = data[i].fit;
+    sources[i].accumulate = i == 0;
+    if (!data[i].input.outer) sources[i].centre = on_device(centre.back());
+    sources[i].sum = of_d_x[2 * i]->data();
+    sources[i].product = of_d_x[2 * i + 1]->data();
+  }
+  size_t data_packed = 0, data_workspace = 0;
+  if (dipengine_conv_cuda_data_gradient_sizes(&q, &data_packed, &data_workspace) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  Array<uint8_t> packed_again(static_cast<int64_t>(data_packed)), workspace_again(static_cast<int64_t>(data_workspace));
+  q.packed = packed_again.data();
+  q.packed_bytes = data_packed;
+  q.workspace = workspace_again.data();
+  q.workspace_bytes = data_workspace;
+  if (dipengine_conv_cuda_data_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  for (const auto& image : d_x) {
+    if (!image->intact() || !packed_again.intact() || !workspace_again.intact()) return emulator::wrong("written outside");
+  }
   const auto d_raw = [&](int64_t f, int64_t r, int64_t q_, int64_t o) {
     const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);
     const double g = static_cast<double>(gradient[at]);
@@ -203,8 +232,10 @@ bool conv_case(const Layer& layer) {
       }
     }
     int64_t first = 0;
-    for (const SourceData& d : data) {
+    for (size_t index = 0; index < data.size(); ++index) {
+      const SourceData& d = data[index];
       const Input& i = d.input;
+      std::vector<check::Sum> du(d.x.size() / static_cast<size_t>(layer.fits));
       const int64_t factor_here = i.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
       for (int64_t t = 0; t < layer.kernel * layer.kernel; ++t) {
         for (int64_t r = 0; r < height; ++r) {
@@ -227,12 +258,47 @@ bool conv_case(const Layer& layer) {
                 out[o].add(u * static_cast<double>(w[o]));
                 // Near a zero of d_raw, rounding its terms in float32 counts.
                 to[o].add(u * from[o], std::fabs(u) * (std::fabs(from[o]) + 1e-3));
+                for (int k = 0; k < 4; ++k) {
+                  const double share = rows.weight[k / 2] * columns.weight[k % 2] * static_cast<double>(w[o]);
+                  const size_t at = static_cast<size_t>(rows.index[k / 2] * d.row + columns.index[k % 2] * d.pixel + c);
+                  if (share != 0) du[at].add(from[o] * share, (std::fabs(from[o]) + 1e-3) * std::fabs(share));
+                }
               }
             }
           }
         }
       }
       first += i.channels;
+      for (int64_t c = 0; c < i.channels; ++c) {
+        double sum = 0, product = 0, size = 0;
+        for (int64_t y = 0; y < i.height; ++y) {
+          for (int64_t x = 0; x < i.width; ++x) {
+            const int64_t at = y * d.row + x * d.pixel + c;
+            const double raw_x = static_cast<double>(float_from_bf16(d.x[static_cast<size_t>(f * d.fit + at)]));
+            const size_t k = static_cast<size_t>(f * stride + c);
+            const double t = i.inner ? raw_x * static_cast<double>(d.inner_scale[k]) + static_cast<double>(d.inner_shift[k]) : raw_x;
+            const double slope = t > 0 ? 1 : 0.25;
+            check::Sum expected;
+            expected.add(du[static_cast<size_t>(at)], i.outer ? 1 : slope);
+            if (index == 0) expected.add(static_cast<double>(float_from_bf16(old[index][static_cast<size_t>(f * d.fit + at)])));
+            const double got = static_cast<double>(float_from_bf16((*d_x[index])[f * d.fit + at]));
+            if (!check::near(got, expected, 0.012)) {
+              return emulator::wrong("d_x of source %zu [%lld][%lld][%lld][%lld] is %g where %g is expected", index, static_cast<long long>(f),
+                                     static_cast<long long>(y), static_cast<long long>(x), static_cast<long long>(c), got, expected.value);
+            }
+            const double other = i.outer ? t * slope : raw_x - static_cast<double>(centre[index][k]);
+            sum += got;
+            product += got * other;
+            size += std::fabs(got) * (std::fabs(other) + 1);
+          }
+        }
+        const double got_sum = static_cast<double>((*of_d_x[2 * index])[f * stride + c]);
+        const double got_product = static_cast<double>((*of_d_x[2 * index + 1])[f * stride + c]);
+        if (!(std::fabs(got_sum - sum) <= 1e-5 * size) || !(std::fabs(got_product - product) <= 1e-5 * size)) {
+          return emulator::wrong("of d_x of source %zu, channel %lld: sum %g, product %g where %g, %g are expected", index, static_cast<long long>(c),
+                                 got_sum, got_product, sum, product);
+        }
+      }
     }
     for (int64_t i = 0; i < weights; ++i) {
       const double got = static_cast<double>(d_weight[f * weights + i]);

@@ -33,6 +33,12 @@ typedef struct dipengine_conv_cuda_source {
   int64_t x_fit_stride;
   dipengine_affine_cuda inner, outer;
   float slope; /* of the leaky ReLU behind inner; 1: none */
+  /* data gradient only; d_x NULL: not wanted. sum and product as in ops/conv.h, of the values as stored */
+  dipengine_pixels d_x; /* bfloat16 */
+  int64_t d_x_fit_stride;
+  int32_t accumulate;
+  const float* centre;  /* [fits, channels], or NULL: zero */
+  float *sum, *product; /* [fits, channels], both or none */
 } dipengine_conv_cuda_source;
 
 typedef struct dipengine_conv_cuda_params {
@@ -82,6 +88,11 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_
 /* d_weight, summed over pixels in a fixed order. Its workspace is its own, not that of the forward pass. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
+
+/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call; packed is made anew. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params, size_t* packed_bytes,
+                                                                       size_t* workspace_bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_params* params);
 
 #ifdef __cplusplus
 }

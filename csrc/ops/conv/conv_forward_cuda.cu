@@ -10,8 +10,8 @@
 // For 128 channels at stride 1, 3x3: 18.9 M multiply-adds a tile of 128 pixels against 46 KB of inputs (once), 295 KB of
 // weights (from the second-level cache) and 32 KB of outputs: bound by the tensor cores. 1x1: bound by memory.
 #include "ops/conv/conv_inputs_cuda.h"
+#include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
-#include "platform/cuda/tensor_core.h"
 
 namespace dipengine {
 namespace {
@@ -29,17 +29,6 @@ struct ForwardLaunch {
 };
 
 // ---- outputs --------------------------------------------------------------------------------------------------------
-
-DIPENGINE_DEVICE float sum_of_rows(float value) {  // over the lanes of one `member`: 8 rows of a product
-  value += cuda::shuffle_xor(value, 4);
-  value += cuda::shuffle_xor(value, 8);
-  return value + cuda::shuffle_xor(value, 16);
-}
-
-template <typename Tile>
-struct Accumulators {
-  float of[Tile::kProductsM][2 * Tile::kProductsN][4];
-};
 
 // Where a warp's outputs lie: its first row and column in the grid of its phase, how many of them are in the image.
 struct WarpPlace {
@@ -141,24 +130,6 @@ DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream
     }
   }
   cuda::copy_commit();
-}
-
-// 16 channels of the warp's pixels times as many rows of weights.
-template <typename Tile>
-DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Tile::kProductsM], int offset, const unsigned char* weights,
-                               Accumulators<Tile>& sums) {
-  uint32_t a[Tile::kProductsM][4];
-  DIPENGINE_UNROLL
-  for (int m = 0; m < Tile::kProductsM; ++m) cuda::load_matrices(a[m], inputs + rows[m] + offset);
-  DIPENGINE_UNROLL
-  for (int n = 0; n < Tile::kProductsN; ++n) {
-    const cuda::Bytes16 b = cuda::load16(weights + 512 * n);
-    DIPENGINE_UNROLL
-    for (int m = 0; m < Tile::kProductsM; ++m) {
-      cuda::mma_bf16(sums.of[m][2 * n], a[m], b.word[0], b.word[1]);
-      cuda::mma_bf16(sums.of[m][2 * n + 1], a[m], b.word[2], b.word[3]);
-    }
-  }
 }
 
 template <typename Tile>

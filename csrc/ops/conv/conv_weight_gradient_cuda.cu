@@ -12,6 +12,7 @@
 //
 // With 9 taps: 4.7 M multiply-adds a tile against 23 + 16 KB from the second-level cache; bound by the tensor cores.
 #include "ops/conv/conv_inputs_cuda.h"
+#include "ops/conv/conv_gradient_cuda.h"
 #include "platform/cuda/launch.h"
 #include "platform/cuda/tensor_core.h"
 
@@ -27,12 +28,7 @@ struct GradientLaunch {
   int32_t source, splits, tap_groups;
   const uint8_t* active;
   int64_t numbers_fit_stride;
-  const void* gradient;
-  int64_t gradient_fit_stride, gradient_row_stride, gradient_pixel_stride;
-  int32_t gradient_float;
-  const uint16_t* raw;
-  int64_t raw_fit_stride, raw_row_stride, raw_pixel_stride;
-  const float *a, *b, *c;
+  GradientSource d_raw;
   float* parts;  // [fits, splits, rows, channels] of the source
   int64_t fit_parts;
 };
@@ -47,30 +43,12 @@ DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int ti
                                     unsigned char* to) {
   const ConvPlan& p = l.plan;
   const int group = cuda::thread_index() % (kGradientChannels / 8), channel = first_channel + 8 * group;
-  float a[8], b[8], c[8];
-  DIPENGINE_UNROLL
-  for (int e = 0; e < 8; ++e) {
-    const bool there = channel + e < p.channels;
-    const int64_t at = fit * l.numbers_fit_stride + channel + e;
-    a[e] = !there ? 0.0f : l.a == nullptr ? 1.0f : l.a[at];
-    b[e] = !there || l.a == nullptr ? 0.0f : l.b[at];
-    c[e] = !there || l.a == nullptr ? 0.0f : l.c[at];
-  }
+  const GradientFold8 fold = load_gradient_fold(l.d_raw, fit, channel, p.channels);
   for (int pixel = cuda::thread_index() / (kGradientChannels / 8); pixel < kPixels; pixel += kThreads / (kGradientChannels / 8)) {
     const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
     cuda::Bytes16 out{};
     if (row < p.grid_height && column < p.grid_width) {
-      const int64_t y = row * p.phases + phase / p.phases, x = column * p.phases + phase % p.phases;
-      const int64_t from = fit * l.gradient_fit_stride + y * l.gradient_row_stride + x * l.gradient_pixel_stride;
-      const int64_t raw = fit * l.raw_fit_stride + y * l.raw_row_stride + x * l.raw_pixel_stride;
-      DIPENGINE_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        if (channel + e >= p.channels) continue;
-        const int64_t at = from + channel + e;
-        float value = l.gradient_float != 0 ? static_cast<const float*>(l.gradient)[at] : float_from_bf16(static_cast<const uint16_t*>(l.gradient)[at]);
-        if (l.a != nullptr) value = fma(a[e], value, fma(b[e], float_from_bf16(l.raw[raw + channel + e]), c[e]));
-        out.word[e / 2] |= static_cast<uint32_t>(bf16_from_float(value)) << (16 * (e % 2));
-      }
+      out = d_raw_of(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases, channel, p.channels);
     }
     cuda::store16(to + pixel * kGradientPitch + 16 * group, out);
   }
@@ -232,18 +210,7 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   l.tap_groups = c.tap_groups;
   l.active = q.active;
   l.numbers_fit_stride = q.fits == 1 ? 0 : q.numbers_fit_stride;
-  l.gradient = q.gradient.data;
-  l.gradient_fit_stride = q.fits == 1 ? 0 : q.gradient_fit_stride;
-  l.gradient_row_stride = q.gradient.row_stride;
-  l.gradient_pixel_stride = q.gradient.pixel_stride;
-  l.gradient_float = q.gradient_dtype == DIPENGINE_FLOAT32;
-  l.raw = static_cast<const uint16_t*>(q.raw.data);
-  l.raw_fit_stride = q.fits == 1 ? 0 : q.raw_fit_stride;
-  l.raw_row_stride = q.raw.row_stride;
-  l.raw_pixel_stride = q.raw.pixel_stride;
-  l.a = q.gradient_scale;
-  l.b = q.raw_scale;
-  l.c = q.gradient_shift;
+  l.d_raw = gradient_source(q);
   l.parts = static_cast<float*>(q.workspace);
   l.fit_parts = workspace_elements(plan);
   const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, plan.shared_bytes};
@@ -276,12 +243,8 @@ dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_p
   ConvPlan plan;
   DIPENGINE_TRY(make_weight_gradient_plan(params, op, &plan));
   const dipengine_conv_cuda_params& p = *params;
-  DIPENGINE_REQUIRE(p.gradient_dtype == DIPENGINE_BFLOAT16 || p.gradient_dtype == DIPENGINE_FLOAT32,
-                    "%s takes gradients in bfloat16 or float32, not dtype %d.", op, p.gradient_dtype);
-  DIPENGINE_REQUIRE(p.gradient.data != nullptr && p.d_weight != nullptr, "%s needs gradient and d_weight; one of them is NULL.", op);
-  DIPENGINE_REQUIRE((p.gradient_scale == nullptr) == (p.raw_scale == nullptr) && (p.gradient_scale == nullptr) == (p.gradient_shift == nullptr),
-                    "%s needs all of A, B and C, or none.", op);
-  DIPENGINE_REQUIRE(p.gradient_scale == nullptr || p.raw_dtype == DIPENGINE_BFLOAT16, "%s reads raw in bfloat16 alone.", op);
+  DIPENGINE_TRY(check_gradient(p, op));
+  DIPENGINE_REQUIRE(p.d_weight != nullptr, "%s needs d_weight.", op);
   const size_t needed = static_cast<size_t>(p.fits * workspace_elements(plan)) * sizeof(float);
   DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= needed,
                     "%s needs %zu bytes of workspace, 16-byte aligned.", op, needed);
