@@ -51,7 +51,8 @@ class Affine(Structure):
 
 class ConvSource(Structure):  # dipengine_conv_cuda_source
     _fields_ = [("height", c_int32), ("width", c_int32), ("channels", c_int32), ("upsample", c_int32), ("x", Pixels),
-                ("x_fit_stride", c_int64), ("inner", Affine), ("outer", Affine), ("slope", c_float)]
+                ("x_fit_stride", c_int64), ("inner", Affine), ("outer", Affine), ("slope", c_float), ("d_x", Pixels),
+                ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("centre", c_void_p), ("sum", c_void_p), ("product", c_void_p)]
 
 
 class ConvParams(Structure):  # dipengine_conv_cuda_params
@@ -61,7 +62,9 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("stride", c_int32), ("pad", c_int32), ("padding", c_int32), ("height", c_int32), ("width", c_int32),
                 ("channels", c_int32), ("weight", c_void_p), ("weight_fit_stride", c_int64), ("packed", c_void_p),
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
-                ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p)]
+                ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
+                ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),
+                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p)]
 
 
 class DeviceArray:
@@ -109,49 +112,88 @@ class Device:
         fault = self.core.emulator_fault().decode()
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
-    def conv_forward(self, problem) -> dict[str, Tensor]:
-        """raw, and where the layer asks for them mean and variance, of a conv_problems.Problem in bfloat16."""
-        layer, kept = problem.layer, []
+    def conv(self, problem) -> dict[str, Tensor]:
+        """Every output of a conv_problems.Problem in bfloat16, d_bias excepted, by the names that conv_problems gives them."""
+        return _Conv(self, problem).run()
 
-        def put(tensor: Tensor) -> int:
-            kept.append(self.put(tensor))
-            return kept[-1].address
 
-        def affine(given) -> Affine:
-            return Affine() if given is None else Affine(put(given[0].float()), put(given[1].float()))
+class _Conv:
+    def __init__(self, device: Device, problem) -> None:
+        self.device, self.problem, self.layer = device, problem, problem.layer
+        self.kept: list[DeviceArray] = []
+        self.results: dict[str, tuple[DeviceArray, Tensor]] = {}
 
-        sources = (ConvSource * len(layer.inputs))()
-        for i, given in enumerate(layer.inputs):
-            gap = 3 if layer.windows else 0
-            x = torch.nn.functional.pad(problem.x[i], (0, gap))
-            pixel = given.channels + gap
-            sources[i] = ConvSource(given.height, given.width, given.channels, UPSAMPLE[given.upsample],
-                                    Pixels(put(x), given.width * pixel, pixel), 0, affine(problem.inner[i]), affine(problem.outer[i]), given.slope)
+    def put(self, tensor: Tensor) -> int:
+        self.kept.append(self.device.put(tensor))
+        return self.kept[-1].address
+
+    def result(self, name: str, like: Tensor) -> int:
+        address = self.put(like)
+        self.results[name] = (self.kept[-1], like)
+        return address
+
+    def numbers(self, name: str, channels: int) -> int:
+        return self.result(name, torch.full((channels,), float("nan")))
+
+    def affine(self, given) -> Affine:
+        return Affine() if given is None else Affine(self.put(given[0].float()), self.put(given[1].float()))
+
+    def source(self, i: int) -> ConvSource:
+        given, gap = self.layer.inputs[i], 3 if self.layer.windows else 0
+        pixel = given.channels + gap
+        x = self.put(torch.nn.functional.pad(self.problem.x[i], (0, gap)))
+        source = ConvSource(given.height, given.width, given.channels, UPSAMPLE[given.upsample], Pixels(x, given.width * pixel, pixel), 0,
+                            self.affine(self.problem.inner[i]), self.affine(self.problem.outer[i]), given.slope)
+        if given.data:
+            d_x = self.result(f"d_x{i}", self.problem.old[i].clone())
+            source.d_x, source.accumulate = Pixels(d_x, given.width * given.channels, given.channels), int(given.accumulate)
+            if self.problem.centre[i] is not None and self.problem.outer[i] is None:
+                source.centre = self.put(self.problem.centre[i].float())
+            if given.sums:
+                source.sum, source.product = (self.numbers(f"{name}{i}", given.channels) for name in ("sum", "product"))
+        return source
+
+    def image(self, tensor: Tensor) -> Pixels:
+        return Pixels(self.put(tensor), tensor.shape[1] * tensor.shape[2], tensor.shape[2])
+
+    def run(self) -> dict[str, Tensor]:
+        layer, problem = self.layer, self.problem
+        sources = (ConvSource * len(layer.inputs))(*(self.source(i) for i in range(len(layer.inputs))))
         height, width = layer.size()
         raw = torch.full((height, width, layer.channels), float("nan"), dtype=problem.raw_dtype)
-        device_raw = self.put(raw)
-        mean, variance = (self.put(torch.full((layer.channels,), float("nan"))) for _ in range(2))
+        wide = FLOAT32 if raw.dtype == torch.float32 else BFLOAT16
         p = ConvParams(
             struct_size=sizeof(ConvParams), source_size=sizeof(ConvSource), fits=1, sources=sources, sources_count=len(sources),
-            raw_dtype=BFLOAT16 if raw.dtype == torch.bfloat16 else FLOAT32, kernel=layer.kernel, stride=layer.stride, pad=layer.pad,
-            padding=int(layer.padding == "zero"), height=height, width=width, channels=layer.channels, weight=put(problem.weight.float()),
-            raw=Pixels(device_raw.address, width * layer.channels, layer.channels), eps=1e-5,
+            raw_dtype=wide, kernel=layer.kernel, stride=layer.stride, pad=layer.pad, padding=int(layer.padding == "zero"), height=height,
+            width=width, channels=layer.channels, weight=self.put(problem.weight.float()),
+            raw=Pixels(self.result("raw", raw), width * layer.channels, layer.channels), eps=1e-5,
         )
         if layer.bias:
-            p.bias = put(problem.bias.float())
+            p.bias = self.put(problem.bias.float())
         if layer.moments:
-            p.mean, p.variance = mean.address, variance.address
-        bytes_ = c_size_t()
-        self.call("dipengine_conv_cuda_packed_bytes", byref(p), byref(bytes_))
-        packed = self.empty(bytes_.value)
-        p.packed, p.packed_bytes = packed.address, bytes_.value
-        self.call("dipengine_conv_cuda_workspace", byref(p), byref(bytes_))
-        workspace = self.empty(bytes_.value)
-        p.workspace, p.workspace_bytes = workspace.address, bytes_.value
-        self.call("dipengine_conv_cuda_pack", byref(p))
-        self.call("dipengine_conv_cuda_forward", byref(p))
-        out = {"raw": self.get(device_raw, raw)}
-        if layer.moments:
-            out["mean"], out["variance"] = (self.get(array, torch.empty(layer.channels)) for array in (mean, variance))
-        assert packed.intact and workspace.intact and all(array.intact for array in kept)
-        return out
+            p.mean, p.variance = self.numbers("mean", layer.channels), self.numbers("variance", layer.channels)
+        bytes_, more = c_size_t(), c_size_t()
+        self.device.call("dipengine_conv_cuda_packed_bytes", byref(p), byref(bytes_))
+        self.device.call("dipengine_conv_cuda_workspace", byref(p), byref(more))
+        self.space(p, bytes_.value, more.value)
+        self.device.call("dipengine_conv_cuda_pack", byref(p))
+        self.device.call("dipengine_conv_cuda_forward", byref(p))
+
+        p.raw, p.raw_dtype = self.image(problem.raw), BFLOAT16
+        p.gradient, p.gradient_dtype = self.image(problem.gradient), wide
+        if layer.coefficients:
+            p.gradient_scale, p.raw_scale, p.gradient_shift = (self.put(c.float()) for c in problem.coefficients)
+        p.d_weight = self.result("d_weight", torch.full_like(problem.weight, float("nan")))
+        self.device.call("dipengine_conv_cuda_weight_gradient_workspace", byref(p), byref(more))
+        self.space(p, 0, more.value)
+        self.device.call("dipengine_conv_cuda_weight_gradient", byref(p))
+        self.device.call("dipengine_conv_cuda_data_gradient_sizes", byref(p), byref(bytes_), byref(more))
+        self.space(p, bytes_.value, more.value)
+        self.device.call("dipengine_conv_cuda_data_gradient", byref(p))
+        assert all(array.intact for array in self.kept)
+        return {name: self.device.get(array, like) for name, (array, like) in self.results.items()}
+
+    def space(self, p: ConvParams, packed: int, workspace: int) -> None:
+        self.kept += [self.device.empty(packed), self.device.empty(workspace)]
+        p.packed, p.packed_bytes = self.kept[-2].address, packed
+        p.workspace, p.workspace_bytes = self.kept[-1].address, workspace

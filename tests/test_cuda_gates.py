@@ -27,8 +27,18 @@ REGISTERS = {
     "conv_moments_kernel": 96,
     "conv_forward_kernel<4,1,2,1>": 144,
     "conv_forward_kernel<4,1,2,2>": 168,
-    "conv_forward_kernel<2,2,4,2>": 200,
+    "conv_forward_kernel<2,2,4,2>": 208,
     "conv_forward_kernel<2,2,4,4>": 255,
+    "conv_data_pack_kernel": 96,
+    "conv_data_gradient_kernel<4,1,2,1>": 144,
+    "conv_data_gradient_kernel<4,1,2,2>": 168,
+    "conv_data_gradient_kernel<2,2,4,2>": 208,
+    "conv_data_gradient_kernel<2,2,4,4>": 255,
+    "conv_data_sums_kernel": 96,
+    "conv_weight_gradient_kernel<1>": 168,
+    "conv_weight_gradient_kernel<4>": 224,
+    "conv_weight_gradient_kernel<9>": 255,
+    "conv_weight_sum_kernel": 64,
 }
 
 pytestmark = [
@@ -86,21 +96,25 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
     disassembler = shutil.which("cuobjdump")
     if disassembler is None:
         print("no cuobjdump: PTX was looked at in place of machine code")
-        run(NVCC, *FLAGS, "-arch=compute_80", "-ptx", ROOT / "csrc/ops/conv/conv_forward_cuda.cu", "-o", tmp_path / "conv.ptx")
-        code = {"compute_80": (tmp_path / "conv.ptx").read_text()}
-        words = ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "ldmatrix.sync", "cp.async.cg", "ld.global.nc.v4")
-        parts = {architecture: text.split(".entry")[1:] for architecture, text in code.items()}
+        words = {"product": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "matrices": "ldmatrix.sync.aligned.m8n8.x4",
+                 "copy": "cp.async.cg", "load": "ld.global.nc.v4"}
     else:
-        words = ("HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128", "LDG.E.128")
-        parts = {}
-        for architecture in ARCHITECTURES:
-            text = run(disassembler, "-sass", "-arch", f"sm_{architecture}", compiled["objects", 0] / "conv_forward_cuda.o")
-            parts[f"sm_{architecture}"] = text.split("Function :")[1:]
-    for architecture, kernels in parts.items():
-        assert len(kernels) == sum(name.startswith("conv_forward") for name in REGISTERS)
-        for kernel in kernels:
-            for word in words:
-                assert word in kernel, (architecture, kernel[:120], word)
+        words = {"product": "HMMA.16816.F32.BF16", "matrices": "LDSM.16.M", "copy": "LDGSTS.E.BYPASS.128", "load": "LDG.E.128"}
+    for name, needs in (("conv_forward", words), ("conv_data_gradient", words), ("conv_weight_gradient", words.keys() - {"copy"})):
+        if disassembler is None:
+            run(NVCC, *FLAGS, "-arch=compute_80", "-ptx", ROOT / f"csrc/ops/conv/{name}_cuda.cu", "-o", tmp_path / "code.ptx")
+            codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}
+        else:
+            codes = {
+                f"sm_{n}": run(disassembler, "-sass", "-arch", f"sm_{n}", compiled["objects", 0] / f"{name}_cuda.o").split("Function :")[1:]
+                for n in ARCHITECTURES
+            }
+        for architecture, kernels in codes.items():
+            kernels = [kernel for kernel in kernels if f"{name}_kernel" in kernel[:200]]
+            assert len(kernels) == sum(short.startswith(f"{name}_kernel") for short in REGISTERS), architecture
+            for kernel in kernels:
+                for need in needs:
+                    assert words[need] in kernel, (architecture, kernel[:120], need)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 // The convolutions on the emulated device, forward and both gradients, against plain loops in float64: ragged and tiny layers
 // of every tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "guarded.h"
@@ -202,6 +204,68 @@ bool conv_case(const Layer& layer) {
   if (dipengine_conv_cuda_data_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   for (const auto& image : d_x) {
     if (!image->intact() || !packed_again.intact() || !workspace_again.intact()) return emulator::wrong("written outside");
+  }
+  // A fit alone: the same bits as among others.
+  for (int64_t f = 0; f < layer.fits && layer.fits > 1; ++f) {
+    if (active[static_cast<size_t>(f)] == 0) continue;
+    std::vector<dipengine_conv_cuda_source> own = sources;
+    std::vector<std::unique_ptr<Array<uint16_t>>> own_d_x;
+    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(weights);
+    Array<uint16_t> own_halves(fit);
+    Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
+        own_workspace(static_cast<int64_t>(std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
+    const auto moved = [&](const float*& pointer) { pointer = pointer == nullptr ? nullptr : pointer + f * stride; };
+    for (size_t i = 0; i < own.size(); ++i) {
+      own[i].x.data = images[i]->data() + f * data[i].fit;
+      for (const float** pointer : {&own[i].inner.scale, &own[i].inner.shift, &own[i].outer.scale, &own[i].outer.shift, &own[i].centre}) moved(*pointer);
+      own_d_x.push_back(std::make_unique<Array<uint16_t>>(
+          std::vector<uint16_t>(old[i].begin() + f * data[i].fit, old[i].begin() + (f + 1) * data[i].fit)));
+      own[i].d_x.data = own_d_x.back()->data();
+      own[i].sum = own_numbers.data() + (4 + 2 * static_cast<int64_t>(i)) * stride;
+      own[i].product = own[i].sum + stride;
+    }
+    dipengine_conv_cuda_params one = q;
+    one.fits = 1;
+    one.active = nullptr;
+    one.sources = own.data();
+    one.weight += f * weights;
+    for (const float** pointer : {&one.bias, &one.gamma, &one.beta, &one.gradient_scale, &one.raw_scale, &one.gradient_shift}) moved(*pointer);
+    one.packed = own_packed.data();
+    one.packed_bytes = static_cast<size_t>(own_packed.size());
+    one.workspace = own_workspace.data();
+    one.workspace_bytes = static_cast<size_t>(own_workspace.size());
+    one.mean = own_numbers.data();
+    one.variance = one.mean + stride;
+    one.scale = one.variance + stride;
+    one.shift = one.scale + stride;
+    one.d_weight = own_d_weight.data();
+    one.raw = {layer.wide ? static_cast<void*>(own_wide.data()) : own_halves.data(), row, pixel};
+    one.raw_dtype = p.raw_dtype;
+    if (dipengine_conv_cuda_pack(&one) != DIPENGINE_OK || dipengine_conv_cuda_forward(&one) != DIPENGINE_OK) {
+      return emulator::wrong("alone: %s", dipengine_last_error());
+    }
+    one.raw = {device_raw.data() + f * fit, row, pixel};
+    one.raw_dtype = DIPENGINE_BFLOAT16;
+    one.gradient.data = static_cast<char*>(q.gradient.data) + f * fit * (layer.wide ? 4 : 2);
+    if (dipengine_conv_cuda_weight_gradient(&one) != DIPENGINE_OK || dipengine_conv_cuda_data_gradient(&one) != DIPENGINE_OK) {
+      return emulator::wrong("alone: %s", dipengine_last_error());
+    }
+    const auto same = [&](const char* what, const auto* alone, const auto* among, int64_t count) {
+      return std::memcmp(alone, among + f * count, static_cast<size_t>(count) * sizeof(*alone)) == 0 ||
+             emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
+    };
+    if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
+        !same("d_weight", own_d_weight.data(), d_weight.data(), weights) || !same("mean", one.mean, mean.data(), stride) ||
+        !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
+        !same("shift", one.shift, shift.data(), stride)) {
+      return false;
+    }
+    for (size_t i = 0; i < own.size(); ++i) {
+      if (!same("d_x", own_d_x[i]->data(), d_x[i]->data(), data[i].fit) || !same("sum", own[i].sum, of_d_x[2 * i]->data(), stride) ||
+          !same("product", own[i].product, of_d_x[2 * i + 1]->data(), stride)) {
+        return false;
+      }
+    }
   }
   const auto d_raw = [&](int64_t f, int64_t r, int64_t q_, int64_t o) {
     const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);

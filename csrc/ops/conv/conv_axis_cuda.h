@@ -3,23 +3,22 @@
 //
 //   d_x[i] = sum over entries e that apply to i:  sum_t coefficient[e][t] W_t^T  d_raw[position(e, i)]
 //
-// An entry without gate applies everywhere, at position step * r + offset with i = phases * r + phase (samples of one parity
-// under stride 2 see the same taps; d_raw outside of the image is zero). A gated one applies to one i alone, at a fixed
-// position: what reflection, or the clamped end of the upsampling, adds to what the middle of the axis would have. Entries
-// are found by comparing with the forward index maps (conv_math.h), so borders are exact at any size.
+// at position step * r + offset with i = phases * r + phase (samples of one parity under stride 2 see the same taps; d_raw
+// outside of the image is zero). An entry without gate applies everywhere, a gated one to one r alone: what reflection, or
+// the clamped end of the upsampling, adds there to what the middle of the axis would have. Entries are found by comparing with the forward index maps (conv_math.h), so borders are exact at any size.
 #pragma once
 
 #include "ops/conv/conv_math.h"
 
 namespace dipengine {
 
-constexpr int kMostEntries = 32;
+constexpr int kMostEntries = 64;
 constexpr int kMostVectors = 16;
 
 struct AxisEntry {
-  int32_t gate;    // r of the only sample that it applies to, or -1
-  int32_t offset;  // from step * r, or a position
-  int32_t vector;  // its coefficients
+  int32_t gate;  // r of the only sample that it applies to, or -1
+  int16_t offset;
+  int16_t vector;  // its coefficients
 };
 
 struct AxisEntries {
@@ -74,10 +73,9 @@ static inline bool make_axis(const AxisGeometry& g, int phase, AxisEntries* entr
       for (int t = 0; t < g.kernel; ++t) vectors->of[v][t] = coefficients[t];
       ++entries->vectors;
     }
-    const int64_t from = gate < 0 ? offset : offset - factor * gate;
-    if (entries->count == 0 || from < entries->low) entries->low = static_cast<int32_t>(from);
-    if (entries->count == 0 || from > entries->high) entries->high = static_cast<int32_t>(from);
-    entries->entry[entries->count++] = {static_cast<int32_t>(gate), static_cast<int32_t>(offset), v};
+    if (entries->count == 0 || offset < entries->low) entries->low = static_cast<int32_t>(offset);
+    if (entries->count == 0 || offset > entries->high) entries->high = static_cast<int32_t>(offset);
+    entries->entry[entries->count++] = {static_cast<int32_t>(gate), static_cast<int16_t>(offset), static_cast<int16_t>(v)};
     return true;
   };
   const auto middle = [&](int64_t offset, float* coefficients) {
@@ -98,7 +96,7 @@ static inline bool make_axis(const AxisGeometry& g, int phase, AxisEntries* entr
       if (p < 0 || p >= g.outputs(g.n)) continue;
       middle(offset, coefficients);
       for (int t = 0; t < g.kernel; ++t) actual[t] = share_of(g, g.n, i, p, t) - coefficients[t];
-      if (!add(r, p, actual)) return false;
+      if (!add(r, offset, actual)) return false;
     }
   }
   return true;

@@ -90,6 +90,9 @@ struct Applying {
   uint8_t index[kMostEntries];
 };
 
+constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
+static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
+
 DIPENGINE_DEVICE void choose_entries(const AxisEntries& axis, int first, int samples, Applying* to) {
   to->count = 0;
   for (int e = 0; e < axis.count; ++e) {
@@ -206,7 +209,7 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(D
 
   unsigned char* const stages = cuda::shared_memory();
   Applying* const applying = reinterpret_cast<Applying*>(stages + kStages * 2 * Tile::kBlockBytes);
-  unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes + 128;
+  unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes + kApplyingBytes;
   Work w = {&p.y[phase / p.phases], &p.x[phase % p.phases], applying, applying + 1, 0, 0};
   if (cuda::thread_index() == 0) {
     choose_entries(*w.y, tile_row, Tile::kRows, applying);
@@ -242,13 +245,13 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(D
       for (int half = 0; half < 2 && block + half < blocks; ++half) {
         const int entry = (block + half) / products, product = (block + half) % products;
         const AxisEntry ey = w.y->entry[w.ys->index[entry / w.xs->count]], ex = w.x->entry[w.xs->index[entry % w.xs->count]];
-        const int x = tile_column + lane % 8, from_x = ex.gate < 0 ? step * x + ex.offset - t.left : ex.offset - t.left;
+        const int x = tile_column + lane % 8, from_x = step * x + ex.offset - t.left;
         const int column = step == 2 ? from_x % 2 * t.half + from_x / 2 : from_x;
         int rows[Tile::kProductsM];
         DIPENGINE_UNROLL
         for (int m = 0; m < Tile::kProductsM; ++m) {
           const int y = tile_row + (warp_m * Tile::kProductsM + m) * 2 + lane / 8 % 2;
-          const int from_y = ey.gate < 0 ? step * y + ey.offset - t.top : ey.offset - t.top;
+          const int from_y = step * y + ey.offset - t.top;
           const bool applies = (ey.gate < 0 || ey.gate == y) && (ex.gate < 0 || ex.gate == x);
           rows[m] = (applies ? from_y * t.columns + column : t.rows * t.columns) * p.pitch + lane / 16 * 16;
         }
@@ -361,7 +364,7 @@ dipengine_status make_data_plan(const Params& p, int source, const char* op, Dat
       plan->chunk = chunk;
       plan->chunks = (p.channels + chunk - 1) / chunk;
       plan->pitch = 2 * chunk + 16;
-      plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + 128 +
+      plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + kApplyingBytes +
                            static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
       if (plan->shared_bytes > budget) continue;
       for (int phase = 0; phase < p.stride * p.stride; ++phase) {
