@@ -60,7 +60,7 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("workspace_bytes", c_size_t), ("fits", c_int64), ("active", c_void_p), ("numbers_fit_stride", c_int64),
                 ("sources", POINTER(ConvSource)), ("sources_count", c_int32), ("raw_dtype", c_int32), ("kernel", c_int32),
                 ("stride", c_int32), ("pad", c_int32), ("padding", c_int32), ("height", c_int32), ("width", c_int32),
-                ("channels", c_int32), ("weight", c_void_p), ("weight_fit_stride", c_int64), ("packed", c_void_p),
+                ("channels", c_int32), ("weight", c_void_p), ("parameters_fit_stride", c_int64), ("packed", c_void_p),
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
                 ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),

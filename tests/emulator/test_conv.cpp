@@ -75,9 +75,10 @@ bool conv_case(const Layer& layer) {
     inputs += i.channels;
   }
   const int64_t weights = layer.kernel * layer.kernel * inputs * layer.channels;
-  const std::vector<float> weight = numbers.vector<float>(weights * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
-  const std::vector<float> bias = numbers.vector<float>(stride * layer.fits), gamma = numbers.vector<float>(stride * layer.fits),
-                           beta = numbers.vector<float>(stride * layer.fits);
+  const std::vector<float> weight = numbers.vector<float>(std::max(weights, stride) * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
+  const int64_t parameters = std::max(weights, stride);  // from one fit's to the next's
+  const std::vector<float> bias = numbers.vector<float>(parameters * layer.fits), gamma = numbers.vector<float>(parameters * layer.fits),
+                           beta = numbers.vector<float>(parameters * layer.fits);
 
   // On the device.
   std::vector<std::unique_ptr<Array<uint16_t>>> images;
@@ -124,7 +125,7 @@ bool conv_case(const Layer& layer) {
   p.width = static_cast<int32_t>(width);
   p.channels = layer.channels;
   p.weight = on_device(weight);
-  p.weight_fit_stride = weights;
+  p.parameters_fit_stride = parameters;
   if (layer.bias) p.bias = on_device(bias);
   p.raw = {layer.wide ? static_cast<void*>(wide.data()) : halves.data(), row, pixel};
   p.raw_fit_stride = fit;
@@ -158,7 +159,7 @@ bool conv_case(const Layer& layer) {
     for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = float_from_bf16(gradient_halves[i]);
   }
   Array<uint16_t> device_gradient(gradient_halves), device_raw(raw_halves);
-  Array<float> d_weight(weights * layer.fits);
+  Array<float> d_weight(parameters * layer.fits);
   dipengine_conv_cuda_params q = p;
   q.raw = {device_raw.data(), row, pixel};
   q.raw_dtype = DIPENGINE_BFLOAT16;
@@ -210,7 +211,7 @@ bool conv_case(const Layer& layer) {
     if (active[static_cast<size_t>(f)] == 0) continue;
     std::vector<dipengine_conv_cuda_source> own = sources;
     std::vector<std::unique_ptr<Array<uint16_t>>> own_d_x;
-    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(weights);
+    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters);
     Array<uint16_t> own_halves(fit);
     Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
         own_workspace(static_cast<int64_t>(std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
@@ -228,8 +229,9 @@ bool conv_case(const Layer& layer) {
     one.fits = 1;
     one.active = nullptr;
     one.sources = own.data();
-    one.weight += f * weights;
-    for (const float** pointer : {&one.bias, &one.gamma, &one.beta, &one.gradient_scale, &one.raw_scale, &one.gradient_shift}) moved(*pointer);
+    one.weight += f * parameters;
+    for (const float** pointer : {&one.bias, &one.gamma, &one.beta}) *pointer = *pointer == nullptr ? nullptr : *pointer + f * parameters;
+    for (const float** pointer : {&one.gradient_scale, &one.raw_scale, &one.gradient_shift}) moved(*pointer);
     one.packed = own_packed.data();
     one.packed_bytes = static_cast<size_t>(own_packed.size());
     one.workspace = own_workspace.data();
@@ -255,7 +257,7 @@ bool conv_case(const Layer& layer) {
              emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
     };
     if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
-        !same("d_weight", own_d_weight.data(), d_weight.data(), weights) || !same("mean", one.mean, mean.data(), stride) ||
+        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
         !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
         !same("shift", one.shift, shift.data(), stride)) {
       return false;
@@ -283,7 +285,7 @@ bool conv_case(const Layer& layer) {
       for (int64_t i = f * fit; i < (f + 1) * fit; ++i) {
         if (!std::isnan(stored(i))) return emulator::wrong("a resting fit was written to");
       }
-      for (int64_t i = f * weights; i < (f + 1) * weights; ++i) {
+      for (int64_t i = f * parameters; i < (f + 1) * parameters; ++i) {
         if (!std::isnan(d_weight[i])) return emulator::wrong("the weight gradient of a resting fit was written to");
       }
       continue;
@@ -314,7 +316,7 @@ bool conv_case(const Layer& layer) {
                 const double share = rows.weight[k / 2] * columns.weight[k % 2];
                 if (share != 0) u += share * d.activation(f, rows.index[k / 2], columns.index[k % 2], c, stride);
               }
-              const float* w = weight.data() + f * weights + (t * inputs + first + c) * layer.channels;
+              const float* w = weight.data() + f * parameters + (t * inputs + first + c) * layer.channels;
               check::Sum* out = raw.data() + (r * width + q) * layer.channels;
               check::Sum* to = d_w.data() + (t * inputs + first + c) * layer.channels;
               const double* from = d_of_raw.data() + (r * width + q) * layer.channels;
@@ -365,7 +367,7 @@ bool conv_case(const Layer& layer) {
       }
     }
     for (int64_t i = 0; i < weights; ++i) {
-      const double got = static_cast<double>(d_weight[f * weights + i]);
+      const double got = static_cast<double>(d_weight[f * parameters + i]);
       if (!check::near(got, d_w[static_cast<size_t>(i)], 0.012)) {
         return emulator::wrong("d_weight[%lld][tap %lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
                                static_cast<long long>(i / layer.channels / inputs), static_cast<long long>(i / layer.channels % inputs),
@@ -378,7 +380,7 @@ bool conv_case(const Layer& layer) {
         for (int64_t q = 0; q < width; ++q) {
           const double got = stored(f * fit + r * row + q * pixel + c);
           check::Sum expected = raw[static_cast<size_t>((r * width + q) * layer.channels + c)];
-          if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * stride + c)]));
+          if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * parameters + c)]));
           if (!check::near(got, expected, 0.012)) {
             return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f), static_cast<long long>(r),
                                    static_cast<long long>(q), static_cast<long long>(c), got, expected.value);
@@ -395,8 +397,9 @@ bool conv_case(const Layer& layer) {
       }
       const int64_t at = f * stride + c;
       const double spread = squares / count;
-      const double fold = static_cast<double>(gamma[static_cast<size_t>(at)]) / std::sqrt(spread + 1e-5);
-      const double offset = static_cast<double>(beta[static_cast<size_t>(at)]) - average * fold;
+      const size_t parameter = static_cast<size_t>(f * parameters + c);
+      const double fold = static_cast<double>(gamma[parameter]) / std::sqrt(spread + 1e-5);
+      const double offset = static_cast<double>(beta[parameter]) - average * fold;
       if (std::fabs(static_cast<double>(mean[at]) - average) > 1e-6 * (1 + std::fabs(average)) ||
           std::fabs(static_cast<double>(variance[at]) - spread) > 1e-5 * spread + 1e-12 ||
           std::fabs(static_cast<double>(scale[at]) - fold) > 1e-5 * std::fabs(fold) ||

@@ -6,7 +6,8 @@
  * are rounded from float32 masters (for nearest upsampling: from sums of two or four of them), sums are float32.
  *
  * All pointers but `sources` are device memory. Per-channel numbers are float32 [fits, channels], the fits
- * numbers_fit_stride elements apart. A fit has the same bits alone and among others.
+ * numbers_fit_stride elements apart; weight, bias, gamma, beta and d_weight are parameters_fit_stride apart, as parts of one
+ * buffer of a fit's parameters. A fit has the same bits alone and among others.
  */
 #ifndef DIPENGINE_OPS_CONV_CUDA_H_
 #define DIPENGINE_OPS_CONV_CUDA_H_
@@ -57,14 +58,14 @@ typedef struct dipengine_conv_cuda_params {
   int32_t padding;                           /* dipengine_padding */
   int32_t height, width, channels;           /* of raw */
   const float* weight;      /* [kernel, kernel, channels in, channels out] of a fit */
-  int64_t weight_fit_stride;
+  int64_t parameters_fit_stride; /* of bias, gamma, beta and d_weight too */
   void* packed;             /* the weights as the kernel wants them: dipengine_conv_cuda_packed_bytes(), 16-byte aligned */
   size_t packed_bytes;
-  const float* bias;        /* [fits, channels]; optional */
+  const float* bias;        /* [channels] of a fit; optional */
   dipengine_pixels raw;
   int64_t raw_fit_stride;
   float *mean, *variance;   /* [fits, channels], of raw as stored; both or none */
-  const float *gamma, *beta; /* [fits, channels]; NULL is 1 and 0 */
+  const float *gamma, *beta; /* [channels] of a fit; NULL is 1 and 0 */
   double eps;
   float *scale, *shift;     /* [fits, channels]: the fold of the norm behind raw, gamma / sqrt(variance + eps); both or none */
   /* backward only: d_raw = A * gradient + B * raw + C per channel, formed while loading; raw in bfloat16 */
@@ -72,7 +73,7 @@ typedef struct dipengine_conv_cuda_params {
   int64_t gradient_fit_stride;
   int32_t gradient_dtype;   /* bfloat16 or float32 */
   const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
-  float* d_weight;          /* as weight, the fits weight_fit_stride apart */
+  float* d_weight;          /* as weight */
 } dipengine_conv_cuda_params;
 
 /* Sizes depend on the layer, the number of fits and the device's shared memory. */

@@ -13,6 +13,7 @@
 
 #include "ops/conv/conv_cuda.h"
 #include "ops/conv/conv_math.h"
+#include "ops/norm/parts_cuda.h"
 
 namespace dipengine {
 
@@ -93,18 +94,10 @@ DIPENGINE_HD int chunk_blocks(const SourcePlan& s, int chunk) {
   return chunk_products(s, chunk) * (s.gathered != 0 ? 1 : s.taps * s.taps);
 }
 
-// Pixels of part `part` of the moments' workspace: a warp's rows of a tile.
-DIPENGINE_HD int part_pixels(const ConvPlan& p, int64_t part) {
-  const int warp = static_cast<int>(part % p.warps_m), tile = static_cast<int>(part / p.warps_m % (p.tiles_y * p.tiles_x));
-  const int most = p.tile_rows / p.warps_m;
-  const int rows = p.grid_height - (tile / p.tiles_x * p.tile_rows + warp * most), columns = p.grid_width - tile % p.tiles_x * kTileColumns;
-  return (rows < 0 ? 0 : rows < most ? rows : most) * (columns < kTileColumns ? columns : kTileColumns);
+// What each part of the moments' workspace is of: a warp's rows of a tile.
+DIPENGINE_HD PartPixels part_pixels_of(const ConvPlan& p) {
+  return {p.grid_height, p.grid_width, p.tiles_y, p.tiles_x, p.tile_rows, p.warps_m};
 }
-
-// Mean and sum of squared differences from it, of one part.
-struct PartMoments {
-  float mean, m2;
-};
 
 // Checks params and makes their plan; defined in conv_plan_cuda.cu.
 dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
@@ -115,8 +108,5 @@ constexpr int kGradientChannels = 64;
 constexpr int kGradientPitch = 2 * kGradientChannels + 16;  // bytes of a pixel's d_raw in shared memory
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
-
-// Defined in conv_moments_cuda.cu.
-dipengine_status launch_conv_moments(const dipengine_conv_cuda_params& params, const ConvPlan& plan);
 
 }  // namespace dipengine

@@ -25,7 +25,7 @@ struct PackLaunch {
   AxisVectors y, x;  // of the phase
   int32_t phase;
   const float* weight;
-  int64_t weight_fit_stride;
+  int64_t parameters_fit_stride;
   uint16_t* packed;
   const uint8_t* active;
   int64_t lanes;  // of a channel tile, in this phase
@@ -42,7 +42,7 @@ DIPENGINE_KERNEL(kPackThreads, 2) conv_data_pack_kernel(DIPENGINE_PARAMS(PackLau
   const int64_t chunk_blocks = static_cast<int64_t>(matrices) * (p.chunk / 16);
   const int chunk = static_cast<int>(block / chunk_blocks), within = static_cast<int>(block % chunk_blocks);
   const int products = chunk_products(p, chunk), matrix = within / products;
-  const float* weight = l.weight + fit * l.weight_fit_stride;
+  const float* weight = l.weight + fit * l.parameters_fit_stride;
   cuda::Bytes16 out{};
   DIPENGINE_UNROLL
   for (int i = 0; i < 8; ++i) {
@@ -264,48 +264,6 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(D
                   sums, l.parts == nullptr ? nullptr : l.parts + part * p.channels);
 }
 
-// ---- sums -----------------------------------------------------------------------------------------------------------
-
-constexpr int kSumChannels = 8, kSumThreads = 256;
-
-struct SumsLaunch {
-  const PartSums* parts;
-  int64_t count, numbers_fit_stride;  // parts of a fit
-  int32_t channels;
-  const uint8_t* active;
-  float *sum, *product;
-};
-
-struct Two {
-  double sum, product;
-};
-
-DIPENGINE_KERNEL(kSumThreads, 2) conv_data_sums_kernel(DIPENGINE_PARAMS(SumsLaunch) l) {
-  const int64_t fit = cuda::block_y();
-  if (l.active != nullptr && l.active[fit] == 0) return;
-  Two* shared = reinterpret_cast<Two*>(cuda::shared_memory());
-  const int thread = cuda::thread_index(), channel = cuda::block_x() * kSumChannels + thread % kSumChannels;
-  Two own{};
-  if (channel < l.channels) {
-    for (int64_t part = thread / kSumChannels; part < l.count; part += kSumThreads / kSumChannels) {
-      const PartSums s = l.parts[(fit * l.count + part) * l.channels + channel];
-      own.sum += static_cast<double>(s.sum);
-      own.product += static_cast<double>(s.product);
-    }
-  }
-  shared[thread] = own;
-  for (int width = kSumThreads / 2; width >= kSumChannels; width /= 2) {
-    cuda::sync_threads();
-    if (thread < width) {
-      shared[thread].sum += shared[thread + width].sum;
-      shared[thread].product += shared[thread + width].product;
-    }
-  }
-  if (thread >= kSumChannels || channel >= l.channels) return;
-  l.sum[fit * l.numbers_fit_stride + channel] = static_cast<float>(shared[thread].sum);
-  l.product[fit * l.numbers_fit_stride + channel] = static_cast<float>(shared[thread].product);
-}
-
 // ---- plans and launches ---------------------------------------------------------------------------------------------
 
 using Params = dipengine_conv_cuda_params;
@@ -395,7 +353,7 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   for (int phase = 0; phase < plan.phases * plan.phases; ++phase) {
     const int64_t lanes = (plan.phase_blocks[phase + 1] - plan.phase_blocks[phase]) * (plan.tile_channels / 16) * 32;
     if (lanes == 0) continue;
-    const PackLaunch pack = {plan, y[phase / plan.phases], x[phase % plan.phases], phase, p.weight, single ? 0 : p.weight_fit_stride,
+    const PackLaunch pack = {plan, y[phase / plan.phases], x[phase % plan.phases], phase, p.weight, single ? 0 : p.parameters_fit_stride,
                              static_cast<uint16_t*>(p.packed), p.active, lanes};
     DIPENGINE_TRY(cuda::launch(conv_data_pack_kernel, "conv_data_pack",
                                {(lanes + kPackThreads - 1) / kPackThreads, plan.channel_tiles, p.fits, kPackThreads, 0}, pack, p.stream));
@@ -426,9 +384,8 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
     case TileKind::narrow: DIPENGINE_TRY(launch_product<NarrowTile>(l, p, "conv_data_gradient_narrow")); break;
   }
   if (s.sum == nullptr) return DIPENGINE_OK;
-  const SumsLaunch sums = {l.parts, data_parts(plan), single ? 0 : p.numbers_fit_stride, plan.channels, p.active, s.sum, s.product};
-  return cuda::launch(conv_data_sums_kernel, "conv_data_sums",
-                      {(plan.channels + kSumChannels - 1) / kSumChannels, p.fits, 1, kSumThreads, kSumThreads * sizeof(Two)}, sums, p.stream);
+  const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum, s.product};
+  return launch_sums(sums, p.fits, p.stream);
 }
 
 // Calls then(source, plan, y, x) for every source that wants its gradient.

@@ -34,9 +34,4 @@ DIPENGINE_HD int64_t data_parts(const DataPlan& p) { return static_cast<int64_t>
 
 DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
 
-// Sum of g and of its product with the activation, of one part.
-struct PartSums {
-  float sum, product;
-};
-
 }  // namespace dipengine

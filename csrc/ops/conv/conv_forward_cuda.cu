@@ -19,7 +19,7 @@ namespace {
 struct ForwardLaunch {
   ConvPlan plan;
   const uint8_t* active;
-  int64_t numbers_fit_stride;
+  int64_t numbers_fit_stride, parameters_fit_stride;
   const uint16_t* packed;
   const float* bias;
   void* raw;
@@ -48,7 +48,7 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
     const int channel = first_channel + g * 8 * kGroup + member * kEach;
     DIPENGINE_UNROLL
     for (int e = 0; e < kEach; ++e) {
-      const float bias = l.bias != nullptr && channel + e < p.channels ? l.bias[fit * l.numbers_fit_stride + channel + e] : 0.0f;
+      const float bias = l.bias != nullptr && channel + e < p.channels ? l.bias[fit * l.parameters_fit_stride + channel + e] : 0.0f;
       DIPENGINE_UNROLL
       for (int m = 0; m < Tile::kProductsM; ++m) {
         DIPENGINE_UNROLL
@@ -228,6 +228,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.plan = plan;
   l.active = p.active;
   l.numbers_fit_stride = p.fits == 1 ? 0 : p.numbers_fit_stride;
+  l.parameters_fit_stride = p.fits == 1 ? 0 : p.parameters_fit_stride;
   l.packed = static_cast<const uint16_t*>(p.packed);
   l.bias = p.bias;
   l.raw = p.raw.data;
@@ -243,7 +244,10 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
     case TileKind::slim: DIPENGINE_TRY(launch_forward<SlimTile>(l, p, "conv_forward_slim")); break;
     case TileKind::narrow: DIPENGINE_TRY(launch_forward<NarrowTile>(l, p, "conv_forward_narrow")); break;
   }
-  return p.mean == nullptr ? DIPENGINE_OK : launch_conv_moments(p, plan);
+  if (p.mean == nullptr) return DIPENGINE_OK;
+  const MomentsLaunch merge = {part_pixels_of(plan), conv_parts(plan), plan.channels, l.parts, p.active, l.numbers_fit_stride,
+                               l.parameters_fit_stride, p.mean, p.variance, p.gamma, p.beta, p.eps, p.scale, p.shift};
+  return launch_moments(merge, p.fits, p.stream);
 }
 
 }  // extern "C"

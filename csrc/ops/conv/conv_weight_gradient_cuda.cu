@@ -142,7 +142,7 @@ struct SumLaunch {
   const float* parts;
   int64_t fit_parts;
   float* d_weight;
-  int64_t weight_fit_stride, elements;  // of a fit, of this source
+  int64_t parameters_fit_stride, elements;  // of a fit, of this source
 };
 
 // The tap of a phase that holds raw tap `raw`.
@@ -167,7 +167,7 @@ DIPENGINE_KERNEL(kThreads, 4) conv_weight_sum_kernel(DIPENGINE_PARAMS(SumLaunch)
     const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + input;
     for (int split = 0; split < l.splits; ++split) sum += static_cast<double>(parts[(split * rows + row) * p.channels + out]);
   }
-  l.d_weight[fit * l.weight_fit_stride + (static_cast<int64_t>(raw) * p.input_channels + s.first_channel + input) * p.channels + out] =
+  l.d_weight[fit * l.parameters_fit_stride + (static_cast<int64_t>(raw) * p.input_channels + s.first_channel + input) * p.channels + out] =
       static_cast<float>(sum);
 }
 
@@ -220,7 +220,7 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
     default: DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<9>, "conv_weight_gradient_9", grid, l, q.stream)); break;
   }
   const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * s.channels * plan.channels;
-  const SumLaunch sum = {plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.weight_fit_stride, elements};
+  const SumLaunch sum = {plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};
   return cuda::launch(conv_weight_sum_kernel, "conv_weight_sum", {(elements + kThreads - 1) / kThreads, q.fits, 1, kThreads, 0}, sum, q.stream);
 }
 

@@ -16,7 +16,7 @@ constexpr int kThreads = 256;
 struct PackLaunch {
   ConvPlan plan;
   const float* weight;
-  int64_t weight_fit_stride;
+  int64_t parameters_fit_stride;
   uint16_t* packed;
   const uint8_t* active;
   int64_t lanes;  // of a fit
@@ -60,7 +60,7 @@ DIPENGINE_KERNEL(kThreads, 2) conv_pack_kernel(DIPENGINE_PARAMS(PackLaunch) laun
   const SourcePlan& s = p.sources[p.sources_count == 2 && block >= p.sources[1].first_block ? 1 : 0];
   block -= s.first_block;
   const int chunk = block / s.chunk_blocks, within = block % s.chunk_blocks, products = chunk_products(s, chunk);
-  const float* weight = launch.weight + fit * launch.weight_fit_stride;
+  const float* weight = launch.weight + fit * launch.parameters_fit_stride;
   cuda::Bytes16 out{};
   DIPENGINE_UNROLL
   for (int i = 0; i < 8; ++i) {
@@ -92,7 +92,7 @@ dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cuda_params* para
                         params->packed_bytes >= needed,
                     "dipengine_conv_cuda_pack needs weight, and %zu bytes for packed, 16-byte aligned.", needed);
   const int64_t lanes = packed_elements(plan) / 8;
-  const PackLaunch launch = {plan, params->weight, params->fits == 1 ? 0 : params->weight_fit_stride, static_cast<uint16_t*>(params->packed),
+  const PackLaunch launch = {plan, params->weight, params->fits == 1 ? 0 : params->parameters_fit_stride, static_cast<uint16_t*>(params->packed),
                              params->active, lanes};
   return cuda::launch(conv_pack_kernel, "conv_pack", {(lanes + kThreads - 1) / kThreads, params->fits, 1, kThreads, 0}, launch, params->stream);
 }
