@@ -64,7 +64,7 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
                 ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),
-                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p)]
+                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p)]
 
 
 class DeviceArray:
@@ -113,7 +113,7 @@ class Device:
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
     def conv(self, problem) -> dict[str, Tensor]:
-        """Every output of a conv_problems.Problem in bfloat16, d_bias excepted, by the names that conv_problems gives them."""
+        """Every output of a conv_problems.Problem in bfloat16, by the names that conv_problems gives them."""
         return _Conv(self, problem).run()
 
 
@@ -184,6 +184,8 @@ class _Conv:
         if layer.coefficients:
             p.gradient_scale, p.raw_scale, p.gradient_shift = (self.put(c.float()) for c in problem.coefficients)
         p.d_weight = self.result("d_weight", torch.full_like(problem.weight, float("nan")))
+        if layer.bias:
+            p.d_bias = self.numbers("d_bias", layer.channels)
         self.device.call("dipengine_conv_cuda_weight_gradient_workspace", byref(p), byref(more))
         self.space(p, 0, more.value)
         self.device.call("dipengine_conv_cuda_weight_gradient", byref(p))

@@ -42,6 +42,7 @@ REGISTERS = {
     "conv_weight_gradient_kernel<4>": 224,
     "conv_weight_gradient_kernel<9>": 255,
     "conv_weight_sum_kernel": 64,
+    "conv_bias_gradient_kernel": 96,
 }
 
 pytestmark = [

@@ -159,7 +159,7 @@ bool conv_case(const Layer& layer) {
     for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = float_from_bf16(gradient_halves[i]);
   }
   Array<uint16_t> device_gradient(gradient_halves), device_raw(raw_halves);
-  Array<float> d_weight(parameters * layer.fits);
+  Array<float> d_weight(parameters * layer.fits), d_bias(parameters * layer.fits);
   dipengine_conv_cuda_params q = p;
   q.raw = {device_raw.data(), row, pixel};
   q.raw_dtype = DIPENGINE_BFLOAT16;
@@ -172,6 +172,7 @@ bool conv_case(const Layer& layer) {
     q.gradient_shift = on_device(c);
   }
   q.d_weight = d_weight.data();
+  q.d_bias = d_bias.data();
   if (dipengine_conv_cuda_weight_gradient_workspace(&q, &q.workspace_bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   Array<uint8_t> gradient_workspace(static_cast<int64_t>(q.workspace_bytes));
   q.workspace = gradient_workspace.data();
@@ -211,7 +212,7 @@ bool conv_case(const Layer& layer) {
     if (active[static_cast<size_t>(f)] == 0) continue;
     std::vector<dipengine_conv_cuda_source> own = sources;
     std::vector<std::unique_ptr<Array<uint16_t>>> own_d_x;
-    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters);
+    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters), own_d_bias(parameters);
     Array<uint16_t> own_halves(fit);
     Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
         own_workspace(static_cast<int64_t>(std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
@@ -241,6 +242,7 @@ bool conv_case(const Layer& layer) {
     one.scale = one.variance + stride;
     one.shift = one.scale + stride;
     one.d_weight = own_d_weight.data();
+    one.d_bias = own_d_bias.data();
     one.raw = {layer.wide ? static_cast<void*>(own_wide.data()) : own_halves.data(), row, pixel};
     one.raw_dtype = p.raw_dtype;
     if (dipengine_conv_cuda_pack(&one) != DIPENGINE_OK || dipengine_conv_cuda_forward(&one) != DIPENGINE_OK) {
@@ -257,7 +259,7 @@ bool conv_case(const Layer& layer) {
              emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
     };
     if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
-        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
+        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) || !same("d_bias", own_d_bias.data(), d_bias.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
         !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
         !same("shift", one.shift, shift.data(), stride)) {
       return false;
@@ -375,6 +377,12 @@ bool conv_case(const Layer& layer) {
       }
     }
     for (int64_t c = 0; c < layer.channels; ++c) {
+      check::Sum of_bias;
+      for (int64_t i = 0; i < height * width; ++i) of_bias.add(d_of_raw[static_cast<size_t>(i * layer.channels + c)]);
+      if (!check::near(static_cast<double>(d_bias[f * parameters + c]), of_bias, 1e-5)) {
+        return emulator::wrong("d_bias[%lld] is %g where %g is expected", static_cast<long long>(c), static_cast<double>(d_bias[f * parameters + c]),
+                               of_bias.value);
+      }
       double sum = 0, squares = 0;
       for (int64_t r = 0; r < height; ++r) {
         for (int64_t q = 0; q < width; ++q) {

@@ -74,6 +74,7 @@ typedef struct dipengine_conv_cuda_params {
   int32_t gradient_dtype;   /* bfloat16 or float32 */
   const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
   float* d_weight;          /* as weight */
+  float* d_bias;            /* as bias; optional */
 } dipengine_conv_cuda_params;
 
 /* Sizes depend on the layer, the number of fits and the device's shared memory. */
@@ -86,7 +87,7 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cud
 /* raw, and where asked for its moments and the fold of its norm. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* params);
 
-/* d_weight, summed over pixels in a fixed order. Its workspace is its own, not that of the forward pass. */
+/* d_weight and d_bias, summed over pixels in a fixed order. Its workspace is its own, not that of the forward pass. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
 

@@ -77,7 +77,7 @@ struct DataLaunch {
   int64_t x_fit_stride, x_row_stride, x_pixel_stride;
   uint16_t* d_x;
   int64_t d_x_fit_stride, d_x_row_stride, d_x_pixel_stride;
-  int32_t accumulate, through_outer;
+  int32_t accumulate, through_outer, aligned;
   dipengine_affine_cuda inner;
   float slope;
   const float* centre;
@@ -155,6 +155,33 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int st
   }
 }
 
+// `each` neighbouring channels of a pixel, as many as there are: in 16 bytes at once where that can be.
+template <int each>
+DIPENGINE_DEVICE void load_channels(const uint16_t* from, bool whole, int there, float (&to)[each]) {
+  if (each == 8 && whole) {
+    const cuda::Bytes16 bytes = cuda::load16(from);
+    DIPENGINE_UNROLL
+    for (int e = 0; e < each; ++e) to[e] = float_from_bf16(static_cast<uint16_t>(bytes.word[e / 2 % 4] >> (16 * (e % 2))));
+    return;
+  }
+  DIPENGINE_UNROLL
+  for (int e = 0; e < each; ++e) to[e] = e < there ? float_from_bf16(from[e]) : 0.0f;
+}
+
+// Rounds `values` to what it stores.
+template <int each>
+DIPENGINE_DEVICE void store_channels(uint16_t* to, bool whole, int there, float (&values)[each]) {
+  cuda::Bytes16 bytes{};
+  DIPENGINE_UNROLL
+  for (int e = 0; e < each; ++e) {
+    const uint16_t stored = bf16_from_float(values[e]);
+    values[e] = float_from_bf16(stored);
+    bytes.word[e / 2 % 4] |= static_cast<uint32_t>(stored) << (16 * (e % 2));
+    if (!(each == 8 && whole) && e < there) to[e] = stored;
+  }
+  if (each == 8 && whole) cuda::store16(to, bytes);
+}
+
 // d_x of the warp's pixels, and its sums.
 template <typename Tile>
 DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel, const Accumulators<Tile>& sums,
@@ -165,34 +192,43 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
   const int x_at = (column + group) * p.phases + phase % p.phases;
   DIPENGINE_UNROLL
   for (int g = 0; g < kGroups; ++g) {
-    const int channel = first_channel + g * 8 * kGroup + member * kEach;
+    const int channel = first_channel + g * 8 * kGroup + member * kEach, there = p.channels - channel;
+    const bool whole = l.aligned != 0 && there >= kEach;
+    float scale[kEach], shift[kEach], centre[kEach], sum[kEach] = {}, product[kEach] = {};
     DIPENGINE_UNROLL
     for (int e = 0; e < kEach; ++e) {
-      const bool there = channel + e < p.channels && x_at < p.width;
       const int64_t number = fit * l.d_raw.numbers_fit_stride + channel + e;
-      const bool inner = there && l.inner.scale != nullptr;
-      const float scale = inner ? l.inner.scale[number] : 1.0f, shift = inner ? l.inner.shift[number] : 0.0f;
-      const float centre = there && l.centre != nullptr ? l.centre[number] : 0.0f;
-      float sum = 0, product = 0;
+      const bool inner = e < there && l.inner.scale != nullptr;
+      scale[e] = inner ? l.inner.scale[number] : 1.0f;
+      shift[e] = inner ? l.inner.shift[number] : 0.0f;
+      centre[e] = e < there && l.centre != nullptr ? l.centre[number] : 0.0f;
+    }
+    DIPENGINE_UNROLL
+    for (int m = 0; m < 2 * Tile::kProductsM; ++m) {
+      const int y_at = (row + m) * p.phases + phase / p.phases;
+      if (there <= 0 || x_at >= p.width || y_at >= p.height) continue;
+      uint16_t* const to = l.d_x + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride + x_at * l.d_x_pixel_stride + channel;
+      float x[kEach], old[kEach] = {}, value[kEach];
+      load_channels(l.x + fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel, whole, there, x);
+      if (l.accumulate != 0) load_channels(to, whole, there, old);
       DIPENGINE_UNROLL
-      for (int m = 0; m < 2 * Tile::kProductsM; ++m) {
-        const int y_at = (row + m) * p.phases + phase / p.phases;
-        if (!there || y_at >= p.height) continue;
-        const float x = float_from_bf16(l.x[fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel + e]);
-        const float t = fma(x, scale, shift), slope = t > 0 ? 1.0f : l.slope;
-        float value = sums.of[m / 2][g * kGroup + e / 2][2 * (m % 2) + e % 2];
-        if (l.through_outer == 0) value *= slope;
-        uint16_t* to = l.d_x + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride + x_at * l.d_x_pixel_stride + channel + e;
-        if (l.accumulate != 0) value += float_from_bf16(*to);
-        const uint16_t stored = bf16_from_float(value);
-        *to = stored;
-        value = float_from_bf16(stored);
-        sum += value;
-        product += value * (l.through_outer != 0 ? t * slope : x - centre);
+      for (int e = 0; e < kEach; ++e) {
+        const float slope = l.through_outer != 0 || fma(x[e], scale[e], shift[e]) > 0 ? 1.0f : l.slope;
+        value[e] = sums.of[m / 2][g * kGroup + e / 2][2 * (m % 2) + e % 2] * slope + old[e];
       }
-      sum = sum_of_rows(sum);
-      product = sum_of_rows(product);
-      if (part != nullptr && group == 0 && channel + e < p.channels) part[channel + e] = {sum, product};
+      store_channels(to, whole, there, value);
+      DIPENGINE_UNROLL
+      for (int e = 0; e < kEach; ++e) {
+        const float t = fma(x[e], scale[e], shift[e]);
+        sum[e] += value[e];
+        product[e] += value[e] * (l.through_outer != 0 ? (t > 0 ? t : t * l.slope) : x[e] - centre[e]);
+      }
+    }
+    if (part == nullptr) continue;
+    DIPENGINE_UNROLL
+    for (int e = 0; e < kEach; ++e) {
+      const PartSums all = {sum_of_rows(sum[e]), sum_of_rows(product[e])};
+      if (group == 0 && e < there) part[channel + e] = all;
     }
   }
 }
@@ -371,6 +407,10 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.d_x_fit_stride = single ? 0 : s.d_x_fit_stride;
   l.d_x_row_stride = s.d_x.row_stride;
   l.d_x_pixel_stride = s.d_x.pixel_stride;
+  const auto apart = [](int64_t fit, const dipengine_pixels& pixels) {
+    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 && reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+  };
+  l.aligned = apart(l.x_fit_stride, s.x) && apart(l.d_x_fit_stride, s.d_x);
   l.accumulate = s.accumulate;
   l.through_outer = s.outer.scale != nullptr;
   l.inner = s.inner;

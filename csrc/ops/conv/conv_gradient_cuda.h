@@ -70,6 +70,16 @@ DIPENGINE_DEVICE GradientFold8 load_gradient_fold(const GradientSource& s, int64
   return f;
 }
 
+// One value of d_raw, in float32.
+DIPENGINE_DEVICE float d_raw_at(const GradientSource& s, int64_t fit, int64_t y, int64_t x, int channel) {
+  const int64_t at = fit * s.gradient_fit_stride + y * s.gradient_row_stride + x * s.gradient_pixel_stride + channel;
+  const float g = s.gradient_float != 0 ? static_cast<const float*>(s.gradient)[at] : float_from_bf16(static_cast<const uint16_t*>(s.gradient)[at]);
+  if (s.a == nullptr) return g;
+  const int64_t number = fit * s.numbers_fit_stride + channel;
+  const float raw = float_from_bf16(s.raw[fit * s.raw_fit_stride + y * s.raw_row_stride + x * s.raw_pixel_stride + channel]);
+  return fma(s.a[number], g, fma(s.b[number], raw, s.c[number]));
+}
+
 // Eight channels of d_raw at (y, x), in bfloat16.
 DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientSource& s, const GradientFold8& f, int64_t fit, int64_t y, int64_t x, int channel, int channels) {
   const int64_t at = fit * s.gradient_fit_stride + y * s.gradient_row_stride + x * s.gradient_pixel_stride + channel;

@@ -12,7 +12,7 @@
 //
 // With 9 taps: 4.7 M multiply-adds a tile against 23 + 16 KB from the second-level cache; bound by the tensor cores.
 #include "ops/conv/conv_inputs_cuda.h"
-#include "ops/conv/conv_gradient_cuda.h"
+#include "ops/conv/conv_bias_gradient_cuda.h"
 #include "platform/cuda/launch.h"
 #include "platform/cuda/tensor_core.h"
 
@@ -200,6 +200,11 @@ int64_t workspace_elements(const ConvPlan& p) {
   return most;
 }
 
+size_t workspace_bytes(const dipengine_conv_cuda_params& p, const ConvPlan& plan) {
+  const size_t weights = static_cast<size_t>(p.fits * workspace_elements(plan)) * sizeof(float), bias = bias_gradient_workspace(p);
+  return weights > bias ? weights : bias;
+}
+
 dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPlan& plan, int source) {
   const SourcePlan& s = plan.sources[source];
   const Cut c = cut(plan, s);
@@ -233,7 +238,7 @@ dipengine_status dipengine_conv_cuda_weight_gradient_workspace(const dipengine_c
   dipengine::ConvPlan plan;
   DIPENGINE_TRY(dipengine::make_weight_gradient_plan(params, "dipengine_conv_cuda_weight_gradient_workspace", &plan));
   DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_weight_gradient_workspace was given no place for its answer.");
-  *bytes = static_cast<size_t>(params->fits * dipengine::workspace_elements(plan)) * sizeof(float);
+  *bytes = dipengine::workspace_bytes(*params, plan);
   return DIPENGINE_OK;
 }
 
@@ -245,11 +250,11 @@ dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_p
   const dipengine_conv_cuda_params& p = *params;
   DIPENGINE_TRY(check_gradient(p, op));
   DIPENGINE_REQUIRE(p.d_weight != nullptr, "%s needs d_weight.", op);
-  const size_t needed = static_cast<size_t>(p.fits * workspace_elements(plan)) * sizeof(float);
+  const size_t needed = workspace_bytes(p, plan);
   DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= needed,
                     "%s needs %zu bytes of workspace, 16-byte aligned.", op, needed);
   for (int i = 0; i < p.sources_count; ++i) DIPENGINE_TRY(launch_source(p, plan, i));
-  return DIPENGINE_OK;
+  return p.d_bias == nullptr ? DIPENGINE_OK : launch_bias_gradient(p);
 }
 
 }  // extern "C"

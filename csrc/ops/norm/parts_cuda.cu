@@ -80,7 +80,7 @@ DIPENGINE_KERNEL(kThreads, 2) sums_kernel(DIPENGINE_PARAMS(SumsLaunch) p) {
   const Sums all = merge_block(own);
   if (thread >= kChannels || channel >= p.channels) return;
   p.sum[fit * p.numbers_fit_stride + channel] = static_cast<float>(all.sum);
-  p.product[fit * p.numbers_fit_stride + channel] = static_cast<float>(all.product);
+  if (p.product != nullptr) p.product[fit * p.numbers_fit_stride + channel] = static_cast<float>(all.product);
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ struct SumsLaunch {
   const PartSums* parts;
   const uint8_t* active;
   int64_t numbers_fit_stride;
-  float *sum, *product;
+  float *sum, *product;  // product may be NULL
 };
 dipengine_status launch_sums(const SumsLaunch& launch, int64_t fits, void* stream);
 
