@@ -15,8 +15,22 @@ dipengine_status mma(const void* fragments, float* sums, bool tf32);
 dipengine_status load_matrices(const uint16_t* from, uint16_t* out, bool transposed);
 
 enum class Mistake {
-  none, no_barrier, no_second_barrier, no_warp_barrier, unwritten, past_shared, past_global, no_wait, wait_for_one_too_few,
-  copy_into_what_is_read, copy_left, barrier_in_a_branch, shuffle_in_a_branch, two_barriers_at_once, misaligned, blocks_share_a_place
+  none,
+  no_barrier,
+  no_second_barrier,
+  no_warp_barrier,
+  unwritten,
+  past_shared,
+  past_global,
+  no_wait,
+  wait_for_one_too_few,
+  copy_into_what_is_read,
+  copy_left,
+  barrier_in_a_branch,
+  shuffle_in_a_branch,
+  two_barriers_at_once,
+  misaligned,
+  blocks_share_a_place
 };
 // Two blocks of 64 threads turn data[256] around, or make a mistake.
 dipengine_status make_mistake(float* data, Mistake mistake);

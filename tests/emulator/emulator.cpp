@@ -196,8 +196,8 @@ void thread_main() {
 void barrier(const char* file, int line) {
   if (deleted(file, line)) return;
   if (block.at_barrier > 0 && (block.barrier_line != line || block.barrier_file != file)) {
-    fault("thread %d comes to the barrier at %s:%d while others wait at %s:%d", current, name_of(file), line, name_of(block.barrier_file),
-          block.barrier_line);
+    fault("thread %d comes to the barrier at %s:%d while others wait at %s:%d", current, name_of(file), line,
+          name_of(block.barrier_file), block.barrier_line);
     abandon();
   }
   block.barrier_file = file;
@@ -226,8 +226,8 @@ void perform(Operation operation, const std::array<void*, kLanes>& arguments, in
 void together(Operation operation, void* arguments, const char* file, int line) {
   Warp& w = my_warp();
   if (w.arrived > 0 && (w.operation != operation || w.line != line || w.file != file)) {
-    fault("lane %d of warp %d comes to %s:%d while others of the warp wait at %s:%d", current % kLanes, current / kLanes, name_of(file), line,
-          name_of(w.file), w.line);
+    fault("lane %d of warp %d comes to %s:%d while others of the warp wait at %s:%d", current % kLanes, current / kLanes,
+          name_of(file), line, name_of(w.file), w.line);
     abandon();
   }
   w.operation = operation;
@@ -280,7 +280,8 @@ void check_shared(const unsigned char* address, size_t bytes, bool write, const 
   if (address < shared || offset + bytes > grid.shared) {
     return complain(write ? "writes outside of its shared memory" : "reads outside of its shared memory", "shared", offset, now);
   }
-  complain(write ? shared_cells.write(offset, bytes, now, launch_number, pending) : shared_cells.read(offset, bytes, now, launch_number, true),
+  complain(write ? shared_cells.write(offset, bytes, now, launch_number, pending)
+                 : shared_cells.read(offset, bytes, now, launch_number, true),
            "shared", offset, now);
 }
 
@@ -419,10 +420,14 @@ void perform(Operation operation, const std::array<void*, kLanes>& arguments, in
         *s.result = static_cast<const Shuffle*>(arguments[static_cast<size_t>((lane ^ s.mask) % kLanes)])->value;
       }
       return;
-    case Operation::mma_bf16: return multiply<16>(arguments);
-    case Operation::mma_tf32: return multiply<8>(arguments);
-    case Operation::load_matrices: return load(arguments, warp);
-    case Operation::none: return;
+    case Operation::mma_bf16:
+      return multiply<16>(arguments);
+    case Operation::mma_tf32:
+      return multiply<8>(arguments);
+    case Operation::load_matrices:
+      return load(arguments, warp);
+    case Operation::none:
+      return;
   }
 }
 
@@ -460,7 +465,8 @@ void clear_sites() { the_sites.clear(); }
 
 std::vector<Site> sites() {
   std::vector<Site> sorted = the_sites;
-  std::sort(sorted.begin(), sorted.end(), [](const Site& a, const Site& b) { return a.file != b.file ? a.file < b.file : a.line < b.line; });
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Site& a, const Site& b) { return a.file != b.file ? a.file < b.file : a.line < b.line; });
   return sorted;
 }
 
@@ -579,13 +585,13 @@ dipengine_status shared_memory_limit(size_t* bytes) {
 
 dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread) {
   kernel_name = name;
-  DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.", name,
-                    given.threads);
-  DIPENGINE_REQUIRE(given.shared <= the_settings.shared_limit, "%s wants %zu bytes of shared memory; there are %zu.", name, given.shared,
-                    the_settings.shared_limit);
+  DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.",
+                    name, given.threads);
+  DIPENGINE_REQUIRE(given.shared <= the_settings.shared_limit, "%s wants %zu bytes of shared memory; there are %zu.", name,
+                    given.shared, the_settings.shared_limit);
   DIPENGINE_REQUIRE(given.x >= 1 && given.x <= 0x7fffffff && given.y >= 1 && given.y <= 65535 && given.z >= 1 && given.z <= 65535,
-                    "%s: a grid of %lld x %lld x %lld blocks.", name, static_cast<long long>(given.x), static_cast<long long>(given.y),
-                    static_cast<long long>(given.z));
+                    "%s: a grid of %lld x %lld x %lld blocks.", name, static_cast<long long>(given.x),
+                    static_cast<long long>(given.y), static_cast<long long>(given.z));
   const size_t before = the_faults.size();
   complaints.clear();
   grid = given;
@@ -617,11 +623,11 @@ extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-#define DIPENGINE_HOOKS(bytes)                                                                        \
-  void __tsan_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); }      \
-  void __tsan_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }      \
-  void __tsan_volatile_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); } \
-  void __tsan_volatile_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); } \
+#define DIPENGINE_HOOKS(bytes)                                                                             \
+  void __tsan_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); }           \
+  void __tsan_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }           \
+  void __tsan_volatile_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); }  \
+  void __tsan_volatile_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }  \
   void __tsan_unaligned_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); } \
   void __tsan_unaligned_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }
 DIPENGINE_HOOKS(1)

@@ -32,9 +32,9 @@ struct Site {  // of a barrier or wait
 };
 
 struct Settings {
-  uint64_t seed = 1;                 // of the order of everything
-  size_t shared_limit = 99 * 1024;   // of a block, as of sm_86
-  Site deleted{"", 0};               // a barrier or wait that does nothing
+  uint64_t seed = 1;                // of the order of everything
+  size_t shared_limit = 99 * 1024;  // of a block, as of sm_86
+  Site deleted{"", 0};              // a barrier or wait that does nothing
 };
 Settings& settings();
 

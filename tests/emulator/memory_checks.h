@@ -39,9 +39,12 @@ class Cells {
     const char* wrong = nullptr;
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
       Cell& c = fresh(i, launch);
-      if (c.pending) wrong = "reads what an asynchronous copy may not have brought yet";
-      else if (c.written && !ordered(c.writer, now)) wrong = "reads what another thread writes, with no barrier between";
-      else if (needs_writer && !c.written) wrong = "reads what nobody wrote";
+      if (c.pending)
+        wrong = "reads what an asynchronous copy may not have brought yet";
+      else if (c.written && !ordered(c.writer, now))
+        wrong = "reads what another thread writes, with no barrier between";
+      else if (needs_writer && !c.written)
+        wrong = "reads what nobody wrote";
       note_reader(c, now);
     }
     return wrong;
@@ -51,9 +54,12 @@ class Cells {
     const char* wrong = nullptr;
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
       Cell& c = fresh(i, launch);
-      if (c.pending) wrong = "writes where an asynchronous copy is under way";
-      else if (c.written && !ordered(c.writer, now)) wrong = "writes what another thread writes, with no barrier between";
-      else if (!readers_ordered(c, now)) wrong = "writes what another thread reads, with no barrier between";
+      if (c.pending)
+        wrong = "writes where an asynchronous copy is under way";
+      else if (c.written && !ordered(c.writer, now))
+        wrong = "writes what another thread writes, with no barrier between";
+      else if (!readers_ordered(c, now))
+        wrong = "writes what another thread reads, with no barrier between";
       c.written = true;
       c.pending = pending;
       c.writer = now;
@@ -96,13 +102,17 @@ class Cells {
 
   static bool readers_ordered(const Cell& c, const Moment& now) {
     switch (c.readers) {
-      case Cell::none: return true;
-      case Cell::one: return ordered(c.reader, now);
+      case Cell::none:
+        return true;
+      case Cell::one:
+        return ordered(c.reader, now);
       case Cell::one_warp:
-        return c.reader.block == now.block && (c.reader.barriers < now.barriers || (c.reader.thread / 32 == now.thread / 32 &&
-                                                                                   c.reader.warp_syncs < now.warp_syncs));
-      case Cell::one_block: return c.reader.block == now.block && c.reader.barriers < now.barriers;
-      case Cell::several_blocks: return false;
+        return c.reader.block == now.block && (c.reader.barriers < now.barriers ||
+                                               (c.reader.thread / 32 == now.thread / 32 && c.reader.warp_syncs < now.warp_syncs));
+      case Cell::one_block:
+        return c.reader.block == now.block && c.reader.barriers < now.barriers;
+      case Cell::several_blocks:
+        return false;
     }
     return false;
   }

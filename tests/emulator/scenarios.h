@@ -26,7 +26,8 @@ bool same_bits(const char* what, const std::vector<T>& got, const std::vector<T>
   if (got.size() == expected.size() && std::memcmp(got.data(), expected.data(), got.size() * sizeof(T)) == 0) return true;
   for (size_t i = 0; i < got.size() && i < expected.size(); ++i) {
     if (std::memcmp(&got[i], &expected[i], sizeof(T)) != 0) {
-      return wrong("%s[%zu] is %.9g where %.9g is expected", what, i, static_cast<double>(got[i]), static_cast<double>(expected[i]));
+      return wrong("%s[%zu] is %.9g where %.9g is expected", what, i, static_cast<double>(got[i]),
+                   static_cast<double>(expected[i]));
     }
   }
   return wrong("%s has %zu elements where %zu are expected", what, got.size(), expected.size());
@@ -34,7 +35,7 @@ bool same_bits(const char* what, const std::vector<T>& got, const std::vector<T>
 
 }  // namespace dipengine::emulator
 
-#define SCENARIO(name)                                                                              \
-  static bool scenario_##name();                                                                    \
+#define SCENARIO(name)                                                                                \
+  static bool scenario_##name();                                                                      \
   static const dipengine::emulator::ScenarioRegistration registration_##name(#name, scenario_##name); \
   static bool scenario_##name()

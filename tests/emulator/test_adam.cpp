@@ -37,7 +37,8 @@ bool adam_case(int64_t fits, bool bfloat16, int64_t offset) {
   }
   const auto segment = [&](size_t i, float* param, const void* grad, float* m, float* v, uint16_t* shadow) {
     const char* g = static_cast<const char*>(grad) + offset * (bfloat16 ? 2 : 4);
-    return dipengine_adam_segment{param + offset, g, m + offset, v + offset, i % 2 == 0 ? shadow + offset : nullptr, counts[i], strides[i]};
+    return dipengine_adam_segment{param + offset, g,         m + offset, v + offset, i % 2 == 0 ? shadow + offset : nullptr,
+                                  counts[i],      strides[i]};
   };
 
   std::vector<std::unique_ptr<Array<float>>> floats;
@@ -48,7 +49,8 @@ bool adam_case(int64_t fits, bool bfloat16, int64_t offset) {
     for (const auto* values : {&t.param, &t.m, &t.v, &gradients[i]}) floats.push_back(std::make_unique<Array<float>>(*values));
     for (const auto* values : {&t.shadow, &halves[i]}) shorts.push_back(std::make_unique<Array<uint16_t>>(*values));
     const void* grad = bfloat16 ? static_cast<const void*>(shorts[2 * i + 1]->data()) : floats[4 * i + 3]->data();
-    on_device.push_back(segment(i, floats[4 * i]->data(), grad, floats[4 * i + 1]->data(), floats[4 * i + 2]->data(), shorts[2 * i]->data()));
+    on_device.push_back(
+        segment(i, floats[4 * i]->data(), grad, floats[4 * i + 1]->data(), floats[4 * i + 2]->data(), shorts[2 * i]->data()));
     grad = bfloat16 ? static_cast<const void*>(halves[i].data()) : gradients[i].data();
     on_host.push_back(segment(i, t.param.data(), grad, t.m.data(), t.v.data(), t.shadow.data()));
   }
@@ -88,8 +90,10 @@ bool adam_case(int64_t fits, bool bfloat16, int64_t offset) {
   cuda.eps = 1e-8;
   if (dipengine_adam_cuda(&cuda) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   for (size_t i = 0; i < counts.size(); ++i) {
-    if (!emulator::same_bits("param", floats[4 * i]->copy(), expected[i].param) || !emulator::same_bits("m", floats[4 * i + 1]->copy(), expected[i].m) ||
-        !emulator::same_bits("v", floats[4 * i + 2]->copy(), expected[i].v) || !emulator::same_bits("shadow", shorts[2 * i]->copy(), expected[i].shadow)) {
+    if (!emulator::same_bits("param", floats[4 * i]->copy(), expected[i].param) ||
+        !emulator::same_bits("m", floats[4 * i + 1]->copy(), expected[i].m) ||
+        !emulator::same_bits("v", floats[4 * i + 2]->copy(), expected[i].v) ||
+        !emulator::same_bits("shadow", shorts[2 * i]->copy(), expected[i].shadow)) {
       return emulator::wrong("in segment %zu of %lld fits", i, static_cast<long long>(fits));
     }
     for (size_t k = 0; k < 3; ++k) {

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "guarded.h"
-#include "ops/conv/conv_cuda_plan.h"
+#include "ops/conv/conv_data_gradient_cuda.h"
 #include "scenarios.h"
 
 using namespace dipengine;
@@ -65,8 +65,10 @@ bool conv_case(const Layer& layer) {
   std::vector<SourceData> data;
   int64_t inputs = 0;
   for (const Input& i : layer.inputs) {
-    SourceData d{i, i.channels + i.gap, i.width * (i.channels + i.gap), i.height * i.width * (i.channels + i.gap), {}, {}, {}, {}, {}};
-    for (int64_t k = 0; k < d.fit * layer.fits; ++k) d.x.push_back(bf16_from_float(static_cast<float>(std::round(numbers.next() * 16) / 8)));
+    SourceData d{i, i.channels + i.gap, i.width * (i.channels + i.gap), i.height * i.width * (i.channels + i.gap), {}, {}, {}, {},
+                 {}};
+    for (int64_t k = 0; k < d.fit * layer.fits; ++k)
+      d.x.push_back(bf16_from_float(static_cast<float>(std::round(numbers.next() * 16) / 8)));
     d.inner_scale = affine(numbers, stride * layer.fits, 0.5);
     d.inner_shift = affine(numbers, stride * layer.fits, 1.0 / 64);
     d.outer_scale = affine(numbers, stride * layer.fits, 0.25);
@@ -75,9 +77,11 @@ bool conv_case(const Layer& layer) {
     inputs += i.channels;
   }
   const int64_t weights = layer.kernel * layer.kernel * inputs * layer.channels;
-  const std::vector<float> weight = numbers.vector<float>(std::max(weights, stride) * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
+  const std::vector<float> weight = numbers.vector<float>(
+      std::max(weights, stride) * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
   const int64_t parameters = std::max(weights, stride);  // from one fit's to the next's
-  const std::vector<float> bias = numbers.vector<float>(parameters * layer.fits), gamma = numbers.vector<float>(parameters * layer.fits),
+  const std::vector<float> bias = numbers.vector<float>(parameters * layer.fits),
+                           gamma = numbers.vector<float>(parameters * layer.fits),
                            beta = numbers.vector<float>(parameters * layer.fits);
 
   // On the device.
@@ -136,7 +140,8 @@ bool conv_case(const Layer& layer) {
   p.eps = 1e-5;
   p.scale = scale.data();
   p.shift = shift.data();
-  if (dipengine_conv_cuda_packed_bytes(&p, &p.packed_bytes) != DIPENGINE_OK || dipengine_conv_cuda_workspace(&p, &p.workspace_bytes) != DIPENGINE_OK) {
+  if (dipengine_conv_cuda_packed_bytes(&p, &p.packed_bytes) != DIPENGINE_OK ||
+      dipengine_conv_cuda_workspace(&p, &p.workspace_bytes) != DIPENGINE_OK) {
     return emulator::wrong("%s", dipengine_last_error());
   }
   Array<uint8_t> packed(static_cast<int64_t>(p.packed_bytes)), workspace(static_cast<int64_t>(p.workspace_bytes));
@@ -173,7 +178,8 @@ bool conv_case(const Layer& layer) {
   }
   q.d_weight = d_weight.data();
   q.d_bias = d_bias.data();
-  if (dipengine_conv_cuda_weight_gradient_workspace(&q, &q.workspace_bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  if (dipengine_conv_cuda_weight_gradient_workspace(&q, &q.workspace_bytes) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
   Array<uint8_t> gradient_workspace(static_cast<int64_t>(q.workspace_bytes));
   q.workspace = gradient_workspace.data();
   if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
@@ -197,7 +203,8 @@ bool conv_case(const Layer& layer) {
     sources[i].product = of_d_x[2 * i + 1]->data();
   }
   size_t data_packed = 0, data_workspace = 0;
-  if (dipengine_conv_cuda_data_gradient_sizes(&q, &data_packed, &data_workspace) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  if (dipengine_conv_cuda_data_gradient_sizes(&q, &data_packed, &data_workspace) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
   Array<uint8_t> packed_again(static_cast<int64_t>(data_packed)), workspace_again(static_cast<int64_t>(data_workspace));
   q.packed = packed_again.data();
   q.packed_bytes = data_packed;
@@ -215,11 +222,14 @@ bool conv_case(const Layer& layer) {
     Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters), own_d_bias(parameters);
     Array<uint16_t> own_halves(fit);
     Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
-        own_workspace(static_cast<int64_t>(std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
+        own_workspace(static_cast<int64_t>(
+            std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
     const auto moved = [&](const float*& pointer) { pointer = pointer == nullptr ? nullptr : pointer + f * stride; };
     for (size_t i = 0; i < own.size(); ++i) {
       own[i].x.data = images[i]->data() + f * data[i].fit;
-      for (const float** pointer : {&own[i].inner.scale, &own[i].inner.shift, &own[i].outer.scale, &own[i].outer.shift, &own[i].centre}) moved(*pointer);
+      for (const float** pointer :
+           {&own[i].inner.scale, &own[i].inner.shift, &own[i].outer.scale, &own[i].outer.shift, &own[i].centre})
+        moved(*pointer);
       own_d_x.push_back(std::make_unique<Array<uint16_t>>(
           std::vector<uint16_t>(old[i].begin() + f * data[i].fit, old[i].begin() + (f + 1) * data[i].fit)));
       own[i].d_x.data = own_d_x.back()->data();
@@ -231,7 +241,8 @@ bool conv_case(const Layer& layer) {
     one.active = nullptr;
     one.sources = own.data();
     one.weight += f * parameters;
-    for (const float** pointer : {&one.bias, &one.gamma, &one.beta}) *pointer = *pointer == nullptr ? nullptr : *pointer + f * parameters;
+    for (const float** pointer : {&one.bias, &one.gamma, &one.beta})
+      *pointer = *pointer == nullptr ? nullptr : *pointer + f * parameters;
     for (const float** pointer : {&one.gradient_scale, &one.raw_scale, &one.gradient_shift}) moved(*pointer);
     one.packed = own_packed.data();
     one.packed_bytes = static_cast<size_t>(own_packed.size());
@@ -259,13 +270,15 @@ bool conv_case(const Layer& layer) {
              emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
     };
     if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
-        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) || !same("d_bias", own_d_bias.data(), d_bias.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
+        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) ||
+        !same("d_bias", own_d_bias.data(), d_bias.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
         !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
         !same("shift", one.shift, shift.data(), stride)) {
       return false;
     }
     for (size_t i = 0; i < own.size(); ++i) {
-      if (!same("d_x", own_d_x[i]->data(), d_x[i]->data(), data[i].fit) || !same("sum", own[i].sum, of_d_x[2 * i]->data(), stride) ||
+      if (!same("d_x", own_d_x[i]->data(), d_x[i]->data(), data[i].fit) ||
+          !same("sum", own[i].sum, of_d_x[2 * i]->data(), stride) ||
           !same("product", own[i].product, of_d_x[2 * i + 1]->data(), stride)) {
         return false;
       }
@@ -275,7 +288,8 @@ bool conv_case(const Layer& layer) {
     const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);
     const double g = static_cast<double>(gradient[at]);
     if (layer.bias) return g;
-    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * static_cast<double>(float_from_bf16(raw_halves[at])) + static_cast<double>(c[k]);
+    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * static_cast<double>(float_from_bf16(raw_halves[at])) +
+           static_cast<double>(c[k]);
   };
 
   // Plain loops.
@@ -296,7 +310,8 @@ bool conv_case(const Layer& layer) {
     std::vector<double> d_of_raw(raw.size());
     for (int64_t r = 0; r < height; ++r) {
       for (int64_t k = 0; k < width; ++k) {
-        for (int64_t o = 0; o < layer.channels; ++o) d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = d_raw(f, r, k, o);
+        for (int64_t o = 0; o < layer.channels; ++o)
+          d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = d_raw(f, r, k, o);
       }
     }
     int64_t first = 0;
@@ -311,7 +326,8 @@ bool conv_case(const Layer& layer) {
             const int64_t y = place(r * layer.stride + t / layer.kernel - layer.pad, factor_here * i.height, layer.padding);
             const int64_t x = place(q * layer.stride + t % layer.kernel - layer.pad, factor_here * i.width, layer.padding);
             if (y < 0 || x < 0) continue;
-            const check::Two rows = check::upsampled_sample(y, i.height, i.upsample), columns = check::upsampled_sample(x, i.width, i.upsample);
+            const check::Two rows = check::upsampled_sample(y, i.height, i.upsample),
+                             columns = check::upsampled_sample(x, i.width, i.upsample);
             for (int64_t c = 0; c < i.channels; ++c) {
               double u = 0;
               for (int k = 0; k < 4; ++k) {
@@ -344,15 +360,17 @@ bool conv_case(const Layer& layer) {
             const int64_t at = y * d.row + x * d.pixel + c;
             const double raw_x = static_cast<double>(float_from_bf16(d.x[static_cast<size_t>(f * d.fit + at)]));
             const size_t k = static_cast<size_t>(f * stride + c);
-            const double t = i.inner ? raw_x * static_cast<double>(d.inner_scale[k]) + static_cast<double>(d.inner_shift[k]) : raw_x;
+            const double t =
+                i.inner ? raw_x * static_cast<double>(d.inner_scale[k]) + static_cast<double>(d.inner_shift[k]) : raw_x;
             const double slope = t > 0 ? 1 : 0.25;
             check::Sum expected;
             expected.add(du[static_cast<size_t>(at)], i.outer ? 1 : slope);
             if (index == 0) expected.add(static_cast<double>(float_from_bf16(old[index][static_cast<size_t>(f * d.fit + at)])));
             const double got = static_cast<double>(float_from_bf16((*d_x[index])[f * d.fit + at]));
             if (!check::near(got, expected, 0.012)) {
-              return emulator::wrong("d_x of source %zu [%lld][%lld][%lld][%lld] is %g where %g is expected", index, static_cast<long long>(f),
-                                     static_cast<long long>(y), static_cast<long long>(x), static_cast<long long>(c), got, expected.value);
+              return emulator::wrong("d_x of source %zu [%lld][%lld][%lld][%lld] is %g where %g is expected", index,
+                                     static_cast<long long>(f), static_cast<long long>(y), static_cast<long long>(x),
+                                     static_cast<long long>(c), got, expected.value);
             }
             const double other = i.outer ? t * slope : raw_x - static_cast<double>(centre[index][k]);
             sum += got;
@@ -363,8 +381,8 @@ bool conv_case(const Layer& layer) {
         const double got_sum = static_cast<double>((*of_d_x[2 * index])[f * stride + c]);
         const double got_product = static_cast<double>((*of_d_x[2 * index + 1])[f * stride + c]);
         if (!(std::fabs(got_sum - sum) <= 1e-5 * size) || !(std::fabs(got_product - product) <= 1e-5 * size)) {
-          return emulator::wrong("of d_x of source %zu, channel %lld: sum %g, product %g where %g, %g are expected", index, static_cast<long long>(c),
-                                 got_sum, got_product, sum, product);
+          return emulator::wrong("of d_x of source %zu, channel %lld: sum %g, product %g where %g, %g are expected", index,
+                                 static_cast<long long>(c), got_sum, got_product, sum, product);
         }
       }
     }
@@ -372,16 +390,17 @@ bool conv_case(const Layer& layer) {
       const double got = static_cast<double>(d_weight[f * parameters + i]);
       if (!check::near(got, d_w[static_cast<size_t>(i)], 0.012)) {
         return emulator::wrong("d_weight[%lld][tap %lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
-                               static_cast<long long>(i / layer.channels / inputs), static_cast<long long>(i / layer.channels % inputs),
-                               static_cast<long long>(i % layer.channels), got, d_w[static_cast<size_t>(i)].value);
+                               static_cast<long long>(i / layer.channels / inputs),
+                               static_cast<long long>(i / layer.channels % inputs), static_cast<long long>(i % layer.channels),
+                               got, d_w[static_cast<size_t>(i)].value);
       }
     }
     for (int64_t c = 0; c < layer.channels; ++c) {
       check::Sum of_bias;
       for (int64_t i = 0; i < height * width; ++i) of_bias.add(d_of_raw[static_cast<size_t>(i * layer.channels + c)]);
       if (!check::near(static_cast<double>(d_bias[f * parameters + c]), of_bias, 1e-5)) {
-        return emulator::wrong("d_bias[%lld] is %g where %g is expected", static_cast<long long>(c), static_cast<double>(d_bias[f * parameters + c]),
-                               of_bias.value);
+        return emulator::wrong("d_bias[%lld] is %g where %g is expected", static_cast<long long>(c),
+                               static_cast<double>(d_bias[f * parameters + c]), of_bias.value);
       }
       double sum = 0, squares = 0;
       for (int64_t r = 0; r < height; ++r) {
@@ -390,8 +409,9 @@ bool conv_case(const Layer& layer) {
           check::Sum expected = raw[static_cast<size_t>((r * width + q) * layer.channels + c)];
           if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * parameters + c)]));
           if (!check::near(got, expected, 0.012)) {
-            return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f), static_cast<long long>(r),
-                                   static_cast<long long>(q), static_cast<long long>(c), got, expected.value);
+            return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
+                                   static_cast<long long>(r), static_cast<long long>(q), static_cast<long long>(c), got,
+                                   expected.value);
           }
           sum += got;
         }
@@ -412,9 +432,9 @@ bool conv_case(const Layer& layer) {
           std::fabs(static_cast<double>(variance[at]) - spread) > 1e-5 * spread + 1e-12 ||
           std::fabs(static_cast<double>(scale[at]) - fold) > 1e-5 * std::fabs(fold) ||
           std::fabs(static_cast<double>(shift[at]) - offset) > 1e-5 * (std::fabs(offset) + std::fabs(average * fold)) + 1e-6) {
-        return emulator::wrong("channel %lld: mean %g, variance %g, scale %g, shift %g where %g, %g, %g, %g are expected", static_cast<long long>(c),
-                               static_cast<double>(mean[at]), static_cast<double>(variance[at]), static_cast<double>(scale[at]),
-                               static_cast<double>(shift[at]), average, spread, fold, offset);
+        return emulator::wrong("channel %lld: mean %g, variance %g, scale %g, shift %g where %g, %g, %g, %g are expected",
+                               static_cast<long long>(c), static_cast<double>(mean[at]), static_cast<double>(variance[at]),
+                               static_cast<double>(scale[at]), static_cast<double>(shift[at]), average, spread, fold, offset);
       }
     }
   }
@@ -435,25 +455,37 @@ bool all(std::initializer_list<Layer> layers) {
 }  // namespace
 
 SCENARIO(conv_narrow) {
-  return all({{{{1, 1, 3}}, 1, 1, 1, 0}, {{{19, 11, 5}}, 3}, {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0}, {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
+  return all({{{{1, 1, 3}}, 1, 1, 1, 0},
+              {{{19, 11, 5}}, 3},
+              {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0},
+              {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
 SCENARIO(conv_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
-SCENARIO(conv_wide) { return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}}); }
+SCENARIO(conv_wide) {
+  return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}});
+}
 SCENARIO(conv_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
 SCENARIO(conv_strided) {
-  return all({{{{34, 18, 32}}, 16, 3, 2, 1}, {{{9, 13, 3}}, 20, 3, 2, 1, kZero}, {{{7, 8, 20}}, 5, 4, 2, 2}, {{{5, 6, 9}}, 5, 1, 2, 0},
+  return all({{{{34, 18, 32}}, 16, 3, 2, 1},
+              {{{9, 13, 3}}, 20, 3, 2, 1, kZero},
+              {{{7, 8, 20}}, 5, 4, 2, 2},
+              {{{5, 6, 9}}, 5, 1, 2, 0},
               {{{15, 16, 12}}, 33, 7, 2, 3}});
 }
 SCENARIO(conv_nearest) {
-  return all({{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
+  return all(
+      {{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_nearest_with_skip) {
-  return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24}, {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
+  return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24},
+              {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
               {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_bilinear) {
-  return all({{{{1, 1, 4, kBilinear}}, 3}, {{{9, 5, 20, kBilinear, true, true}}, 8}, {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
+  return all({{{{1, 1, 4, kBilinear}}, 3},
+              {{{9, 5, 20, kBilinear, true, true}}, 8},
+              {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_of_three_fits) {
   Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 24, kNearest, true, true}}, 20};
@@ -503,15 +535,27 @@ TEST(plans_of_the_papers_layers_leave_room_for_two_blocks_on_every_device) {
       p.width = layer.inputs[0].width / layer.stride;
       p.channels = layer.channels;
       p.raw = {memory, int64_t{1} * p.width * p.channels, p.channels};
-      ConvPlan plan;
-      CHECK(make_conv_plan(&p, "plan", &plan) == DIPENGINE_OK);
-      // But for 128 channels at stride 2 on the smallest: a tile sees four times its pixels there, and one block fits.
-      const bool one = limit == 99 * 1024 && layer.stride == 2 && plan.tile_channels == 128;
+      ConvPlan plan, weights;
+      DataPlan data;
+      AxisVectors y[2] = {}, x[2] = {};
+      CHECK(make_conv_plan(&p, "plan", &plan) == DIPENGINE_OK && make_weight_gradient_plan(&p, "plan", &weights) == DIPENGINE_OK);
+      CHECK(make_data_plan(p, p.sources_count - 1, "plan", &data, &y, &x) == DIPENGINE_OK);
+      // But for 128 channels where a tile sees four times its pixels, on the smallest: one block fits there.
+      const bool small = limit == 99 * 1024;
+      const bool one = small && layer.stride == 2 && plan.tile_channels == 128;
+      const bool one_backward = small && layer.inputs.back().upsample != 0 && data.tile_channels == 128;
       CHECK(plan.shared_bytes + 1024 <= (limit + 1024) / (one ? 1 : 2));
+      CHECK(data.shared_bytes + 1024 <= (limit + 1024) / (one_backward ? 1 : 2));
+      CHECK(weights.shared_bytes <= limit);  // of 256 threads
       if (std::getenv("EMULATOR_PLANS") != nullptr) {
-        std::printf("%zu KB: %d -> %d channels, kernel %d, stride %d, upsampling %d: tile %dx8x%d, chunks of %d, %zu bytes\n", limit / 1024,
-                    layer.inputs.back().channels, layer.channels, layer.kernel, layer.stride, layer.inputs.back().upsample, plan.tile_rows,
-                    plan.tile_channels, plan.sources[plan.sources_count - 1].chunk, plan.shared_bytes);
+        const auto last = static_cast<size_t>(plan.sources_count - 1);
+        std::printf(
+            "%zu KB: %d -> %d channels, kernel %d, stride %d, upsampling %d: forward %dx8x%d by %d, %zu bytes; data %dx8x%d by "
+            "%d, %zu; "
+            "weights by %d, %zu\n",
+            limit / 1024, layer.inputs.back().channels, layer.channels, layer.kernel, layer.stride, layer.inputs.back().upsample,
+            plan.tile_rows, plan.tile_channels, plan.sources[last].chunk, plan.shared_bytes, data.tile_rows, data.tile_channels,
+            data.chunk, data.shared_bytes, weights.sources[last].chunk, weights.shared_bytes);
       }
     }
   }

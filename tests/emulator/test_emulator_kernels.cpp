@@ -78,8 +78,10 @@ DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
   cuda::copy_commit();
   if (t < 16) cuda::copy_async16(shared + 128 + 4 * t, own + 64 + 4 * t);
   cuda::copy_commit();
-  if (m == Mistake::wait_for_one_too_few) cuda::copy_wait<1>();
-  else if (m != Mistake::no_wait) cuda::copy_wait<0>();
+  if (m == Mistake::wait_for_one_too_few)
+    cuda::copy_wait<1>();
+  else if (m != Mistake::no_wait)
+    cuda::copy_wait<0>();
   cuda::sync_threads();
   float sum = shared[128 + t] + shared[64 + t];
   if (m == Mistake::copy_into_what_is_read && t < 16) cuda::copy_async16(shared + 64 + 4 * t, own + 4 * t);

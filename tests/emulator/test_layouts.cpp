@@ -52,8 +52,10 @@ TEST(golden_fragments_of_mma_bf16_give_the_plain_product) {
   Array<uint16_t> fragments(32 * 12);
   Array<float> sums(32 * 4);
   for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 8; ++i) fragments[lane * 12 + i] = bf16_from_float(a[static_cast<size_t>(a_bf16(lane, i).row * 16 + a_bf16(lane, i).column)]);
-    for (int i = 0; i < 4; ++i) fragments[lane * 12 + 8 + i] = bf16_from_float(b[static_cast<size_t>(b_bf16(lane, i).row * 8 + b_bf16(lane, i).column)]);
+    for (int i = 0; i < 8; ++i)
+      fragments[lane * 12 + i] = bf16_from_float(a[static_cast<size_t>(a_bf16(lane, i).row * 16 + a_bf16(lane, i).column)]);
+    for (int i = 0; i < 4; ++i)
+      fragments[lane * 12 + 8 + i] = bf16_from_float(b[static_cast<size_t>(b_bf16(lane, i).row * 8 + b_bf16(lane, i).column)]);
     for (int i = 0; i < 4; ++i) sums[lane * 4 + i] = c[static_cast<size_t>(c_all(lane, i).row * 8 + c_all(lane, i).column)];
   }
   CHECK(emulated::mma(fragments.data(), sums.data(), false) == DIPENGINE_OK);
@@ -61,7 +63,8 @@ TEST(golden_fragments_of_mma_bf16_give_the_plain_product) {
     for (int i = 0; i < 4; ++i) {
       const Place at = c_all(lane, i);
       float expected = c[static_cast<size_t>(at.row * 8 + at.column)];
-      for (int k = 0; k < 16; ++k) expected += a[static_cast<size_t>(at.row * 16 + k)] * b[static_cast<size_t>(k * 8 + at.column)];
+      for (int k = 0; k < 16; ++k)
+        expected += a[static_cast<size_t>(at.row * 16 + k)] * b[static_cast<size_t>(k * 8 + at.column)];
       CHECK(sums[lane * 4 + i] == expected);
     }
   }
@@ -74,9 +77,11 @@ TEST(golden_fragments_of_mma_tf32_give_the_plain_product_of_rounded_inputs) {
   for (int lane = 0; lane < 32; ++lane) {
     // Mantissa bits below the tenth are ignored.
     for (int i = 0; i < 4; ++i) {
-      fragments[lane * 6 + i] = float_from_bits(float_bits(a[static_cast<size_t>(a_tf32(lane, i).row * 8 + a_tf32(lane, i).column)]) | 0xfffu);
+      fragments[lane * 6 + i] =
+          float_from_bits(float_bits(a[static_cast<size_t>(a_tf32(lane, i).row * 8 + a_tf32(lane, i).column)]) | 0xfffu);
     }
-    for (int i = 0; i < 2; ++i) fragments[lane * 6 + 4 + i] = b[static_cast<size_t>(b_tf32(lane, i).row * 8 + b_tf32(lane, i).column)];
+    for (int i = 0; i < 2; ++i)
+      fragments[lane * 6 + 4 + i] = b[static_cast<size_t>(b_tf32(lane, i).row * 8 + b_tf32(lane, i).column)];
     for (int i = 0; i < 4; ++i) sums[lane * 4 + i] = c[static_cast<size_t>(c_all(lane, i).row * 8 + c_all(lane, i).column)];
   }
   CHECK(emulated::mma(fragments.data(), sums.data(), true) == DIPENGINE_OK);

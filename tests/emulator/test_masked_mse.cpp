@@ -32,7 +32,8 @@ bool masked_mse_case(const Case& c) {
   const std::vector<double> normaliser = {100, 7, 33.5};
   std::vector<double> variance = {0.25, 0.5, 0.75};
 
-  Array<float> device_raw(raw), device_target(target), device_mask(mask), device_average(average), device_mean(mean), d_raw(all), out(all);
+  Array<float> device_raw(raw), device_target(target), device_mask(mask), device_average(average), device_mean(mean), d_raw(all),
+      out(all);
   Array<uint16_t> device_halves(halves), d_halves(all);
   Array<uint8_t> device_active(active);
   Array<int64_t> device_frames(frames);
@@ -115,8 +116,9 @@ bool masked_mse_case(const Case& c) {
     ++frames[k];
   }
   return emulator::same_bits("frames", device_frames.copy(), frames) && emulator::same_bits("out", out.copy(), e_out) &&
-         emulator::same_bits("average", device_average.copy(), average) && emulator::same_bits("mean", device_mean.copy(), mean) &&
-         emulator::same_bits("d_raw", d_raw.copy(), e_d) && emulator::same_bits("d_raw", d_halves.copy(), e_halves) &&
+         emulator::same_bits("average", device_average.copy(), average) &&
+         emulator::same_bits("mean", device_mean.copy(), mean) && emulator::same_bits("d_raw", d_raw.copy(), e_d) &&
+         emulator::same_bits("d_raw", d_halves.copy(), e_halves) &&
          ((out.intact() && d_raw.intact() && workspace.intact()) || emulator::wrong("written outside"));
 }
 

@@ -54,7 +54,9 @@ bool perturb_case(int64_t fits, int64_t count, Code code, int32_t out_dtype) {
   cuda.active = device_active.data();
   cuda.noise_stream = cpu.stream;
   cuda.z_dtype = cpu.z_dtype;
-  cuda.z = code == Code::floats ? static_cast<const void*>(device_floats.data()) : code == Code::bytes ? device_bytes.data() : nullptr;
+  cuda.z = code == Code::floats  ? static_cast<const void*>(device_floats.data())
+           : code == Code::bytes ? device_bytes.data()
+                                 : nullptr;
   cuda.z_fit_stride = cpu.z_fit_stride;
   cuda.z_scale = cpu.z_scale;
   cuda.std = cpu.std;

@@ -62,9 +62,11 @@ DIPENGINE_KERNEL(kThreads, 4) adam_kernel(DIPENGINE_PARAMS(AdamLaunch) p) {
   const dipengine_adam_segment& s = p.segments[index];
   const int64_t begin = (cuda::block_x() - p.first_tile[index]) * kTile, end = begin + kTile < s.count ? begin + kTile : s.count;
   const int64_t base = fit * s.fit_stride;
-  float *const param = static_cast<float*>(s.param) + base, *const m = static_cast<float*>(s.m) + base, *const v = static_cast<float*>(s.v) + base;
+  float *const param = static_cast<float*>(s.param) + base, *const m = static_cast<float*>(s.m) + base,
+               *const v = static_cast<float*>(s.v) + base;
   uint16_t* const shadow = s.shadow == nullptr ? nullptr : static_cast<uint16_t*>(s.shadow) + base;
-  const bool aligned = ((reinterpret_cast<uintptr_t>(param) | reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v)) & 15) == 0;
+  const bool aligned =
+      ((reinterpret_cast<uintptr_t>(param) | reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v)) & 15) == 0;
   for (int64_t i = begin + 4 * cuda::thread_index(); i < end; i += 4 * kThreads) {
     if (aligned && i + 4 <= end) {
       Four p4 = load_four(param + i), m4 = load_four(m + i), v4 = load_four(v + i);
@@ -89,23 +91,26 @@ DIPENGINE_KERNEL(kThreads, 4) adam_kernel(DIPENGINE_PARAMS(AdamLaunch) p) {
 dipengine_status check(const dipengine_adam_cuda_params* params) {
   DIPENGINE_TRY(check_struct(params, "dipengine_adam_cuda"));
   const dipengine_adam_cuda_params& p = *params;
-  DIPENGINE_REQUIRE(p.segment_size == sizeof(dipengine_adam_segment),
-                    "dipengine_adam_cuda was given segment_size %zu where this library has %zu; build the host against its headers.",
-                    p.segment_size, sizeof(dipengine_adam_segment));
+  DIPENGINE_REQUIRE(
+      p.segment_size == sizeof(dipengine_adam_segment),
+      "dipengine_adam_cuda was given segment_size %zu where this library has %zu; build the host against its headers.",
+      p.segment_size, sizeof(dipengine_adam_segment));
   DIPENGINE_REQUIRE(p.grad_dtype == DIPENGINE_FLOAT32 || p.grad_dtype == DIPENGINE_BFLOAT16,
                     "Adam takes gradients in float32 or bfloat16 on a device, not dtype %d; convert them.", p.grad_dtype);
   DIPENGINE_REQUIRE(p.fits >= 1 && p.steps != nullptr && p.learning_rate != nullptr,
                     "Adam needs at least one fit, and steps and learning_rate of each in device memory.");
-  DIPENGINE_REQUIRE(p.segments_count >= 0 && p.segments_count <= DIPENGINE_ADAM_CUDA_MAX_SEGMENTS && (p.segments_count == 0 || p.segments != nullptr),
+  DIPENGINE_REQUIRE(p.segments_count >= 0 && p.segments_count <= DIPENGINE_ADAM_CUDA_MAX_SEGMENTS &&
+                        (p.segments_count == 0 || p.segments != nullptr),
                     "Adam was given %lld segments; give up to %d of them in a call.", static_cast<long long>(p.segments_count),
                     DIPENGINE_ADAM_CUDA_MAX_SEGMENTS);
   DIPENGINE_REQUIRE(p.beta1 >= 0 && p.beta1 < 1 && p.beta2 >= 0 && p.beta2 < 1 && p.eps >= 0,
                     "Adam was given betas %g, %g and eps %g; betas lie in [0, 1), eps is not negative.", p.beta1, p.beta2, p.eps);
   for (int64_t i = 0; i < p.segments_count; ++i) {
     const dipengine_adam_segment& s = p.segments[i];
-    DIPENGINE_REQUIRE(s.count >= 0 && (p.fits == 1 || s.fit_stride >= s.count),
-                      "Adam was given overlapping fits or a negative count in segment %lld; space fits at least count elements apart.",
-                      static_cast<long long>(i));
+    DIPENGINE_REQUIRE(
+        s.count >= 0 && (p.fits == 1 || s.fit_stride >= s.count),
+        "Adam was given overlapping fits or a negative count in segment %lld; space fits at least count elements apart.",
+        static_cast<long long>(i));
     DIPENGINE_REQUIRE(s.count == 0 || (s.param != nullptr && s.grad != nullptr && s.m != nullptr && s.v != nullptr),
                       "Adam needs param, grad, m and v in segment %lld; one of them is NULL.", static_cast<long long>(i));
   }
@@ -138,7 +143,8 @@ dipengine_status dipengine_adam_cuda(const dipengine_adam_cuda_params* params) {
   }
   const int64_t tiles = launch.first_tile[launch.segments_count];
   if (tiles == 0) return DIPENGINE_OK;
-  return cuda::launch(adam_kernel, "adam", {tiles, params->fits, 1, kThreads, sizeof(AdamScalars<float>)}, launch, params->stream);
+  return cuda::launch(adam_kernel, "adam", {tiles, params->fits, 1, kThreads, sizeof(AdamScalars<float>)}, launch,
+                      params->stream);
 }
 
 }  // extern "C"

@@ -4,8 +4,9 @@
 //   d_x[i] = sum over entries e that apply to i:  sum_t coefficient[e][t] W_t^T  d_raw[position(e, i)]
 //
 // at position step * r + offset with i = phases * r + phase (samples of one parity under stride 2 see the same taps; d_raw
-// outside of the image is zero). An entry without gate applies everywhere, a gated one to one r alone: what reflection, or
-// the clamped end of the upsampling, adds there to what the middle of the axis would have. Entries are found by comparing with the forward index maps (conv_math.h), so borders are exact at any size.
+// outside of the image is zero). An entry without gate applies everywhere, a gated one to one r alone: what reflection, or the
+// clamped end of the upsampling, adds there to what the middle of the axis would have. Entries are found by comparing with the
+// forward index maps (conv_math.h), so borders are exact at any size.
 #pragma once
 
 #include "ops/conv/conv_math.h"

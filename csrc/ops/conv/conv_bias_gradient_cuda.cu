@@ -36,7 +36,9 @@ DIPENGINE_KERNEL(kThreads, 2) conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLau
   l.parts[(fit * l.count + cuda::block_x()) * l.channels + channel] = {sum, 0};
 }
 
-int64_t parts_of(const dipengine_conv_cuda_params& p) { return (static_cast<int64_t>(p.height) * p.width + kPixels - 1) / kPixels; }
+int64_t parts_of(const dipengine_conv_cuda_params& p) {
+  return (static_cast<int64_t>(p.height) * p.width + kPixels - 1) / kPixels;
+}
 
 }  // namespace
 
@@ -45,10 +47,13 @@ size_t bias_gradient_workspace(const dipengine_conv_cuda_params& p) {
 }
 
 dipengine_status launch_bias_gradient(const dipengine_conv_cuda_params& p) {
-  const BiasLaunch l = {gradient_source(p), p.height, p.width, p.channels, p.active, static_cast<PartSums*>(p.workspace), parts_of(p)};
+  const BiasLaunch l = {gradient_source(p), p.height, p.width, p.channels, p.active, static_cast<PartSums*>(p.workspace),
+                        parts_of(p)};
   DIPENGINE_TRY(cuda::launch(conv_bias_gradient_kernel, "conv_bias_gradient",
-                             {l.count, (p.channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, kThreads * sizeof(float)}, l, p.stream));
-  return launch_sums({l.count, p.channels, l.parts, p.active, p.fits == 1 ? 0 : p.parameters_fit_stride, p.d_bias, nullptr}, p.fits, p.stream);
+                             {l.count, (p.channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, kThreads * sizeof(float)},
+                             l, p.stream));
+  return launch_sums({l.count, p.channels, l.parts, p.active, p.fits == 1 ? 0 : p.parameters_fit_stride, p.d_bias, nullptr},
+                     p.fits, p.stream);
 }
 
 }  // namespace dipengine

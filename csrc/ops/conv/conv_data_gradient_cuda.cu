@@ -55,7 +55,8 @@ DIPENGINE_KERNEL(kPackThreads, 2) conv_data_pack_kernel(DIPENGINE_PARAMS(PackLau
       for (int t = 0; t < p.kernel * p.kernel; ++t) {
         const float share = l.y.of[matrix / xs][t / p.kernel] * l.x.of[matrix % xs][t % p.kernel];
         if (share != 0) {
-          sum = fma(share, weight[(static_cast<int64_t>(t) * p.input_channels + p.first_channel + to) * p.out_channels + from], sum);
+          sum = fma(share, weight[(static_cast<int64_t>(t) * p.input_channels + p.first_channel + to) * p.out_channels + from],
+                    sum);
         }
       }
     }
@@ -115,7 +116,8 @@ DIPENGINE_DEVICE int pairs_of(const DataPlan& p, const Work& w, int chunk) {
 }
 
 template <typename Tile>
-DIPENGINE_DEVICE void begin_stage(const DataPlan& p, const Work& w, const unsigned char* stream, unsigned char* stages, int pair) {
+DIPENGINE_DEVICE void begin_stage(const DataPlan& p, const Work& w, const unsigned char* stream, unsigned char* stages,
+                                  int pair) {
   constexpr int kBytes = Tile::kBlockBytes;
   if (pair < w.pairs) {
     const int chunk = pair / w.chunk_pairs, products = chunk_products(p, chunk);
@@ -123,7 +125,8 @@ DIPENGINE_DEVICE void begin_stage(const DataPlan& p, const Work& w, const unsign
     for (int half = 0; half < 2; ++half) {
       const int block = pair % w.chunk_pairs * 2 + half, entry = block / products;
       if (entry >= w.ys->count * w.xs->count) continue;
-      const int vy = w.y->entry[w.ys->index[entry / w.xs->count]].vector, vx = w.x->entry[w.xs->index[entry % w.xs->count]].vector;
+      const int vy = w.y->entry[w.ys->index[entry / w.xs->count]].vector,
+                vx = w.x->entry[w.xs->index[entry % w.xs->count]].vector;
       const unsigned char* from = stream + (chunk_first + (vy * w.x->vectors + vx) * products + block % products) * kBytes;
       for (int at = 16 * cuda::thread_index(); at < kBytes; at += 16 * Tile::kThreads) {
         cuda::copy_async16(stages + (pair % kStages * 2 + half) * kBytes + at, from + at);
@@ -138,7 +141,8 @@ struct TileShape {
 };
 
 template <int threads>
-DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int step, int64_t fit, int chunk, unsigned char* inputs) {
+DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int step, int64_t fit, int chunk,
+                                 unsigned char* inputs) {
   const DataPlan& p = l.plan;
   const int groups = 2 * chunk_products(p, chunk), group = cuda::thread_index() % (p.chunk / 8);
   const int channel = chunk * p.chunk + 8 * group;
@@ -184,8 +188,8 @@ DIPENGINE_DEVICE void store_channels(uint16_t* to, bool whole, int there, float 
 
 // d_x of the warp's pixels, and its sums.
 template <typename Tile>
-DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel, const Accumulators<Tile>& sums,
-                                PartSums* part) {
+DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel,
+                                const Accumulators<Tile>& sums, PartSums* part) {
   constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup;
   const DataPlan& p = l.plan;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
@@ -234,7 +238,8 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
 }
 
 template <typename Tile>
-DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
+DIPENGINE_KERNEL(Tile::kThreads, 2)
+conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   const DataPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
   if (l.active != nullptr && l.active[fit] == 0) return;
@@ -277,7 +282,8 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(D
       cuda::copy_wait<kStages - 2>();
       cuda::sync_threads();  // this pair's weights and d_raw have come; all have read the pair before
       begin_stage<Tile>(p, w, stream, stages, pair + kStages - 1);
-      const unsigned char* weights = stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
+      const unsigned char* weights =
+          stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
       for (int half = 0; half < 2 && block + half < blocks; ++half) {
         const int entry = (block + half) / products, product = (block + half) % products;
         const AxisEntry ey = w.y->entry[w.ys->index[entry / w.xs->count]], ex = w.x->entry[w.xs->index[entry % w.xs->count]];
@@ -296,8 +302,9 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_data_gradient_kernel(DIPENGINE_PARAMS(D
     }
   }
   const int64_t part = ((fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;
-  store_d_x<Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit, channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN,
-                  sums, l.parts == nullptr ? nullptr : l.parts + part * p.channels);
+  store_d_x<Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit,
+                  channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
+                  l.parts == nullptr ? nullptr : l.parts + part * p.channels);
 }
 
 // ---- plans and launches ---------------------------------------------------------------------------------------------
@@ -313,7 +320,10 @@ void set_tile(DataPlan* p, TileKind kind) {
   p->products_n = Tile::kProductsN;
 }
 
-dipengine_status make_data_plan(const Params& p, int source, const char* op, DataPlan* plan, AxisVectors (*y)[2], AxisVectors (*x)[2]) {
+}  // namespace
+
+dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source, const char* op, DataPlan* plan,
+                                AxisVectors (*y)[2], AxisVectors (*x)[2]) {
   const dipengine_conv_cuda_source& s = p.sources[source];
   *plan = DataPlan{};
   plan->phases = p.stride;
@@ -332,18 +342,25 @@ dipengine_status make_data_plan(const Params& p, int source, const char* op, Dat
   // As in the forward pass: narrower where few blocks would come of it, by the layer's shape alone.
   const int64_t tiles = static_cast<int64_t>((grid_height + 15) / 16) * ((grid_width + 7) / 8) * p.stride * p.stride;
   const auto few = [&](int channels) { return tiles * ((s.channels + channels - 1) / channels) < 64; };
-  if (s.channels > 64 && !few(128)) set_tile<WideTile>(plan, TileKind::wide);
-  else if (s.channels > 32 && !(s.channels > 64 && few(64))) set_tile<MiddleTile>(plan, TileKind::middle);
-  else if (s.channels > 16) set_tile<SlimTile>(plan, TileKind::slim);
-  else set_tile<NarrowTile>(plan, TileKind::narrow);
+  if (s.channels > 64 && !few(128))
+    set_tile<WideTile>(plan, TileKind::wide);
+  else if (s.channels > 32 && !(s.channels > 64 && few(64)))
+    set_tile<MiddleTile>(plan, TileKind::middle);
+  else if (s.channels > 16)
+    set_tile<SlimTile>(plan, TileKind::slim);
+  else
+    set_tile<NarrowTile>(plan, TileKind::narrow);
   plan->tiles_y = (grid_height + plan->tile_rows - 1) / plan->tile_rows;
   plan->tiles_x = (grid_width + kTileColumns - 1) / kTileColumns;
   plan->channel_tiles = (s.channels + plan->tile_channels - 1) / plan->tile_channels;
   int rows = 0, columns = 0;
   for (int phase = 0; phase < p.stride; ++phase) {
-    const bool made = make_axis({s.height, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->y[phase], &(*y)[phase]) &&
-                      make_axis({s.width, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->x[phase], &(*x)[phase]);
-    if (!made) return fail(DIPENGINE_UNSUPPORTED, "%s has no data gradient of kernel %d with pad %d; pad by half the kernel at most.", op, p.kernel, p.pad);
+    const bool made =
+        make_axis({s.height, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->y[phase], &(*y)[phase]) &&
+        make_axis({s.width, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->x[phase], &(*x)[phase]);
+    if (!made)
+      return fail(DIPENGINE_UNSUPPORTED, "%s has no data gradient of kernel %d with pad %d; pad by half the kernel at most.", op,
+                  p.kernel, p.pad);
     const int r = plan->y[phase].step * (plan->tile_rows - 1) + plan->y[phase].high - plan->y[phase].low + 1;
     const int c = plan->x[phase].step * (kTileColumns - 1) + plan->x[phase].high - plan->x[phase].low + 1;
     rows = r > rows ? r : rows;
@@ -374,25 +391,36 @@ dipengine_status make_data_plan(const Params& p, int source, const char* op, Dat
               plan->shared_bytes, limit);
 }
 
+namespace {
+
 template <typename Tile>
 dipengine_status launch_product(const DataLaunch& l, const Params& p, const char* name) {
   const DataPlan& d = l.plan;
   return cuda::launch(conv_data_gradient_kernel<Tile>, name,
-                      {static_cast<int64_t>(d.tiles_y) * d.tiles_x, static_cast<int64_t>(d.channel_tiles) * d.phases * d.phases, p.fits, Tile::kThreads,
-                       d.shared_bytes},
+                      {static_cast<int64_t>(d.tiles_y) * d.tiles_x, static_cast<int64_t>(d.channel_tiles) * d.phases * d.phases,
+                       p.fits, Tile::kThreads, d.shared_bytes},
                       l, p.stream);
 }
 
-dipengine_status launch_source(const Params& p, int source, const DataPlan& plan, const AxisVectors (&y)[2], const AxisVectors (&x)[2]) {
+dipengine_status launch_source(const Params& p, int source, const DataPlan& plan, const AxisVectors (&y)[2],
+                               const AxisVectors (&x)[2]) {
   const dipengine_conv_cuda_source& s = p.sources[source];
   const bool single = p.fits == 1;
   for (int phase = 0; phase < plan.phases * plan.phases; ++phase) {
     const int64_t lanes = (plan.phase_blocks[phase + 1] - plan.phase_blocks[phase]) * (plan.tile_channels / 16) * 32;
     if (lanes == 0) continue;
-    const PackLaunch pack = {plan, y[phase / plan.phases], x[phase % plan.phases], phase, p.weight, single ? 0 : p.parameters_fit_stride,
-                             static_cast<uint16_t*>(p.packed), p.active, lanes};
+    const PackLaunch pack = {plan,
+                             y[phase / plan.phases],
+                             x[phase % plan.phases],
+                             phase,
+                             p.weight,
+                             single ? 0 : p.parameters_fit_stride,
+                             static_cast<uint16_t*>(p.packed),
+                             p.active,
+                             lanes};
     DIPENGINE_TRY(cuda::launch(conv_data_pack_kernel, "conv_data_pack",
-                               {(lanes + kPackThreads - 1) / kPackThreads, plan.channel_tiles, p.fits, kPackThreads, 0}, pack, p.stream));
+                               {(lanes + kPackThreads - 1) / kPackThreads, plan.channel_tiles, p.fits, kPackThreads, 0}, pack,
+                               p.stream));
   }
   DataLaunch l{};
   l.plan = plan;
@@ -408,7 +436,8 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.d_x_row_stride = s.d_x.row_stride;
   l.d_x_pixel_stride = s.d_x.pixel_stride;
   const auto apart = [](int64_t fit, const dipengine_pixels& pixels) {
-    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 && reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
   };
   l.aligned = apart(l.x_fit_stride, s.x) && apart(l.d_x_fit_stride, s.d_x);
   l.accumulate = s.accumulate;
@@ -418,13 +447,22 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
   switch (plan.kind) {
-    case TileKind::wide: DIPENGINE_TRY(launch_product<WideTile>(l, p, "conv_data_gradient_wide")); break;
-    case TileKind::middle: DIPENGINE_TRY(launch_product<MiddleTile>(l, p, "conv_data_gradient_middle")); break;
-    case TileKind::slim: DIPENGINE_TRY(launch_product<SlimTile>(l, p, "conv_data_gradient_slim")); break;
-    case TileKind::narrow: DIPENGINE_TRY(launch_product<NarrowTile>(l, p, "conv_data_gradient_narrow")); break;
+    case TileKind::wide:
+      DIPENGINE_TRY(launch_product<WideTile>(l, p, "conv_data_gradient_wide"));
+      break;
+    case TileKind::middle:
+      DIPENGINE_TRY(launch_product<MiddleTile>(l, p, "conv_data_gradient_middle"));
+      break;
+    case TileKind::slim:
+      DIPENGINE_TRY(launch_product<SlimTile>(l, p, "conv_data_gradient_slim"));
+      break;
+    case TileKind::narrow:
+      DIPENGINE_TRY(launch_product<NarrowTile>(l, p, "conv_data_gradient_narrow"));
+      break;
   }
   if (s.sum == nullptr) return DIPENGINE_OK;
-  const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum, s.product};
+  const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum,
+                           s.product};
   return launch_sums(sums, p.fits, p.stream);
 }
 
@@ -436,7 +474,8 @@ dipengine_status for_sources(const Params* params, const char* op, const Then& t
   for (int i = 0; i < params->sources_count; ++i) {
     const dipengine_conv_cuda_source& s = params->sources[i];
     if (s.d_x.data == nullptr) continue;
-    DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op, i);
+    DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
+                      i);
     DataPlan plan;
     AxisVectors y[2] = {}, x[2] = {};
     DIPENGINE_TRY(make_data_plan(*params, i, op, &plan, &y, &x));
@@ -450,14 +489,17 @@ dipengine_status for_sources(const Params* params, const char* op, const Then& t
 
 extern "C" {
 
-dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params, size_t* packed_bytes, size_t* workspace_bytes) {
+dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params, size_t* packed_bytes,
+                                                         size_t* workspace_bytes) {
   using namespace dipengine;
   const char* const op = "dipengine_conv_cuda_data_gradient_sizes";
   DIPENGINE_REQUIRE(packed_bytes != nullptr && workspace_bytes != nullptr, "%s was given no place for its answers.", op);
   *packed_bytes = *workspace_bytes = 0;
-  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors (&)[2], const AxisVectors (&)[2]) {
+  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors(&)[2], const AxisVectors(&)[2]) {
     const size_t packed = static_cast<size_t>(params->fits * packed_blocks(plan)) * static_cast<size_t>(plan.tile_channels) * 32;
-    const size_t parts = params->sources[i].sum == nullptr ? 0 : static_cast<size_t>(params->fits * data_parts(plan) * plan.channels) * sizeof(PartSums);
+    const size_t parts = params->sources[i].sum == nullptr
+                             ? 0
+                             : static_cast<size_t>(params->fits * data_parts(plan) * plan.channels) * sizeof(PartSums);
     *packed_bytes = packed > *packed_bytes ? packed : *packed_bytes;
     *workspace_bytes = parts > *workspace_bytes ? parts : *workspace_bytes;
     return DIPENGINE_OK;
@@ -471,11 +513,13 @@ dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_par
   DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(params, &packed, &workspace));
   const Params& p = *params;
   DIPENGINE_TRY(check_gradient(p, op));
-  DIPENGINE_REQUIRE(p.weight != nullptr && p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed,
-                    "%s needs weight, and %zu bytes for packed, 16-byte aligned.", op, packed);
-  DIPENGINE_REQUIRE(workspace == 0 || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= workspace),
+  DIPENGINE_REQUIRE(
+      p.weight != nullptr && p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed,
+      "%s needs weight, and %zu bytes for packed, 16-byte aligned.", op, packed);
+  DIPENGINE_REQUIRE(workspace == 0 || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
+                                       p.workspace_bytes >= workspace),
                     "%s needs %zu bytes of workspace, 16-byte aligned.", op, workspace);
-  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors (&y)[2], const AxisVectors (&x)[2]) {
+  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors(&y)[2], const AxisVectors(&x)[2]) {
     return launch_source(p, i, plan, y, x);
   });
 }

@@ -30,8 +30,14 @@ DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk) {
   return ((left < p.chunk ? left : p.chunk) + 15) / 16;
 }
 
-DIPENGINE_HD int64_t data_parts(const DataPlan& p) { return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m; }
+DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
+  return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m;
+}
 
 DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
+
+// The plan of one source, and the coefficients of its axes' entries by phase. Params have been checked.
+dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
+                                AxisVectors (*y)[2], AxisVectors (*x)[2]);
 
 }  // namespace dipengine

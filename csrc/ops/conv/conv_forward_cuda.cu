@@ -36,9 +36,10 @@ struct WarpPlace {
 };
 
 template <typename Tile>
-DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, int64_t fit, int first_channel, Accumulators<Tile>& sums) {
-  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2;         // products whose channels are neighbours in a lane
-  constexpr int kEach = 2 * kGroup;                             // channels of them
+DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, int64_t fit, int first_channel,
+                                    Accumulators<Tile>& sums) {
+  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2;  // products whose channels are neighbours in a lane
+  constexpr int kEach = 2 * kGroup;                      // channels of them
   constexpr int kGroups = 2 * Tile::kProductsN / kGroup;
   const ConvPlan& p = l.plan;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
@@ -48,7 +49,8 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
     const int channel = first_channel + g * 8 * kGroup + member * kEach;
     DIPENGINE_UNROLL
     for (int e = 0; e < kEach; ++e) {
-      const float bias = l.bias != nullptr && channel + e < p.channels ? l.bias[fit * l.parameters_fit_stride + channel + e] : 0.0f;
+      const float bias =
+          l.bias != nullptr && channel + e < p.channels ? l.bias[fit * l.parameters_fit_stride + channel + e] : 0.0f;
       DIPENGINE_UNROLL
       for (int m = 0; m < Tile::kProductsM; ++m) {
         DIPENGINE_UNROLL
@@ -71,7 +73,8 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
         if (l.raw_float == 0 && l.raw_aligned != 0 && kEach == 8 && channel + 8 <= p.channels) {
           cuda::Bytes16 bytes;
           DIPENGINE_UNROLL
-          for (int i = 0; i < 4; ++i) bytes.word[i] = float_bits(value(2 * i)) >> 16 | (float_bits(value((2 * i + 1) % kEach)) & 0xffff0000u);
+          for (int i = 0; i < 4; ++i)
+            bytes.word[i] = float_bits(value(2 * i)) >> 16 | (float_bits(value((2 * i + 1) % kEach)) & 0xffff0000u);
           cuda::store16(static_cast<uint16_t*>(l.raw) + at, bytes);
           continue;
         }
@@ -91,10 +94,13 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
 
 // Mean and sum of squared differences of each channel over the warp's pixels, in two passes over the registers.
 template <typename Tile>
-DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int first_channel, const Accumulators<Tile>& sums, PartMoments* part) {
+DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int first_channel, const Accumulators<Tile>& sums,
+                                    PartMoments* part) {
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const bool inside_column = group < w.columns;
-  const int pixels = (w.rows < 0 ? 0 : w.rows < 2 * Tile::kProductsM ? w.rows : 2 * Tile::kProductsM) *
+  const int pixels = (w.rows < 0                      ? 0
+                      : w.rows < 2 * Tile::kProductsM ? w.rows
+                                                      : 2 * Tile::kProductsM) *
                      (w.columns < kTileColumns ? w.columns : kTileColumns);
   const float share = pixels > 0 ? 1.0f / static_cast<float>(pixels) : 0.0f;
   DIPENGINE_UNROLL
@@ -103,7 +109,8 @@ DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int f
     for (int e = 0; e < 2; ++e) {
       float sum = 0;
       DIPENGINE_UNROLL
-      for (int i = 0; i < 2 * Tile::kProductsM; ++i) sum += i < w.rows && inside_column ? sums.of[i / 2][j][2 * (i % 2) + e] : 0.0f;
+      for (int i = 0; i < 2 * Tile::kProductsM; ++i)
+        sum += i < w.rows && inside_column ? sums.of[i / 2][j][2 * (i % 2) + e] : 0.0f;
       const float mean = sum_of_rows(sum) * share;
       float m2 = 0;
       DIPENGINE_UNROLL
@@ -133,7 +140,8 @@ DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream
 }
 
 template <typename Tile>
-DIPENGINE_KERNEL(Tile::kThreads, 2) conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
+DIPENGINE_KERNEL(Tile::kThreads, 2)
+conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const ConvPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
   if (l.active != nullptr && l.active[fit] == 0) return;
@@ -145,9 +153,9 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_forward_kernel(DIPENGINE_PARAMS(Forward
 
   unsigned char* const stages = cuda::shared_memory();
   unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes;
-  const unsigned char* const stream =
-      reinterpret_cast<const unsigned char*>(l.packed) +
-      ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) * static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
+  const unsigned char* const stream = reinterpret_cast<const unsigned char*>(l.packed) +
+                                      ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) *
+                                          static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
 
   Accumulators<Tile> sums{};
   int pair = 0;
@@ -176,7 +184,8 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_forward_kernel(DIPENGINE_PARAMS(Forward
         cuda::copy_wait<kStages - 2>();
         cuda::sync_threads();  // this pair's weights and the inputs have come; all have read the pair before
         begin_stage<Tile>(p, stream, stages, pair + kStages - 1);
-        const unsigned char* weights = stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
+        const unsigned char* weights =
+            stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
         for (int half = 0; half < 2 && block + half < blocks; ++half) {
           const int offset = (s.gathered != 0 ? 0 : tap_offset(s, tap_y, tap_x)) + 32 * product;
           multiply<Tile>(inputs, rows, offset, weights + half * Tile::kBlockBytes, sums);
@@ -190,8 +199,12 @@ DIPENGINE_KERNEL(Tile::kThreads, 2) conv_forward_kernel(DIPENGINE_PARAMS(Forward
     }
   }
 
-  const WarpPlace place = {tile_row + warp_m * Tile::kProductsM * 2, tile_column, p.grid_height - (tile_row + warp_m * Tile::kProductsM * 2),
-                           p.grid_width - tile_column, phase / p.phases, phase % p.phases};
+  const WarpPlace place = {tile_row + warp_m * Tile::kProductsM * 2,
+                           tile_column,
+                           p.grid_height - (tile_row + warp_m * Tile::kProductsM * 2),
+                           p.grid_width - tile_column,
+                           phase / p.phases,
+                           phase % p.phases};
   const int first_channel = channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN;
   store_outputs<Tile>(l, place, fit, first_channel, sums);
   if (l.parts == nullptr) return;
@@ -203,8 +216,8 @@ template <typename Tile>
 dipengine_status launch_forward(const ForwardLaunch& l, const dipengine_conv_cuda_params& params, const char* name) {
   const ConvPlan& p = l.plan;
   return cuda::launch(conv_forward_kernel<Tile>, name,
-                      {static_cast<int64_t>(p.tiles_y) * p.tiles_x, static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases, params.fits,
-                       Tile::kThreads, p.shared_bytes},
+                      {static_cast<int64_t>(p.tiles_y) * p.tiles_x, static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases,
+                       params.fits, Tile::kThreads, p.shared_bytes},
                       l, params.stream);
 }
 
@@ -221,8 +234,10 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
                         p.packed_bytes >= static_cast<size_t>(p.fits * packed_elements(plan)) * 2,
                     "dipengine_conv_cuda_forward needs the weights as dipengine_conv_cuda_pack leaves them.");
-  const size_t moments = p.mean == nullptr ? 0 : static_cast<size_t>(p.fits * conv_parts(plan) * plan.channels) * sizeof(PartMoments);
-  DIPENGINE_REQUIRE(p.mean == nullptr || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= moments),
+  const size_t moments =
+      p.mean == nullptr ? 0 : static_cast<size_t>(p.fits * conv_parts(plan) * plan.channels) * sizeof(PartMoments);
+  DIPENGINE_REQUIRE(p.mean == nullptr || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
+                                          p.workspace_bytes >= moments),
                     "dipengine_conv_cuda_forward needs %zu bytes of workspace, 16-byte aligned.", moments);
   ForwardLaunch l{};
   l.plan = plan;
@@ -236,17 +251,38 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.raw_row_stride = p.raw.row_stride;
   l.raw_pixel_stride = p.raw.pixel_stride;
   l.raw_float = p.raw_dtype == DIPENGINE_FLOAT32;
-  l.raw_aligned = p.raw.pixel_stride % 8 == 0 && p.raw.row_stride % 8 == 0 && l.raw_fit_stride % 8 == 0 && reinterpret_cast<uintptr_t>(p.raw.data) % 16 == 0;
+  l.raw_aligned = p.raw.pixel_stride % 8 == 0 && p.raw.row_stride % 8 == 0 && l.raw_fit_stride % 8 == 0 &&
+                  reinterpret_cast<uintptr_t>(p.raw.data) % 16 == 0;
   l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
   switch (plan.kind) {
-    case TileKind::wide: DIPENGINE_TRY(launch_forward<WideTile>(l, p, "conv_forward_wide")); break;
-    case TileKind::middle: DIPENGINE_TRY(launch_forward<MiddleTile>(l, p, "conv_forward_middle")); break;
-    case TileKind::slim: DIPENGINE_TRY(launch_forward<SlimTile>(l, p, "conv_forward_slim")); break;
-    case TileKind::narrow: DIPENGINE_TRY(launch_forward<NarrowTile>(l, p, "conv_forward_narrow")); break;
+    case TileKind::wide:
+      DIPENGINE_TRY(launch_forward<WideTile>(l, p, "conv_forward_wide"));
+      break;
+    case TileKind::middle:
+      DIPENGINE_TRY(launch_forward<MiddleTile>(l, p, "conv_forward_middle"));
+      break;
+    case TileKind::slim:
+      DIPENGINE_TRY(launch_forward<SlimTile>(l, p, "conv_forward_slim"));
+      break;
+    case TileKind::narrow:
+      DIPENGINE_TRY(launch_forward<NarrowTile>(l, p, "conv_forward_narrow"));
+      break;
   }
   if (p.mean == nullptr) return DIPENGINE_OK;
-  const MomentsLaunch merge = {part_pixels_of(plan), conv_parts(plan), plan.channels, l.parts, p.active, l.numbers_fit_stride,
-                               l.parameters_fit_stride, p.mean, p.variance, p.gamma, p.beta, p.eps, p.scale, p.shift};
+  const MomentsLaunch merge = {part_pixels_of(plan),
+                               conv_parts(plan),
+                               plan.channels,
+                               l.parts,
+                               p.active,
+                               l.numbers_fit_stride,
+                               l.parameters_fit_stride,
+                               p.mean,
+                               p.variance,
+                               p.gamma,
+                               p.beta,
+                               p.eps,
+                               p.scale,
+                               p.shift};
   return launch_moments(merge, p.fits, p.stream);
 }
 

@@ -22,8 +22,9 @@ static inline dipengine_status check_gradient(const dipengine_conv_cuda_params& 
   DIPENGINE_REQUIRE(p.gradient_dtype == DIPENGINE_BFLOAT16 || p.gradient_dtype == DIPENGINE_FLOAT32,
                     "%s takes gradients in bfloat16 or float32, not dtype %d.", op, p.gradient_dtype);
   DIPENGINE_REQUIRE(p.gradient.data != nullptr, "%s was given no gradient.", op);
-  DIPENGINE_REQUIRE((p.gradient_scale == nullptr) == (p.raw_scale == nullptr) && (p.gradient_scale == nullptr) == (p.gradient_shift == nullptr),
-                    "%s needs all of A, B and C, or none.", op);
+  DIPENGINE_REQUIRE(
+      (p.gradient_scale == nullptr) == (p.raw_scale == nullptr) && (p.gradient_scale == nullptr) == (p.gradient_shift == nullptr),
+      "%s needs all of A, B and C, or none.", op);
   DIPENGINE_REQUIRE(p.gradient_scale == nullptr || p.raw_dtype == DIPENGINE_BFLOAT16, "%s reads raw in bfloat16 alone.", op);
   return DIPENGINE_OK;
 }
@@ -45,7 +46,8 @@ static inline GradientSource gradient_source(const dipengine_conv_cuda_params& p
   s.b = p.raw_scale;
   s.c = p.gradient_shift;
   const auto apart = [](int64_t fit, const dipengine_pixels& pixels) {
-    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 && reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 &&
+           reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
   };
   s.aligned = s.gradient_float == 0 && p.channels % 8 == 0 && apart(s.gradient_fit_stride, p.gradient) &&
               (s.a == nullptr || apart(s.raw_fit_stride, p.raw));
@@ -73,7 +75,8 @@ DIPENGINE_DEVICE GradientFold8 load_gradient_fold(const GradientSource& s, int64
 // One value of d_raw, in float32.
 DIPENGINE_DEVICE float d_raw_at(const GradientSource& s, int64_t fit, int64_t y, int64_t x, int channel) {
   const int64_t at = fit * s.gradient_fit_stride + y * s.gradient_row_stride + x * s.gradient_pixel_stride + channel;
-  const float g = s.gradient_float != 0 ? static_cast<const float*>(s.gradient)[at] : float_from_bf16(static_cast<const uint16_t*>(s.gradient)[at]);
+  const float g = s.gradient_float != 0 ? static_cast<const float*>(s.gradient)[at]
+                                        : float_from_bf16(static_cast<const uint16_t*>(s.gradient)[at]);
   if (s.a == nullptr) return g;
   const int64_t number = fit * s.numbers_fit_stride + channel;
   const float raw = float_from_bf16(s.raw[fit * s.raw_fit_stride + y * s.raw_row_stride + x * s.raw_pixel_stride + channel]);
@@ -81,7 +84,8 @@ DIPENGINE_DEVICE float d_raw_at(const GradientSource& s, int64_t fit, int64_t y,
 }
 
 // Eight channels of d_raw at (y, x), in bfloat16.
-DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientSource& s, const GradientFold8& f, int64_t fit, int64_t y, int64_t x, int channel, int channels) {
+DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientSource& s, const GradientFold8& f, int64_t fit, int64_t y, int64_t x,
+                                        int channel, int channels) {
   const int64_t at = fit * s.gradient_fit_stride + y * s.gradient_row_stride + x * s.gradient_pixel_stride + channel;
   const int64_t raw_at = fit * s.raw_fit_stride + y * s.raw_row_stride + x * s.raw_pixel_stride + channel;
   float g[8] = {}, raw[8] = {};

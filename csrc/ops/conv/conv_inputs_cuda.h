@@ -30,12 +30,14 @@ DIPENGINE_DEVICE Fold8 load_fold(const SourcePlan& s, int64_t numbers, int chann
   return f;
 }
 
-DIPENGINE_DEVICE float activated(float x, float inner_scale, float inner_shift, float slope, float outer_scale, float outer_shift) {
+DIPENGINE_DEVICE float activated(float x, float inner_scale, float inner_shift, float slope, float outer_scale,
+                                 float outer_shift) {
   const float t = fma(x, inner_scale, inner_shift);
   return fma(t > 0 ? t : t * slope, outer_scale, outer_shift);
 }
 
-DIPENGINE_DEVICE void add_pixel(const SourcePlan& s, const uint16_t* x, const Fold8& f, int channel, float weight, float (&sum)[8]) {
+DIPENGINE_DEVICE void add_pixel(const SourcePlan& s, const uint16_t* x, const Fold8& f, int channel, float weight,
+                                float (&sum)[8]) {
   uint32_t word[4] = {};
   if (s.aligned != 0) {
     const cuda::Bytes16 bytes = cuda::load16_constant(x + channel);
@@ -50,7 +52,8 @@ DIPENGINE_DEVICE void add_pixel(const SourcePlan& s, const uint16_t* x, const Fo
   DIPENGINE_UNROLL
   for (int e = 0; e < 8; ++e) {
     const float value = float_from_bf16(static_cast<uint16_t>(word[e / 2] >> (16 * (e % 2))));
-    sum[e] = fma(weight, activated(value, f.inner_scale[e], f.inner_shift[e], f.slope, f.outer_scale[e], f.outer_shift[e]), sum[e]);
+    sum[e] =
+        fma(weight, activated(value, f.inner_scale[e], f.inner_shift[e], f.slope, f.outer_scale[e], f.outer_shift[e]), sum[e]);
   }
 }
 
@@ -71,10 +74,12 @@ DIPENGINE_DEVICE AxisPair bilinear_pair(int q, int n) {
   return {i, beside < 0 ? 0 : beside < n ? beside : n - 1};
 }
 
-DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const uint16_t* x, const Fold8& f, int y, int column, int channel, int padding) {
+DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const uint16_t* x, const Fold8& f, int y, int column, int channel,
+                                        int padding) {
   const bool bilinear = s.upsample == DIPENGINE_UPSAMPLE_BILINEAR, clamped = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
   const int factor = bilinear ? 2 : 1;
-  const int sy = source_index(y, factor * s.height, clamped, padding), sx = source_index(column, factor * s.width, clamped, padding);
+  const int sy = source_index(y, factor * s.height, clamped, padding),
+            sx = source_index(column, factor * s.width, clamped, padding);
   float sum[8] = {};
   if (sy >= 0 && sx >= 0 && channel < s.channels) {
     if (bilinear) {
@@ -96,8 +101,8 @@ DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const uint16_t* x, 
 
 // A chunk of a source: rows of input pixels. (top, left): the input position of the tile's first row and column.
 template <int threads>
-DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int chunk, int top, int left,
-                                unsigned char* inputs) {
+DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int chunk, int top,
+                                int left, unsigned char* inputs) {
   const int groups = 2 * chunk_products(s, chunk);  // of 8 channels
   const int group = cuda::thread_index() % (s.chunk / 8), first = cuda::thread_index() / (s.chunk / 8);
   const int channel = chunk * s.chunk + 8 * group;
@@ -113,7 +118,8 @@ DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t 
 
 // A gathered source: a row is an output pixel, with all taps of all channels.
 template <int threads, int pixels>
-DIPENGINE_DEVICE void load_gathered(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int top, int left, unsigned char* inputs) {
+DIPENGINE_DEVICE void load_gathered(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int top, int left,
+                                    unsigned char* inputs) {
   const uint16_t* x = s.x + fit * s.x_fit_stride;
   const int taps = s.taps * s.taps, filled = taps * s.channels, width = (s.pitch - 16) / 2;
   for (int at = cuda::thread_index(); at < pixels * (taps + 1); at += threads) {
@@ -129,9 +135,9 @@ DIPENGINE_DEVICE void load_gathered(const ConvPlan& p, const SourcePlan& s, int6
       float value = 0;
       if (sy >= 0 && sx >= 0) {
         const bool inner = s.inner.scale != nullptr, outer = s.outer.scale != nullptr;
-        value = activated(float_from_bf16(x[sy * s.row_stride + sx * s.pixel_stride + c]), inner ? s.inner.scale[numbers + c] : 1.0f,
-                          inner ? s.inner.shift[numbers + c] : 0.0f, s.slope, outer ? s.outer.scale[numbers + c] : 1.0f,
-                          outer ? s.outer.shift[numbers + c] : 0.0f);
+        value = activated(float_from_bf16(x[sy * s.row_stride + sx * s.pixel_stride + c]),
+                          inner ? s.inner.scale[numbers + c] : 1.0f, inner ? s.inner.shift[numbers + c] : 0.0f, s.slope,
+                          outer ? s.outer.scale[numbers + c] : 1.0f, outer ? s.outer.shift[numbers + c] : 0.0f);
       }
       row[tap * s.channels + c] = bf16_from_float(value);
     }

@@ -13,20 +13,21 @@ dipengine_status check_source(const Params& p, const dipengine_conv_cuda_source&
   DIPENGINE_TRY(check_pixels(s.x, s.width, s.channels, op, "x of a source"));
   DIPENGINE_REQUIRE(p.fits == 1 || s.x_fit_stride >= (s.height - 1) * s.x.row_stride + s.width * s.x.pixel_stride,
                     "%s was given overlapping fits in source %d; space them further apart.", op, index);
-  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR, "%s has no upsampling %d.", op,
-                    s.upsample);
+  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR,
+                    "%s has no upsampling %d.", op, s.upsample);
   DIPENGINE_REQUIRE(s.upsample == DIPENGINE_UPSAMPLE_NONE || (p.kernel == 3 && p.stride == 1 && p.pad == 1),
                     "%s upsamples in front of kernel 3, stride 1 and pad 1 alone.", op);
-  DIPENGINE_REQUIRE((s.inner.scale == nullptr) == (s.inner.shift == nullptr) && (s.outer.scale == nullptr) == (s.outer.shift == nullptr),
-                    "%s needs scale and shift of a map, or neither; source %d has one.", op, index);
+  DIPENGINE_REQUIRE(
+      (s.inner.scale == nullptr) == (s.inner.shift == nullptr) && (s.outer.scale == nullptr) == (s.outer.shift == nullptr),
+      "%s needs scale and shift of a map, or neither; source %d has one.", op, index);
   const int factor = s.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t side = static_cast<int64_t>(factor) * (axis == 0 ? s.height : s.width), out = axis == 0 ? p.height : p.width;
     DIPENGINE_REQUIRE(side + 2 * p.pad >= p.kernel && (side + 2 * p.pad - p.kernel) / p.stride + 1 == out,
                       "%s: source %d of side %lld does not give a raw of side %lld.", op, index, static_cast<long long>(side),
                       static_cast<long long>(out));
-    DIPENGINE_REQUIRE(p.pad < side || p.padding == DIPENGINE_PADDING_ZERO, "%s: pad %d reflects further than side %lld of source %d.", op, p.pad,
-                      static_cast<long long>(side), index);
+    DIPENGINE_REQUIRE(p.pad < side || p.padding == DIPENGINE_PADDING_ZERO,
+                      "%s: pad %d reflects further than side %lld of source %d.", op, p.pad, static_cast<long long>(side), index);
   }
   return DIPENGINE_OK;
 }
@@ -35,16 +36,17 @@ dipengine_status check(const Params* params, const char* op) {
   DIPENGINE_TRY(check_struct(params, op));
   const Params& p = *params;
   DIPENGINE_REQUIRE(p.source_size == sizeof(dipengine_conv_cuda_source),
-                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op, p.source_size,
-                    sizeof(dipengine_conv_cuda_source));
+                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op,
+                    p.source_size, sizeof(dipengine_conv_cuda_source));
   DIPENGINE_REQUIRE(p.fits >= 1 && p.sources != nullptr && p.sources_count >= 1 && p.sources_count <= DIPENGINE_CONV_MAX_SOURCES,
                     "%s needs at least one fit, and one or two sources.", op);
   DIPENGINE_REQUIRE(p.kernel >= 1 && p.kernel <= DIPENGINE_CONV_MAX_KERNEL && (p.stride == 1 || p.stride == 2) && p.pad >= 0,
-                    "%s takes kernels of 1 to %d and stride 1 or 2; it was given kernel %d, stride %d, pad %d.", op, DIPENGINE_CONV_MAX_KERNEL,
-                    p.kernel, p.stride, p.pad);
-  DIPENGINE_REQUIRE(p.padding == DIPENGINE_PADDING_REFLECTION || p.padding == DIPENGINE_PADDING_ZERO, "%s has no padding %d.", op, p.padding);
-  DIPENGINE_REQUIRE(p.raw_dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32, "%s writes bfloat16 or float32, not dtype %d.", op,
-                    p.raw_dtype);
+                    "%s takes kernels of 1 to %d and stride 1 or 2; it was given kernel %d, stride %d, pad %d.", op,
+                    DIPENGINE_CONV_MAX_KERNEL, p.kernel, p.stride, p.pad);
+  DIPENGINE_REQUIRE(p.padding == DIPENGINE_PADDING_REFLECTION || p.padding == DIPENGINE_PADDING_ZERO, "%s has no padding %d.", op,
+                    p.padding);
+  DIPENGINE_REQUIRE(p.raw_dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32,
+                    "%s writes bfloat16 or float32, not dtype %d.", op, p.raw_dtype);
   DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
   DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, op, "raw"));
   DIPENGINE_REQUIRE(p.fits == 1 || p.raw_fit_stride >= (p.height - 1) * p.raw.row_stride + p.width * p.raw.pixel_stride,
@@ -120,7 +122,8 @@ void set_tile(ConvPlan* plan, TileKind kind) {
 // The widest tile that the channels fill at least by half, but one narrower for each time that fewer than 64 blocks come
 // of it: a small image leaves most of a device idle else. By the layer's shape alone, never by the number of fits.
 void choose_tile(ConvPlan* plan, int channels) {
-  const int64_t pixels = (static_cast<int64_t>(plan->grid_height) + 15) / 16 * ((plan->grid_width + 7) / 8) * plan->phases * plan->phases;
+  const int64_t pixels =
+      (static_cast<int64_t>(plan->grid_height) + 15) / 16 * ((plan->grid_width + 7) / 8) * plan->phases * plan->phases;
   const auto few = [&](int tile_channels) { return pixels * ((channels + tile_channels - 1) / tile_channels) < 64; };
   if (channels > 64 && !few(128)) return set_tile<WideTile>(plan, TileKind::wide);
   if (channels > 32 && !(channels > 64 && few(64))) return set_tile<MiddleTile>(plan, TileKind::middle);
@@ -221,7 +224,9 @@ dipengine_status dipengine_conv_cuda_workspace(const dipengine_conv_cuda_params*
   dipengine::ConvPlan plan;
   DIPENGINE_TRY(dipengine::make_conv_plan(params, "dipengine_conv_cuda_workspace", &plan));
   DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_workspace was given no place for its answer.");
-  *bytes = params->mean == nullptr ? 0 : static_cast<size_t>(params->fits * conv_parts(plan) * plan.channels) * sizeof(dipengine::PartMoments);
+  *bytes = params->mean == nullptr
+               ? 0
+               : static_cast<size_t>(params->fits * conv_parts(plan) * plan.channels) * sizeof(dipengine::PartMoments);
   return DIPENGINE_OK;
 }
 

@@ -20,8 +20,8 @@ struct Accumulators {
 
 // 16 channels of the warp's pixels times as many rows of weights.
 template <typename Tile>
-DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Tile::kProductsM], int offset, const unsigned char* weights,
-                               Accumulators<Tile>& sums) {
+DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Tile::kProductsM], int offset,
+                               const unsigned char* weights, Accumulators<Tile>& sums) {
   uint32_t a[Tile::kProductsM][4];
   DIPENGINE_UNROLL
   for (int m = 0; m < Tile::kProductsM; ++m) cuda::load_matrices(a[m], inputs + rows[m] + offset);

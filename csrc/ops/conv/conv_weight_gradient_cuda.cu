@@ -39,8 +39,8 @@ DIPENGINE_HD int64_t part_rows(const ConvPlan& p, const SourcePlan& s) {
 }
 
 // d_raw of the tile's pixels and of 64 output channels; zeros outside of the image.
-DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int tile_row, int tile_column, int phase, int first_channel,
-                                    unsigned char* to) {
+DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int tile_row, int tile_column, int phase,
+                                    int first_channel, unsigned char* to) {
   const ConvPlan& p = l.plan;
   const int group = cuda::thread_index() % (kGradientChannels / 8), channel = first_channel + 8 * group;
   const GradientFold8 fold = load_gradient_fold(l.d_raw, fit, channel, p.channels);
@@ -48,14 +48,16 @@ DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int ti
     const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
     cuda::Bytes16 out{};
     if (row < p.grid_height && column < p.grid_width) {
-      out = d_raw_of(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases, channel, p.channels);
+      out = d_raw_of(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases, channel,
+                     p.channels);
     }
     cuda::store16(to + pixel * kGradientPitch + 16 * group, out);
   }
 }
 
 template <int taps>
-DIPENGINE_KERNEL(kThreads, 1) conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
+DIPENGINE_KERNEL(kThreads, 1)
+conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   const ConvPlan& p = l.plan;
   const SourcePlan& s = p.sources[l.source];
   const int64_t fit = cuda::block_z();
@@ -103,7 +105,8 @@ DIPENGINE_KERNEL(kThreads, 1) conv_weight_gradient_kernel(DIPENGINE_PARAMS(Gradi
       uint32_t b[2][4];
       DIPENGINE_UNROLL
       for (int n = 0; n < 2; ++n) {
-        cuda::load_matrices_transposed(b[n], outputs + (16 * step + 8 * second + pixel) * kGradientPitch + 2 * (32 * warp_n + 16 * n + 8 * third));
+        cuda::load_matrices_transposed(
+            b[n], outputs + (16 * step + 8 * second + pixel) * kGradientPitch + 2 * (32 * warp_n + 16 * n + 8 * third));
       }
       const unsigned char* from = inputs + pixel_offset(s, 2 * step + third, pixel) + 2 * (first_column + 8 * second);
       DIPENGINE_UNROLL
@@ -126,7 +129,8 @@ DIPENGINE_KERNEL(kThreads, 1) conv_weight_gradient_kernel(DIPENGINE_PARAMS(Gradi
     for (int n = 0; n < 4; ++n) {
       DIPENGINE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const int column = input + group + 8 * (i / 2), channel = channel_tile * kGradientChannels + 32 * warp_n + 8 * n + 2 * member + i % 2;
+        const int column = input + group + 8 * (i / 2),
+                  channel = channel_tile * kGradientChannels + 32 * warp_n + 8 * n + 2 * member + i % 2;
         if (column >= columns || channel >= p.channels) continue;
         const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + column;
         part[row * p.channels + channel] = sums[t][n][i];
@@ -163,11 +167,13 @@ DIPENGINE_KERNEL(kThreads, 4) conv_weight_sum_kernel(DIPENGINE_PARAMS(SumLaunch)
   const int64_t rows = part_rows(p, s);
   double sum = 0;
   for (int phase = 0; phase < p.phases * p.phases; ++phase) {
-    const int tap = tap_of(nearest, phase / p.phases, raw / p.kernel) * s.taps + tap_of(nearest, phase % p.phases, raw % p.kernel);
+    const int tap =
+        tap_of(nearest, phase / p.phases, raw / p.kernel) * s.taps + tap_of(nearest, phase % p.phases, raw % p.kernel);
     const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + input;
     for (int split = 0; split < l.splits; ++split) sum += static_cast<double>(parts[(split * rows + row) * p.channels + out]);
   }
-  l.d_weight[fit * l.parameters_fit_stride + (static_cast<int64_t>(raw) * p.input_channels + s.first_channel + input) * p.channels + out] =
+  l.d_weight[fit * l.parameters_fit_stride +
+             (static_cast<int64_t>(raw) * p.input_channels + s.first_channel + input) * p.channels + out] =
       static_cast<float>(sum);
 }
 
@@ -201,7 +207,8 @@ int64_t workspace_elements(const ConvPlan& p) {
 }
 
 size_t workspace_bytes(const dipengine_conv_cuda_params& p, const ConvPlan& plan) {
-  const size_t weights = static_cast<size_t>(p.fits * workspace_elements(plan)) * sizeof(float), bias = bias_gradient_workspace(p);
+  const size_t weights = static_cast<size_t>(p.fits * workspace_elements(plan)) * sizeof(float),
+               bias = bias_gradient_workspace(p);
   return weights > bias ? weights : bias;
 }
 
@@ -220,13 +227,21 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   l.fit_parts = workspace_elements(plan);
   const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, plan.shared_bytes};
   switch (c.taps) {
-    case 1: DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<1>, "conv_weight_gradient_1", grid, l, q.stream)); break;
-    case 4: DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<4>, "conv_weight_gradient_4", grid, l, q.stream)); break;
-    default: DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<9>, "conv_weight_gradient_9", grid, l, q.stream)); break;
+    case 1:
+      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<1>, "conv_weight_gradient_1", grid, l, q.stream));
+      break;
+    case 4:
+      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<4>, "conv_weight_gradient_4", grid, l, q.stream));
+      break;
+    default:
+      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<9>, "conv_weight_gradient_9", grid, l, q.stream));
+      break;
   }
   const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * s.channels * plan.channels;
-  const SumLaunch sum = {plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};
-  return cuda::launch(conv_weight_sum_kernel, "conv_weight_sum", {(elements + kThreads - 1) / kThreads, q.fits, 1, kThreads, 0}, sum, q.stream);
+  const SumLaunch sum = {
+      plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};
+  return cuda::launch(conv_weight_sum_kernel, "conv_weight_sum", {(elements + kThreads - 1) / kThreads, q.fits, 1, kThreads, 0},
+                      sum, q.stream);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ DIPENGINE_DEVICE TapRange raw_taps(bool nearest, int phase, int tap) {
   return tap == 0 ? TapRange{0, 1} : TapRange{2, 2};
 }
 
-DIPENGINE_DEVICE float packed_weight(const ConvPlan& p, const SourcePlan& s, const float* weight, int phase, int tap, int channel, int out) {
+DIPENGINE_DEVICE float packed_weight(const ConvPlan& p, const SourcePlan& s, const float* weight, int phase, int tap, int channel,
+                                     int out) {
   if (channel >= s.channels || out >= p.channels) return 0;
   const bool nearest = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
   const TapRange y = raw_taps(nearest, phase / p.phases, tap / s.taps), x = raw_taps(nearest, phase % p.phases, tap % s.taps);
@@ -88,13 +89,18 @@ dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cuda_params* para
   ConvPlan plan;
   DIPENGINE_TRY(make_conv_plan(params, "dipengine_conv_cuda_pack", &plan));
   const size_t needed = static_cast<size_t>(params->fits * packed_elements(plan)) * 2;
-  DIPENGINE_REQUIRE(params->weight != nullptr && params->packed != nullptr && reinterpret_cast<uintptr_t>(params->packed) % 16 == 0 &&
-                        params->packed_bytes >= needed,
+  DIPENGINE_REQUIRE(params->weight != nullptr && params->packed != nullptr &&
+                        reinterpret_cast<uintptr_t>(params->packed) % 16 == 0 && params->packed_bytes >= needed,
                     "dipengine_conv_cuda_pack needs weight, and %zu bytes for packed, 16-byte aligned.", needed);
   const int64_t lanes = packed_elements(plan) / 8;
-  const PackLaunch launch = {plan, params->weight, params->fits == 1 ? 0 : params->parameters_fit_stride, static_cast<uint16_t*>(params->packed),
-                             params->active, lanes};
-  return cuda::launch(conv_pack_kernel, "conv_pack", {(lanes + kThreads - 1) / kThreads, params->fits, 1, kThreads, 0}, launch, params->stream);
+  const PackLaunch launch = {plan,
+                             params->weight,
+                             params->fits == 1 ? 0 : params->parameters_fit_stride,
+                             static_cast<uint16_t*>(params->packed),
+                             params->active,
+                             lanes};
+  return cuda::launch(conv_pack_kernel, "conv_pack", {(lanes + kThreads - 1) / kThreads, params->fits, 1, kThreads, 0}, launch,
+                      params->stream);
 }
 
 }  // extern "C"

@@ -77,7 +77,9 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit
     slope = s.slope;
   }
   if (p.target.data != nullptr) {
-    const float weight = p.mask.data == nullptr ? 1.0f : at<const float>(p.mask, fit, row)[static_cast<uint32_t>(i) / static_cast<uint32_t>(p.mask_repeat)];
+    const float weight = p.mask.data == nullptr
+                             ? 1.0f
+                             : at<const float>(p.mask, fit, row)[static_cast<uint32_t>(i) / static_cast<uint32_t>(p.mask_repeat)];
     const float residual = x - at<const float>(p.target, fit, row)[i];
     sums.loss += static_cast<double>(weighted_square(weight, residual));
     if (p.d_raw.data != nullptr) {
@@ -158,15 +160,17 @@ size_t workspace_bytes(const Params& p) {
 }
 
 dipengine_status check_output(const Params& p, const dipengine_image& image, const char* name) {
-  DIPENGINE_REQUIRE(image.data == nullptr || ((p.rows == 1 || image.row_stride >= p.inner) && (p.fits == 1 || image.fit_stride != 0)),
-                    "masked_mse cannot write %s through a broadcast or overlapping view; give it its own memory.", name);
+  DIPENGINE_REQUIRE(
+      image.data == nullptr || ((p.rows == 1 || image.row_stride >= p.inner) && (p.fits == 1 || image.fit_stride != 0)),
+      "masked_mse cannot write %s through a broadcast or overlapping view; give it its own memory.", name);
   return DIPENGINE_OK;
 }
 
 dipengine_status check(const Params* params) {
   DIPENGINE_TRY(check_dims(params));
   const Params& p = *params;
-  DIPENGINE_REQUIRE(p.raw.data != nullptr && p.frames != nullptr, "masked_mse needs raw and frames in device memory; one of them is NULL.");
+  DIPENGINE_REQUIRE(p.raw.data != nullptr && p.frames != nullptr,
+                    "masked_mse needs raw and frames in device memory; one of them is NULL.");
   DIPENGINE_REQUIRE(p.dtype == DIPENGINE_FLOAT32 || p.dtype == DIPENGINE_BFLOAT16,
                     "masked_mse takes raw in float32 or bfloat16 on a device, not dtype %d; convert it.", p.dtype);
   DIPENGINE_REQUIRE(p.activation == DIPENGINE_ACTIVATION_NONE || p.activation == DIPENGINE_ACTIVATION_SIGMOID,
@@ -176,8 +180,8 @@ dipengine_status check(const Params* params) {
   DIPENGINE_REQUIRE(p.d_raw.data == nullptr || p.target.data != nullptr,
                     "masked_mse has no gradient without a target; give one or leave d_raw out.");
   DIPENGINE_REQUIRE(p.mask.data == nullptr || (p.mask_repeat >= 1 && p.inner % p.mask_repeat == 0),
-                    "masked_mse was given mask_repeat %lld, which does not divide the inner size %lld.", static_cast<long long>(p.mask_repeat),
-                    static_cast<long long>(p.inner));
+                    "masked_mse was given mask_repeat %lld, which does not divide the inner size %lld.",
+                    static_cast<long long>(p.mask_repeat), static_cast<long long>(p.inner));
   DIPENGINE_REQUIRE(p.average.data == nullptr || (p.average_decay >= 0 && p.average_decay < 1),
                     "masked_mse was given average_decay %g; it must be in [0, 1).", p.average_decay);
   DIPENGINE_REQUIRE(p.es_mean.data == nullptr || (p.es_alpha > 0 && p.es_alpha <= 1 && p.es_variance != nullptr),
@@ -186,7 +190,8 @@ dipengine_status check(const Params* params) {
   DIPENGINE_TRY(check_output(p, p.out, "out"));
   DIPENGINE_TRY(check_output(p, p.average, "average"));
   DIPENGINE_TRY(check_output(p, p.es_mean, "es_mean"));
-  DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % alignof(double) == 0 && p.workspace_bytes >= workspace_bytes(p),
+  DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % alignof(double) == 0 &&
+                        p.workspace_bytes >= workspace_bytes(p),
                     "masked_mse needs %zu bytes of workspace, 8-byte aligned, in device memory.", workspace_bytes(p));
   return DIPENGINE_OK;
 }
@@ -208,9 +213,11 @@ dipengine_status dipengine_masked_mse_cuda(const dipengine_masked_mse_cuda_param
   DIPENGINE_TRY(check(params));
   const Launch launch = {*params, make_tiling(params->rows, params->inner), static_cast<Sums*>(params->workspace)};
   const size_t shared = kWarps * sizeof(Sums);
-  DIPENGINE_TRY(cuda::launch(masked_mse_kernel, "masked_mse", {launch.tiling.row_blocks * launch.tiling.pieces, params->fits, 1, kThreads, shared},
-                             launch, params->stream));
-  return cuda::launch(masked_mse_finish_kernel, "masked_mse_finish", {params->fits, 1, 1, kThreads, shared}, launch, params->stream);
+  DIPENGINE_TRY(cuda::launch(masked_mse_kernel, "masked_mse",
+                             {launch.tiling.row_blocks * launch.tiling.pieces, params->fits, 1, kThreads, shared}, launch,
+                             params->stream));
+  return cuda::launch(masked_mse_finish_kernel, "masked_mse_finish", {params->fits, 1, 1, kThreads, shared}, launch,
+                      params->stream);
 }
 
 }  // extern "C"

@@ -28,14 +28,14 @@ typedef struct dipengine_masked_mse_cuda_params {
   dipengine_image raw, target, mask;
   int64_t mask_repeat;
   dipengine_image d_raw, out, average, es_mean;
-  const double* normaliser;  /* [fits] */
+  const double* normaliser; /* [fits] */
   double grad_scale;
-  double average_decay;      /* in [0, 1); with warm_up at most (frames + 1) / (frames + 10) */
+  double average_decay; /* in [0, 1); with warm_up at most (frames + 1) / (frames + 10) */
   int32_t warm_up;
-  double es_alpha;           /* in (0, 1] */
-  int64_t* frames;           /* [fits], in and out: frames seen; 0 at a fit's first one */
-  double* loss;              /* [fits]; needed with target */
-  double* es_variance;       /* [fits], in and out: V = (1 - a) (V + a d2), 0 at the first frame; needed with es_mean */
+  double es_alpha;     /* in (0, 1] */
+  int64_t* frames;     /* [fits], in and out: frames seen; 0 at a fit's first one */
+  double* loss;        /* [fits]; needed with target */
+  double* es_variance; /* [fits], in and out: V = (1 - a) (V + a d2), 0 at the first frame; needed with es_mean */
 } dipengine_masked_mse_cuda_params;
 
 DIPENGINE_API dipengine_status dipengine_masked_mse_cuda_workspace(const dipengine_masked_mse_cuda_params* params, size_t* bytes);

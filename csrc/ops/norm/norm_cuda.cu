@@ -102,12 +102,15 @@ DIPENGINE_KERNEL(kThreads, 2) norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
-  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels, end = begin + kPixels < pixels ? begin + kPixels : pixels;
+  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
+            end = begin + kPixels < pixels ? begin + kPixels : pixels;
   const bool there = c.index < l.channels;
   float sum = 0, m2 = 0;
-  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps) sum += upsampled(l, c, at / l.width, at % l.width, 0).mean;
+  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
+    sum += upsampled(l, c, at / l.width, at % l.width, 0).mean;
   const float mean = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
-  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps) m2 += upsampled(l, c, at / l.width, at % l.width, mean).m2;
+  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
+    m2 += upsampled(l, c, at / l.width, at % l.width, mean).m2;
   m2 = sum_of_warps(m2, shared + kThreads);
   if (cuda::warp_index() == 0 && there) {
     l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {mean, m2};
@@ -118,7 +121,8 @@ DIPENGINE_KERNEL(kThreads, 2) norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) 
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
-  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels, end = begin + kPixels < pixels ? begin + kPixels : pixels;
+  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
+            end = begin + kPixels < pixels ? begin + kPixels : pixels;
   const bool there = c.index < l.channels;
   const int64_t number = c.fit * l.numbers_fit_stride + c.index;
   const bool folded = there && l.a != nullptr;
@@ -177,27 +181,32 @@ dipengine_status check(const Params* params, const char* op) {
   DIPENGINE_TRY(check_struct(params, op));
   const Params& p = *params;
   DIPENGINE_REQUIRE(p.source_size == sizeof(dipengine_conv_cuda_source),
-                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op, p.source_size,
-                    sizeof(dipengine_conv_cuda_source));
+                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op,
+                    p.source_size, sizeof(dipengine_conv_cuda_source));
   DIPENGINE_REQUIRE(p.fits >= 1 && p.source != nullptr, "%s needs at least one fit and a source.", op);
   const dipengine_conv_cuda_source& s = *p.source;
   DIPENGINE_TRY(check_size(s.height, s.width, s.channels, op));
   DIPENGINE_TRY(check_pixels(s.x, s.width, s.channels, op, "x"));
-  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR, "%s has no upsampling %d.", op, s.upsample);
+  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR,
+                    "%s has no upsampling %d.", op, s.upsample);
   DIPENGINE_REQUIRE((s.inner.scale == nullptr) == (s.inner.shift == nullptr), "%s was given an inner scale or shift alone.", op);
-  DIPENGINE_REQUIRE(static_cast<int64_t>(s.height) * s.width <= 0x7fffffff, "%s was given %d x %d pixels, more than it counts.", op, s.height, s.width);
+  DIPENGINE_REQUIRE(static_cast<int64_t>(s.height) * s.width <= 0x7fffffff, "%s was given %d x %d pixels, more than it counts.",
+                    op, s.height, s.width);
   return DIPENGINE_OK;
 }
 
-int64_t parts_of(const dipengine_conv_cuda_source& s) { return (static_cast<int64_t>(s.height) * s.width + kPixels - 1) / kPixels; }
+int64_t parts_of(const dipengine_conv_cuda_source& s) {
+  return (static_cast<int64_t>(s.height) * s.width + kPixels - 1) / kPixels;
+}
 
 size_t workspace_bytes(const Params& p) {
   return static_cast<size_t>(p.fits * parts_of(*p.source) * p.source->channels) * sizeof(PartMoments);
 }
 
 dipengine_status check_space(const Params& p, const char* op) {
-  DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= workspace_bytes(p),
-                    "%s needs %zu bytes of workspace, 16-byte aligned.", op, workspace_bytes(p));
+  DIPENGINE_REQUIRE(
+      p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= workspace_bytes(p),
+      "%s needs %zu bytes of workspace, 16-byte aligned.", op, workspace_bytes(p));
   return DIPENGINE_OK;
 }
 
@@ -221,7 +230,8 @@ NormLaunch begin_launch(const Params& p) {
 }
 
 cuda::Grid grid_of(const Params& p) {
-  return {parts_of(*p.source), (p.source->channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, 2 * kThreads * sizeof(float)};
+  return {parts_of(*p.source), (p.source->channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads,
+          2 * kThreads * sizeof(float)};
 }
 
 }  // namespace
@@ -248,8 +258,20 @@ dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params
   l.moments = static_cast<PartMoments*>(p.workspace);
   DIPENGINE_TRY(cuda::launch(norm_statistics_kernel, "norm_statistics", grid_of(p), l, p.stream));
   const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
-  const MomentsLaunch merge = {pixels, parts_of(*p.source), l.channels, l.moments, p.active, p.numbers_fit_stride, p.parameters_fit_stride,
-                               p.mean, p.variance, p.gamma, p.beta, p.eps, p.scale, p.shift};
+  const MomentsLaunch merge = {pixels,
+                               parts_of(*p.source),
+                               l.channels,
+                               l.moments,
+                               p.active,
+                               p.numbers_fit_stride,
+                               p.parameters_fit_stride,
+                               p.mean,
+                               p.variance,
+                               p.gamma,
+                               p.beta,
+                               p.eps,
+                               p.scale,
+                               p.shift};
   return launch_moments(merge, p.fits, p.stream);
 }
 
@@ -261,7 +283,8 @@ dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* 
   const dipengine_conv_cuda_source& s = *p.source;
   DIPENGINE_TRY(check_pixels(p.g, s.width, s.channels, op, "g"));
   DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x"));
-  DIPENGINE_REQUIRE((p.a == nullptr) == (p.b == nullptr) && (p.a == nullptr) == (p.c == nullptr), "%s needs all of A, B and C, or none.", op);
+  DIPENGINE_REQUIRE((p.a == nullptr) == (p.b == nullptr) && (p.a == nullptr) == (p.c == nullptr),
+                    "%s needs all of A, B and C, or none.", op);
   DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product both or neither.", op);
   if (s.sum != nullptr) DIPENGINE_TRY(check_space(p, op));
   NormLaunch l = begin_launch(p);
@@ -290,10 +313,11 @@ dipengine_status dipengine_norm_cuda_fold_gradient(const dipengine_norm_cuda_gra
   DIPENGINE_TRY(check_struct(gradient, op));
   const dipengine_norm_cuda_gradient& p = *gradient;
   DIPENGINE_REQUIRE(p.fits >= 1 && p.channels >= 1 && p.count > 0, "%s needs at least one fit, one channel and one value.", op);
-  DIPENGINE_REQUIRE(p.mean != nullptr && p.variance != nullptr && p.sum != nullptr && p.product != nullptr && p.a != nullptr && p.b != nullptr &&
-                        p.c != nullptr,
+  DIPENGINE_REQUIRE(p.mean != nullptr && p.variance != nullptr && p.sum != nullptr && p.product != nullptr && p.a != nullptr &&
+                        p.b != nullptr && p.c != nullptr,
                     "%s needs mean, variance, sum, product, a, b and c; one of them is NULL.", op);
-  return cuda::launch(norm_fold_gradient_kernel, "norm_fold_gradient", {(p.channels + kThreads - 1) / kThreads, p.fits, 1, kThreads, 0}, p, p.stream);
+  return cuda::launch(norm_fold_gradient_kernel, "norm_fold_gradient",
+                      {(p.channels + kThreads - 1) / kThreads, p.fits, 1, kThreads, 0}, p, p.stream);
 }
 
 }  // extern "C"

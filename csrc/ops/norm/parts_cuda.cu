@@ -51,7 +51,8 @@ DIPENGINE_KERNEL(kThreads, 2) moments_kernel(DIPENGINE_PARAMS(MomentsLaunch) p) 
   if (channel < p.channels) {
     for (int64_t part = thread / kChannels; part < p.count; part += kThreads / kChannels) {
       const PartMoments m = p.parts[(fit * p.count + part) * p.channels + channel];
-      own = merged(own, {static_cast<double>(part_pixels(p.pixels, part)), static_cast<double>(m.mean), static_cast<double>(m.m2)});
+      own =
+          merged(own, {static_cast<double>(part_pixels(p.pixels, part)), static_cast<double>(m.mean), static_cast<double>(m.m2)});
     }
   }
   const Moments all = merge_block(own);
@@ -86,12 +87,14 @@ DIPENGINE_KERNEL(kThreads, 2) sums_kernel(DIPENGINE_PARAMS(SumsLaunch) p) {
 }  // namespace
 
 dipengine_status launch_moments(const MomentsLaunch& launch, int64_t fits, void* stream) {
-  return cuda::launch(moments_kernel, "moments", {(launch.channels + kChannels - 1) / kChannels, fits, 1, kThreads, kThreads * sizeof(Moments)},
-                      launch, stream);
+  return cuda::launch(moments_kernel, "moments",
+                      {(launch.channels + kChannels - 1) / kChannels, fits, 1, kThreads, kThreads * sizeof(Moments)}, launch,
+                      stream);
 }
 
 dipengine_status launch_sums(const SumsLaunch& launch, int64_t fits, void* stream) {
-  return cuda::launch(sums_kernel, "sums", {(launch.channels + kChannels - 1) / kChannels, fits, 1, kThreads, kThreads * sizeof(Sums)}, launch,
+  return cuda::launch(sums_kernel, "sums",
+                      {(launch.channels + kChannels - 1) / kChannels, fits, 1, kThreads, kThreads * sizeof(Sums)}, launch,
                       stream);
 }
 

@@ -60,7 +60,8 @@ dipengine_status check(const dipengine_perturb_cuda_params* p) {
   DIPENGINE_TRY(check_struct(p, "dipengine_perturb_cuda"));
   DIPENGINE_REQUIRE(p->fits >= 1 && p->count >= 0, "perturb was given %lld fits of %lld elements; give at least one fit.",
                     static_cast<long long>(p->fits), static_cast<long long>(p->count));
-  DIPENGINE_REQUIRE(p->count == 0 || ((p->z != nullptr || p->code_seeds != nullptr) && p->out != nullptr && p->seeds != nullptr && p->steps != nullptr),
+  DIPENGINE_REQUIRE(p->count == 0 || ((p->z != nullptr || p->code_seeds != nullptr) && p->out != nullptr && p->seeds != nullptr &&
+                                      p->steps != nullptr),
                     "perturb needs z (or code_seeds), out, seeds and steps in device memory; one of them is NULL.");
   DIPENGINE_REQUIRE(p->z != nullptr || p->z_dtype == DIPENGINE_UINT8, "perturb makes z from bytes; set z_dtype to uint8.");
   DIPENGINE_REQUIRE(p->z_dtype == DIPENGINE_FLOAT32 || p->z_dtype == DIPENGINE_UINT8,

@@ -28,17 +28,19 @@ static inline dipengine_status check(cudaError_t error, const char* doing) {
     return fail(DIPENGINE_UNSUPPORTED, "%s needs a CUDA device and its driver: %s.", doing, cudaGetErrorString(error));
   }
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
-    return fail(DIPENGINE_UNSUPPORTED, "%s has no machine code for this device (%s); build with its architecture in CMAKE_CUDA_ARCHITECTURES.",
-                doing, cudaGetErrorString(error));
+    return fail(DIPENGINE_UNSUPPORTED,
+                "%s has no machine code for this device (%s); build with its architecture in CMAKE_CUDA_ARCHITECTURES.", doing,
+                cudaGetErrorString(error));
   }
-  return fail(error == cudaErrorMemoryAllocation ? DIPENGINE_OUT_OF_RESOURCES : DIPENGINE_INVALID_ARGUMENT, "%s failed: %s.", doing,
-              cudaGetErrorString(error));
+  return fail(error == cudaErrorMemoryAllocation ? DIPENGINE_OUT_OF_RESOURCES : DIPENGINE_INVALID_ARGUMENT, "%s failed: %s.",
+              doing, cudaGetErrorString(error));
 }
 
 static inline dipengine_status check_grid(const Grid& grid, const char* name) {
-  DIPENGINE_REQUIRE(grid.x >= 1 && grid.x <= 0x7fffffff && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535,
-                    "%s would need a grid of %lld x %lld x %lld blocks, more than a device takes; give it fewer fits or a smaller image.",
-                    name, static_cast<long long>(grid.x), static_cast<long long>(grid.y), static_cast<long long>(grid.z));
+  DIPENGINE_REQUIRE(
+      grid.x >= 1 && grid.x <= 0x7fffffff && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535,
+      "%s would need a grid of %lld x %lld x %lld blocks, more than a device takes; give it fewer fits or a smaller image.", name,
+      static_cast<long long>(grid.x), static_cast<long long>(grid.y), static_cast<long long>(grid.z));
   return DIPENGINE_OK;
 }
 
@@ -48,11 +50,13 @@ static dipengine_status launch(void (*kernel)(Params), const char* name, const G
   DIPENGINE_TRY(check_grid(grid, name));
   const void* function = reinterpret_cast<const void*>(kernel);
   if (grid.shared > 48 * 1024) {
-    DIPENGINE_TRY(check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), name));
+    DIPENGINE_TRY(
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), name));
   }
   void* arguments[] = {const_cast<Params*>(&params)};
-  return check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-                                dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared, static_cast<cudaStream_t>(stream)),
+  return check(cudaLaunchKernel(
+                   function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
+                   dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared, static_cast<cudaStream_t>(stream)),
                name);
 }
 
