@@ -1,5 +1,6 @@
 # make demo    create the environment, build, restore a photograph, leave demo/out/before_after.png
 # make test    create the environment, build, run every test that needs no GPU and less than five minutes
+# make test-emulator   the CUDA kernels on this CPU, and what nvcc makes of them where there is one; needs no network
 # make clean   remove the environment, builds and outputs
 #
 # PYTHON       interpreter that creates the environment (3.11 or newer)
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc bindings cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml engine/dipengine/_version.py
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test env clean
+.PHONY: demo test test-emulator env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/built
@@ -21,6 +22,9 @@ demo: $(VENV)/built
 
 test: $(VENV)/tested-with
 	$(BIN)/python -m pytest tests
+
+test-emulator: $(VENV)/tested-with
+	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_gates.py
 
 env: $(VENV)/built
 

@@ -40,6 +40,7 @@ py::dict build_info() {
   result["build_type"] = info.build_type;
   result["instruction_sets_built"] = py::str(info.instruction_sets).attr("split")();
   result["cuda"] = info.cuda;
+  result["cuda_manifest"] = dipengine_cuda_manifest();
   return result;
 }
 

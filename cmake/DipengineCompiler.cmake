@@ -15,11 +15,10 @@ target_compile_features(dipengine_flags INTERFACE cxx_std_17)
 set_property(TARGET dipengine_flags PROPERTY INTERFACE_CXX_EXTENSIONS OFF)
 target_include_directories(dipengine_flags INTERFACE
   "${PROJECT_SOURCE_DIR}/csrc/include" "${PROJECT_SOURCE_DIR}/csrc")
-target_compile_options(dipengine_flags INTERFACE
-  -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wno-sign-conversion)
+set(host_flags -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wno-sign-conversion)
 
 if(DIPENGINE_SANITIZE)
-  target_compile_options(dipengine_flags INTERFACE
-    -fsanitize=${DIPENGINE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+  list(APPEND host_flags -fsanitize=${DIPENGINE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
   target_link_options(dipengine_flags INTERFACE -fsanitize=${DIPENGINE_SANITIZE})
 endif()
+target_compile_options(dipengine_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${host_flags}>")

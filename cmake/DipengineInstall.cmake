@@ -10,6 +10,10 @@ install(DIRECTORY csrc/include/dipengine DESTINATION "${CMAKE_INSTALL_INCLUDEDIR
 foreach(op activation adam blur conv deviance masked_mse norm philox resample)
   install(FILES "csrc/ops/${op}/${op}.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
 endforeach()
+# The CUDA ops' contracts; their functions are there where the kernels are built.
+foreach(op adam conv masked_mse norm philox)
+  install(FILES "csrc/ops/${op}/${op}_cuda.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
+endforeach()
 install(EXPORT dipengineTargets NAMESPACE dipengine:: DESTINATION "${package_dir}")
 
 configure_package_config_file(cmake/dipengineConfig.cmake.in "${PROJECT_BINARY_DIR}/dipengineConfig.cmake"

@@ -4,9 +4,11 @@
 # for float64 (DIPENGINE_WITH_FLOAT64). Sets DIPENGINE_KERNEL_TARGETS, the targets, and DIPENGINE_ISA_DEFINITIONS, by
 # which the dispatcher in csrc/platform knows the sets that there are.
 # To add a set: a flags line here, a line in csrc/platform/cpu_dispatch.h.
+# DIPENGINE_PORTABLE_ONLY leaves all but the portable set out, for builds whose point is not speed.
+option(DIPENGINE_PORTABLE_ONLY "Compile the portable kernels alone" OFF)
 set(DIPENGINE_ISAS portable)
 set(DIPENGINE_FLAGS_portable "")
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   list(APPEND DIPENGINE_ISAS avx2 avx512 avx512bf16)
   set(DIPENGINE_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(DIPENGINE_FLAGS_avx512

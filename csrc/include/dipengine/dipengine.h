@@ -88,6 +88,10 @@ typedef struct dipengine_build_info {
 /* Fill `info` (its struct_size set by the caller); the strings live as long as the library. */
 DIPENGINE_API dipengine_status dipengine_get_build_info(dipengine_build_info* info);
 
+/* The CUDA sources of this version, built in or not: "NAME HASH SILICON" each, with a bar between them. HASH is over source,
+ * headers and flags; SILICON is the hash that it had when it last ran on a GPU with its tests passing, or "none". */
+DIPENGINE_API const char* dipengine_cuda_manifest(void);
+
 /* A fixed set of threads for ops. The calling thread works too, so a pool of n starts n - 1 threads. Results never
  * depend on n. Where several threads share one pool, one job at a time is spread and the others run on their callers. */
 typedef struct dipengine_pool dipengine_pool;

@@ -1,8 +1,6 @@
 // Adam's formulas: the scalars of a fit's step, and the update of one parameter.
 #pragma once
 
-#include <cmath>
-
 #include "math/host_device.h"
 
 namespace dipengine {
@@ -15,16 +13,26 @@ struct AdamScalars {
   Real eps;
 };
 
+// base^n by repeated squaring: the same bits on every device, which a library's pow does not promise.
+DIPENGINE_HD double integer_power(double base, int64_t n) {
+  double power = 1;
+  for (; n > 0; n >>= 1) {
+    if (n & 1) power *= base;
+    base *= base;
+  }
+  return power;
+}
+
 // Scalars of update number `t` (from 1), computed in float64 and rounded once.
 template <typename Real>
 DIPENGINE_HD AdamScalars<Real> adam_scalars(int64_t t, double learning_rate, double beta1, double beta2, double eps) {
-  const double correction1 = 1 - std::pow(beta1, static_cast<double>(t));
-  const double correction2 = 1 - std::pow(beta2, static_cast<double>(t));
+  const double correction1 = 1 - integer_power(beta1, t);
+  const double correction2 = 1 - integer_power(beta2, t);
   return {static_cast<Real>(1 - beta1),
           static_cast<Real>(beta2),
           static_cast<Real>(1 - beta2),
           static_cast<Real>(-learning_rate / correction1),
-          static_cast<Real>(std::sqrt(correction2)),
+          static_cast<Real>(square_root(correction2)),
           static_cast<Real>(eps)};
 }
 

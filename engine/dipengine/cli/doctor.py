@@ -66,7 +66,22 @@ def _native() -> list[Finding]:
         Finding("native core", f"{info['version']}, ABI {info['abi_version']}, {info['compiler']}"),
         Finding("instruction set", f"{info['instruction_set']} chosen at run time (built: {built})"),
         Finding("CUDA kernels", info["cuda"]),
+        Finding("run on a GPU", on_silicon(info["cuda_manifest"])),
     ]
+
+
+def on_silicon(manifest: str) -> str:
+    """Which CUDA sources have run on a GPU since they last changed, from the core's manifest ("NAME HASH SILICON|...")."""
+    sources = [entry.split() for entry in manifest.split("|")]
+    never = [f"{name} ({now})" for name, now, then in sources if then == "none"]
+    changed = [f"{name} ({now}, then {then})" for name, now, then in sources if then not in ("none", now)]
+    ran = len(sources) - len(never) - len(changed)
+    words = [f"{ran} of {len(sources)} CUDA sources as they are"]
+    if changed:
+        words.append("changed since: " + ", ".join(changed))
+    if never:
+        words.append("never: " + ", ".join(never))
+    return "; ".join(words)
 
 
 def _torch() -> list[Finding]:

@@ -1,0 +1,59 @@
+// A bias's gradient, the sum of d_raw over pixels. A block takes 1024 pixels of 32 channels, a lane a channel; its warps'
+// sums are added in their order, and the blocks' by launch_sums. Bound by memory: d_raw is read once.
+#include "ops/conv/conv_bias_gradient_cuda.h"
+
+#include "platform/cuda/launch.h"
+
+namespace dipengine {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / cuda::kWarp;
+constexpr int kPixels = 1024;
+
+struct BiasLaunch {
+  GradientSource d_raw;
+  int32_t height, width, channels;
+  const uint8_t* active;
+  PartSums* parts;
+  int64_t count;
+};
+
+DIPENGINE_KERNEL(kThreads, 2) conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLaunch) l) {
+  const int64_t fit = cuda::block_z();
+  if (l.active != nullptr && l.active[fit] == 0) return;
+  const int channel = cuda::block_y() * cuda::kWarp + cuda::lane_index();
+  const int64_t pixels = static_cast<int64_t>(l.height) * l.width, begin = static_cast<int64_t>(cuda::block_x()) * kPixels;
+  const int64_t end = begin + kPixels < pixels ? begin + kPixels : pixels;
+  float sum = 0;
+  for (int64_t at = begin + cuda::warp_index(); at < end && channel < l.channels; at += kWarps) {
+    sum += d_raw_at(l.d_raw, fit, at / l.width, at % l.width, channel);
+  }
+  float* shared = reinterpret_cast<float*>(cuda::shared_memory());
+  shared[cuda::thread_index()] = sum;
+  cuda::sync_threads();
+  if (cuda::warp_index() != 0 || channel >= l.channels) return;
+  for (int warp = 1; warp < kWarps; ++warp) sum += shared[warp * cuda::kWarp + cuda::lane_index()];
+  l.parts[(fit * l.count + cuda::block_x()) * l.channels + channel] = {sum, 0};
+}
+
+int64_t parts_of(const dipengine_conv_cuda_params& p) {
+  return (static_cast<int64_t>(p.height) * p.width + kPixels - 1) / kPixels;
+}
+
+}  // namespace
+
+size_t bias_gradient_workspace(const dipengine_conv_cuda_params& p) {
+  return p.d_bias == nullptr ? 0 : static_cast<size_t>(p.fits * parts_of(p) * p.channels) * sizeof(PartSums);
+}
+
+dipengine_status launch_bias_gradient(const dipengine_conv_cuda_params& p) {
+  const BiasLaunch l = {gradient_source(p), p.height, p.width, p.channels, p.active, static_cast<PartSums*>(p.workspace),
+                        parts_of(p)};
+  DIPENGINE_TRY(cuda::launch(conv_bias_gradient_kernel, "conv_bias_gradient",
+                             {l.count, (p.channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, kThreads * sizeof(float)},
+                             l, p.stream));
+  return launch_sums({l.count, p.channels, l.parts, p.active, p.fits == 1 ? 0 : p.parameters_fit_stride, p.d_bias, nullptr},
+                     p.fits, p.stream);
+}
+
+}  // namespace dipengine

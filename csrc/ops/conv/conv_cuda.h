@@ -1,0 +1,105 @@
+/* The generator's convolutions on a CUDA device: those of ops/conv.h for bfloat16 images, on the tensor cores.
+ *
+ *   raw[r] = bias + sum over sources s, taps t of  W[t, s]^T u_s[stride * r + t - pad]
+ *   u_s    = upsample(outer(leaky_relu(inner(x_s))))
+ *
+ * with the same sources, padding and upsampling. u is made in float32 while loading and rounded to bfloat16 once, weights
+ * are rounded from float32 masters (for nearest upsampling: from sums of two or four of them), sums are float32.
+ *
+ * All pointers but `sources` are device memory. Per-channel numbers are float32 [fits, channels], the fits
+ * numbers_fit_stride elements apart; weight, bias, gamma, beta and d_weight are parameters_fit_stride apart, as parts of one
+ * buffer of a fit's parameters. A fit has the same bits alone and among others.
+ */
+#ifndef DIPENGINE_OPS_CONV_CUDA_H_
+#define DIPENGINE_OPS_CONV_CUDA_H_
+
+#if __has_include("dipengine/ops/conv.h")
+#include "dipengine/ops/conv.h"
+#else
+#include "ops/conv/conv.h"
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dipengine_affine_cuda {
+  const float* scale; /* NULL: none */
+  const float* shift;
+} dipengine_affine_cuda;
+
+typedef struct dipengine_conv_cuda_source {
+  int32_t height, width, channels; /* of x */
+  int32_t upsample;                /* dipengine_upsample; kernel 3, stride 1, pad 1 where not none */
+  dipengine_pixels x;              /* bfloat16 */
+  int64_t x_fit_stride;
+  dipengine_affine_cuda inner, outer;
+  float slope; /* of the leaky ReLU behind inner; 1: none */
+  /* data gradient only; d_x NULL: not wanted. sum and product as in ops/conv.h, of the values as stored */
+  dipengine_pixels d_x; /* bfloat16 */
+  int64_t d_x_fit_stride;
+  int32_t accumulate;
+  const float* centre;  /* [fits, channels], or NULL: zero */
+  float *sum, *product; /* [fits, channels], both or none */
+} dipengine_conv_cuda_source;
+
+typedef struct dipengine_conv_cuda_params {
+  size_t struct_size;
+  size_t source_size; /* sizeof(dipengine_conv_cuda_source) */
+  void* stream;       /* cudaStream_t */
+  void* workspace;    /* for the moments: dipengine_conv_cuda_workspace() bytes, 16-byte aligned */
+  size_t workspace_bytes;
+  int64_t fits;          /* up to 65535 */
+  const uint8_t* active; /* [fits], or NULL: all. Inactive fits are left as they are */
+  int64_t numbers_fit_stride;
+  const dipengine_conv_cuda_source* sources; /* host memory; in the order of the weight's input channels */
+  int32_t sources_count;                     /* 1 or 2; at most one upsampled */
+  int32_t raw_dtype;                         /* bfloat16 or float32 */
+  int32_t kernel, stride, pad;               /* kernel 1 to 7, stride 1 or 2 */
+  int32_t padding;                           /* dipengine_padding */
+  int32_t height, width, channels;           /* of raw */
+  const float* weight;                       /* [kernel, kernel, channels in, channels out] of a fit */
+  int64_t parameters_fit_stride;             /* of bias, gamma, beta and d_weight too */
+  void* packed; /* the weights as the kernel wants them: dipengine_conv_cuda_packed_bytes(), 16-byte aligned */
+  size_t packed_bytes;
+  const float* bias; /* [channels] of a fit; optional */
+  dipengine_pixels raw;
+  int64_t raw_fit_stride;
+  float *mean, *variance;    /* [fits, channels], of raw as stored; both or none */
+  const float *gamma, *beta; /* [channels] of a fit; NULL is 1 and 0 */
+  double eps;
+  float *scale, *shift; /* [fits, channels]: the fold of the norm behind raw, gamma / sqrt(variance + eps); both or none */
+  /* backward only: d_raw = A * gradient + B * raw + C per channel, formed while loading; raw in bfloat16 */
+  dipengine_pixels gradient;
+  int64_t gradient_fit_stride;
+  int32_t gradient_dtype;                                   /* bfloat16 or float32 */
+  const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
+  float* d_weight;                                          /* as weight */
+  float* d_bias;                                            /* as bias; optional */
+} dipengine_conv_cuda_params;
+
+/* Sizes depend on the layer, the number of fits and the device's shared memory. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_packed_bytes(const dipengine_conv_cuda_params* params, size_t* bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
+
+/* packed from weight; to be run whenever the weights have changed. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cuda_params* params);
+
+/* raw, and where asked for its moments and the fold of its norm. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* params);
+
+/* d_weight and d_bias, summed over pixels in a fixed order. Its workspace is its own, not that of the forward pass. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(const dipengine_conv_cuda_params* params,
+                                                                             size_t* bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
+
+/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call; packed is made anew. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params,
+                                                                       size_t* packed_bytes, size_t* workspace_bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_params* params);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,112 @@
+// How a convolution is cut up for a CUDA device: tiles, chunks of channels, and the order in which weights are consumed.
+//
+// A block owns 8 columns and kRows rows of outputs (of one phase, where a source is upsampled by nearest samples: output
+// 2 i + phase, a grid of low-resolution pixels) and kChannels output channels. For each source, for each chunk of its
+// channels, it brings the inputs that its outputs see into shared memory once, as bfloat16, and runs over the taps. A
+// product is one *block* of the weight stream: 16 input channels (of one tap) by kChannels outputs. Blocks lie in global
+// memory in the order of their use, an even number to a chunk, so that the kernel copies them without any index arithmetic:
+//
+//   packed [fit][channel tile][phase][block][16 channels][lane][8]
+//
+// where a lane's 8 values are its B operands of two products of 8 output channels (platform/cuda/tensor_core.h).
+#pragma once
+
+#include "ops/conv/conv_cuda.h"
+#include "ops/conv/conv_math.h"
+#include "ops/norm/parts_cuda.h"
+
+namespace dipengine {
+
+constexpr int kTileColumns = 8;
+constexpr int kStages = 4;           // of the weights' pipeline, two blocks each
+constexpr int kMostGathered = 8;     // channels of a source that is gathered: see SourcePlan
+constexpr int kMostGatheredK = 208;  // and its channels times taps
+
+// The shapes of a block: warps along pixels and channels, and a warp's 16-pixel and 16-channel products.
+template <int warps_m, int warps_n, int products_m, int products_n>
+struct ConvTile {
+  static constexpr int kWarpsM = warps_m, kWarpsN = warps_n, kProductsM = products_m, kProductsN = products_n;
+  static constexpr int kThreads = 32 * warps_m * warps_n;
+  static constexpr int kPixels = 16 * warps_m * products_m;
+  static constexpr int kRows = kPixels / kTileColumns;
+  static constexpr int kChannels = 16 * warps_n * products_n;
+  static constexpr int kBlockBytes = kChannels * 32;  // of weights
+};
+using WideTile = ConvTile<2, 2, 4, 4>;    // 16 x 8 pixels, 128 channels
+using MiddleTile = ConvTile<2, 2, 4, 2>;  // 64 channels
+using SlimTile = ConvTile<4, 1, 2, 2>;    // 32 channels
+using NarrowTile = ConvTile<4, 1, 2, 1>;  // 16 channels: skips and heads
+
+enum class TileKind : int32_t { wide, middle, slim, narrow };
+
+// The channel, within a block's, of column n (0 to 7) of product j (of 8 channels) of warp column w. Products are shuffled
+// so that the accumulators of a lane, columns 2 member and 2 member + 1 of all products, are neighbours in memory.
+DIPENGINE_HD int tile_channel(int products_n, int w, int j, int n) {
+  const int group = products_n >= 2 ? 4 : 2;
+  return w * 16 * products_n + j / group * (8 * group) + n / 2 * (2 * group) + j % group * 2 + n % 2;
+}
+
+struct SourcePlan {
+  const uint16_t* x;
+  int64_t x_fit_stride, row_stride, pixel_stride;
+  dipengine_affine_cuda inner, outer;
+  float slope;
+  int32_t height, width, channels, first_channel;
+  int32_t upsample;  // none or bilinear: pixels are made while loading; nearest: by phases
+  int32_t stride;    // input pixels from one output of the tile's grid to the next
+  int32_t taps;      // per axis
+  // A gathered source (few channels, several taps) is brought tap by tap: a row of shared memory is an output pixel, with
+  // all it sees in one row of taps * taps * channels. Else a row is an input pixel, and taps are offsets between rows.
+  int32_t gathered;
+  int32_t rows, columns, half;  // of the inputs of a tile; with stride 2 even columns come first, `half` of them
+  int32_t chunk, chunks;        // channels brought at a time, a multiple of 16
+  int32_t pitch;                // bytes of a row of shared memory; 16 more than its data, against bank conflicts
+  int32_t aligned;              // 16-byte loads
+  int32_t first_block, chunk_blocks;
+};
+
+struct ConvPlan {
+  TileKind kind;
+  int32_t sources_count, phases;  // per axis: 1, or 2
+  int32_t kernel, conv_stride, pad, padding;
+  int32_t grid_height, grid_width;  // outputs of a phase
+  int32_t tiles_y, tiles_x, channel_tiles, warps_m, tile_rows, tile_channels, products_n;
+  int32_t blocks;  // of the weight stream of one phase and channel tile
+  int32_t input_channels, channels;
+  size_t shared_bytes;
+  SourcePlan sources[DIPENGINE_CONV_MAX_SOURCES];
+};
+
+// Of a fit: parts of the moments, and elements of the weight streams.
+DIPENGINE_HD int64_t conv_parts(const ConvPlan& p) { return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m; }
+DIPENGINE_HD int64_t packed_elements(const ConvPlan& p) {
+  return static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases * p.blocks * p.tile_channels * 16;
+}
+
+// Products of 16 channels in chunk `chunk` of a source: for one tap, or for all if gathered.
+DIPENGINE_HD int chunk_products(const SourcePlan& s, int chunk) {
+  if (s.gathered != 0) return (s.taps * s.taps * s.channels + 15) / 16;
+  const int left = s.channels - chunk * s.chunk;
+  return ((left < s.chunk ? left : s.chunk) + 15) / 16;
+}
+
+DIPENGINE_HD int chunk_blocks(const SourcePlan& s, int chunk) {
+  return chunk_products(s, chunk) * (s.gathered != 0 ? 1 : s.taps * s.taps);
+}
+
+// What each part of the moments' workspace is of: a warp's rows of a tile.
+DIPENGINE_HD PartPixels part_pixels_of(const ConvPlan& p) {
+  return {p.grid_height, p.grid_width, p.tiles_y, p.tiles_x, p.tile_rows, p.warps_m};
+}
+
+// Checks params and makes their plan; defined in conv_plan_cuda.cu.
+dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
+
+// The weight gradient's tiles: pixels as above, by 64 input channels (of as many taps as registers hold) and 64 outputs.
+constexpr int kGradientRows = 16;
+constexpr int kGradientChannels = 64;
+constexpr int kGradientPitch = 2 * kGradientChannels + 16;  // bytes of a pixel's d_raw in shared memory
+
+dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
+
+}  // namespace dipengine

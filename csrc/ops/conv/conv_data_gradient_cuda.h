@@ -1,0 +1,43 @@
+// How a convolution's data gradient is cut up for a CUDA device, for one source.
+//
+// As in the forward pass (conv_cuda_plan.h) a block owns 16 x 8 pixels, of the source now, and a tile of its channels; it
+// brings d_raw around them into shared memory, a chunk of channels at a time, and runs over pairs of entries of the two
+// axes (conv_axis_cuda.h) in place of taps. Weights: one matrix for each pair of coefficient vectors,
+//
+//   packed [fit][channel tile][phase][chunk][matrix][16 channels of d_raw][16 channels of the source][lane][8]
+#pragma once
+
+#include "ops/conv/conv_axis_cuda.h"
+#include "ops/conv/conv_cuda_plan.h"
+#include "ops/conv/conv_gradient_cuda.h"
+
+namespace dipengine {
+
+struct DataPlan {
+  TileKind kind;
+  int32_t phases, height, width, channels;  // of the source; phases per axis: the convolution's stride
+  int32_t tiles_y, tiles_x, channel_tiles, tile_rows, tile_channels, products_n, warps_m;
+  int32_t out_height, out_width, out_channels;  // of d_raw
+  int32_t chunk, chunks, pitch;
+  int32_t first_channel, input_channels, kernel;
+  int64_t phase_blocks[5];  // of the weights: where each phase's begin, and their end, by channel tile
+  size_t shared_bytes;
+  AxisEntries y[2], x[2];
+};
+
+DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk) {
+  const int left = p.out_channels - chunk * p.chunk;
+  return ((left < p.chunk ? left : p.chunk) + 15) / 16;
+}
+
+DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
+  return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m;
+}
+
+DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
+
+// The plan of one source, and the coefficients of its axes' entries by phase. Params have been checked.
+dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
+                                AxisVectors (*y)[2], AxisVectors (*x)[2]);
+
+}  // namespace dipengine

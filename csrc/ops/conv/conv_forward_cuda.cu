@@ -1,0 +1,289 @@
+// A convolution's forward pass on the tensor cores: one implicit matrix product per tile of outputs.
+//
+//   raw[pixels x channels] = sum over sources, chunks, taps:  u[pixels shifted by the tap x 16 channels] W[16 channels x channels]
+//
+// The tiles, chunks and the weights' order: conv_cuda_plan.h. Inputs go global memory -> registers (folds, leaky ReLU,
+// upsampling, in float32) -> bfloat16 in shared memory, borders by index maps alone; the taps then read it at shifted
+// addresses (ldmatrix). Weights stream through a pipeline of kStages by cp.async, one barrier a stage. The epilogue adds
+// the bias, writes raw and leaves each warp's mean and sum of squared differences of the values as stored.
+//
+// For 128 channels at stride 1, 3x3: 18.9 M multiply-adds a tile of 128 pixels against 46 KB of inputs (once), 295 KB of
+// weights (from the second-level cache) and 32 KB of outputs: bound by the tensor cores. 1x1: bound by memory.
+#include "ops/conv/conv_inputs_cuda.h"
+#include "ops/conv/conv_tile_cuda.h"
+#include "platform/cuda/launch.h"
+
+namespace dipengine {
+namespace {
+
+struct ForwardLaunch {
+  ConvPlan plan;
+  const uint8_t* active;
+  int64_t numbers_fit_stride, parameters_fit_stride;
+  const uint16_t* packed;
+  const float* bias;
+  void* raw;
+  int64_t raw_fit_stride, raw_row_stride, raw_pixel_stride;
+  int32_t raw_float, raw_aligned;
+  PartMoments* parts;
+};
+
+// ---- outputs --------------------------------------------------------------------------------------------------------
+
+// Where a warp's outputs lie: its first row and column in the grid of its phase, how many of them are in the image.
+struct WarpPlace {
+  int row, column, rows, columns, phase_y, phase_x;
+};
+
+template <typename Tile>
+DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, int64_t fit, int first_channel,
+                                    Accumulators<Tile>& sums) {
+  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2;  // products whose channels are neighbours in a lane
+  constexpr int kEach = 2 * kGroup;                      // channels of them
+  constexpr int kGroups = 2 * Tile::kProductsN / kGroup;
+  const ConvPlan& p = l.plan;
+  const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
+  const bool inside_column = group < w.columns;
+  DIPENGINE_UNROLL
+  for (int g = 0; g < kGroups; ++g) {
+    const int channel = first_channel + g * 8 * kGroup + member * kEach;
+    DIPENGINE_UNROLL
+    for (int e = 0; e < kEach; ++e) {
+      const float bias =
+          l.bias != nullptr && channel + e < p.channels ? l.bias[fit * l.parameters_fit_stride + channel + e] : 0.0f;
+      DIPENGINE_UNROLL
+      for (int m = 0; m < Tile::kProductsM; ++m) {
+        DIPENGINE_UNROLL
+        for (int h = 0; h < 2; ++h) {
+          float& value = sums.of[m][g * kGroup + e / 2][2 * h + e % 2];
+          value += bias;
+          if (l.raw_float == 0) value = float_from_bf16(bf16_from_float(value));
+        }
+      }
+    }
+    DIPENGINE_UNROLL
+    for (int m = 0; m < Tile::kProductsM; ++m) {
+      DIPENGINE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const int row = 2 * m + h;
+        if (row >= w.rows || !inside_column || channel >= p.channels) continue;
+        const int64_t at = fit * l.raw_fit_stride + ((w.row + row) * p.phases + w.phase_y) * l.raw_row_stride +
+                           ((w.column + group) * p.phases + w.phase_x) * l.raw_pixel_stride + channel;
+        const auto value = [&](int e) { return sums.of[m][g * kGroup + e / 2][2 * h + e % 2]; };
+        if (l.raw_float == 0 && l.raw_aligned != 0 && kEach == 8 && channel + 8 <= p.channels) {
+          cuda::Bytes16 bytes;
+          DIPENGINE_UNROLL
+          for (int i = 0; i < 4; ++i)
+            bytes.word[i] = float_bits(value(2 * i)) >> 16 | (float_bits(value((2 * i + 1) % kEach)) & 0xffff0000u);
+          cuda::store16(static_cast<uint16_t*>(l.raw) + at, bytes);
+          continue;
+        }
+        DIPENGINE_UNROLL
+        for (int e = 0; e < kEach; ++e) {
+          if (channel + e >= p.channels) continue;
+          if (l.raw_float != 0) {
+            static_cast<float*>(l.raw)[at + e] = value(e);
+          } else {
+            static_cast<uint16_t*>(l.raw)[at + e] = static_cast<uint16_t>(float_bits(value(e)) >> 16);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Mean and sum of squared differences of each channel over the warp's pixels, in two passes over the registers.
+template <typename Tile>
+DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int first_channel, const Accumulators<Tile>& sums,
+                                    PartMoments* part) {
+  const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
+  const bool inside_column = group < w.columns;
+  const int pixels = (w.rows < 0                      ? 0
+                      : w.rows < 2 * Tile::kProductsM ? w.rows
+                                                      : 2 * Tile::kProductsM) *
+                     (w.columns < kTileColumns ? w.columns : kTileColumns);
+  const float share = pixels > 0 ? 1.0f / static_cast<float>(pixels) : 0.0f;
+  DIPENGINE_UNROLL
+  for (int j = 0; j < 2 * Tile::kProductsN; ++j) {
+    DIPENGINE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      float sum = 0;
+      DIPENGINE_UNROLL
+      for (int i = 0; i < 2 * Tile::kProductsM; ++i)
+        sum += i < w.rows && inside_column ? sums.of[i / 2][j][2 * (i % 2) + e] : 0.0f;
+      const float mean = sum_of_rows(sum) * share;
+      float m2 = 0;
+      DIPENGINE_UNROLL
+      for (int i = 0; i < 2 * Tile::kProductsM; ++i) {
+        const float difference = i < w.rows && inside_column ? sums.of[i / 2][j][2 * (i % 2) + e] - mean : 0.0f;
+        m2 += difference * difference;
+      }
+      m2 = sum_of_rows(m2);
+      const int channel = first_channel + tile_channel(Tile::kProductsN, 0, j, 2 * member + e);
+      if (group == 0 && channel < p.channels) part[channel] = {mean, m2};
+    }
+  }
+}
+
+// ---- the kernel -----------------------------------------------------------------------------------------------------
+
+// Two blocks of weights to their stage. Nothing behind the last.
+template <typename Tile>
+DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream, unsigned char* stages, int pair) {
+  constexpr int kBytes = 2 * Tile::kBlockBytes;
+  if (2 * pair < p.blocks) {
+    for (int at = 16 * cuda::thread_index(); at < kBytes; at += 16 * Tile::kThreads) {
+      cuda::copy_async16(stages + pair % kStages * kBytes + at, stream + static_cast<int64_t>(pair) * kBytes + at);
+    }
+  }
+  cuda::copy_commit();
+}
+
+template <typename Tile>
+DIPENGINE_KERNEL(Tile::kThreads, 2)
+conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
+  const ConvPlan& p = l.plan;
+  const int64_t fit = cuda::block_z();
+  if (l.active != nullptr && l.active[fit] == 0) return;
+  const int phase = cuda::block_y() % (p.phases * p.phases), channel_tile = cuda::block_y() / (p.phases * p.phases);
+  const int tile = cuda::block_x(), warp = cuda::warp_index(), lane = cuda::lane_index();
+  const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM;
+  const int tile_row = tile / p.tiles_x * Tile::kRows, tile_column = tile % p.tiles_x * kTileColumns;
+  const int64_t numbers = fit * l.numbers_fit_stride;
+
+  unsigned char* const stages = cuda::shared_memory();
+  unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes;
+  const unsigned char* const stream = reinterpret_cast<const unsigned char*>(l.packed) +
+                                      ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) *
+                                          static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
+
+  Accumulators<Tile> sums{};
+  int pair = 0;
+  for (; pair < kStages - 1; ++pair) begin_stage<Tile>(p, stream, stages, pair);
+  pair = 0;
+  for (int index = 0; index < p.sources_count; ++index) {
+    const SourcePlan& s = p.sources[index];
+    const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
+    // The row of shared memory that each lane addresses for each product (platform/cuda/tensor_core.h), in bytes.
+    int rows[Tile::kProductsM];
+    DIPENGINE_UNROLL
+    for (int m = 0; m < Tile::kProductsM; ++m) {
+      const int y = (warp_m * Tile::kProductsM + m) * 2 + lane / 8 % 2, x = lane % 8;
+      rows[m] = pixel_offset(s, y, x) + lane / 16 * 16;
+    }
+    for (int chunk = 0; chunk < s.chunks; ++chunk) {
+      if (index + chunk > 0) cuda::sync_threads();  // all have read the chunk before
+      if (s.gathered != 0) {
+        load_gathered<Tile::kThreads, Tile::kPixels>(p, s, fit, numbers, top, left, inputs);
+      } else {
+        load_tile<Tile::kThreads>(p, s, fit, numbers, chunk, top, left, inputs);
+      }
+      const int products = chunk_products(s, chunk), blocks = chunk_blocks(s, chunk);
+      int product = 0, tap_y = 0, tap_x = 0;
+      for (int block = 0; block < blocks; block += 2, ++pair) {
+        cuda::copy_wait<kStages - 2>();
+        cuda::sync_threads();  // this pair's weights and the inputs have come; all have read the pair before
+        begin_stage<Tile>(p, stream, stages, pair + kStages - 1);
+        const unsigned char* weights =
+            stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
+        for (int half = 0; half < 2 && block + half < blocks; ++half) {
+          const int offset = (s.gathered != 0 ? 0 : tap_offset(s, tap_y, tap_x)) + 32 * product;
+          multiply<Tile>(inputs, rows, offset, weights + half * Tile::kBlockBytes, sums);
+          if (++product < products || s.gathered != 0) continue;
+          product = 0;
+          if (++tap_x < s.taps) continue;
+          tap_x = 0;
+          ++tap_y;
+        }
+      }
+    }
+  }
+
+  const WarpPlace place = {tile_row + warp_m * Tile::kProductsM * 2,
+                           tile_column,
+                           p.grid_height - (tile_row + warp_m * Tile::kProductsM * 2),
+                           p.grid_width - tile_column,
+                           phase / p.phases,
+                           phase % p.phases};
+  const int first_channel = channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN;
+  store_outputs<Tile>(l, place, fit, first_channel, sums);
+  if (l.parts == nullptr) return;
+  const int64_t part = (fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile;
+  store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
+}
+
+template <typename Tile>
+dipengine_status launch_forward(const ForwardLaunch& l, const dipengine_conv_cuda_params& params, const char* name) {
+  const ConvPlan& p = l.plan;
+  return cuda::launch(conv_forward_kernel<Tile>, name,
+                      {static_cast<int64_t>(p.tiles_y) * p.tiles_x, static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases,
+                       params.fits, Tile::kThreads, p.shared_bytes},
+                      l, params.stream);
+}
+
+}  // namespace
+}  // namespace dipengine
+
+extern "C" {
+
+dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* params) {
+  using namespace dipengine;
+  ConvPlan plan;
+  DIPENGINE_TRY(make_conv_plan(params, "dipengine_conv_cuda_forward", &plan));
+  const dipengine_conv_cuda_params& p = *params;
+  DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
+                        p.packed_bytes >= static_cast<size_t>(p.fits * packed_elements(plan)) * 2,
+                    "dipengine_conv_cuda_forward needs the weights as dipengine_conv_cuda_pack leaves them.");
+  const size_t moments =
+      p.mean == nullptr ? 0 : static_cast<size_t>(p.fits * conv_parts(plan) * plan.channels) * sizeof(PartMoments);
+  DIPENGINE_REQUIRE(p.mean == nullptr || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
+                                          p.workspace_bytes >= moments),
+                    "dipengine_conv_cuda_forward needs %zu bytes of workspace, 16-byte aligned.", moments);
+  ForwardLaunch l{};
+  l.plan = plan;
+  l.active = p.active;
+  l.numbers_fit_stride = p.fits == 1 ? 0 : p.numbers_fit_stride;
+  l.parameters_fit_stride = p.fits == 1 ? 0 : p.parameters_fit_stride;
+  l.packed = static_cast<const uint16_t*>(p.packed);
+  l.bias = p.bias;
+  l.raw = p.raw.data;
+  l.raw_fit_stride = p.fits == 1 ? 0 : p.raw_fit_stride;
+  l.raw_row_stride = p.raw.row_stride;
+  l.raw_pixel_stride = p.raw.pixel_stride;
+  l.raw_float = p.raw_dtype == DIPENGINE_FLOAT32;
+  l.raw_aligned = p.raw.pixel_stride % 8 == 0 && p.raw.row_stride % 8 == 0 && l.raw_fit_stride % 8 == 0 &&
+                  reinterpret_cast<uintptr_t>(p.raw.data) % 16 == 0;
+  l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
+  switch (plan.kind) {
+    case TileKind::wide:
+      DIPENGINE_TRY(launch_forward<WideTile>(l, p, "conv_forward_wide"));
+      break;
+    case TileKind::middle:
+      DIPENGINE_TRY(launch_forward<MiddleTile>(l, p, "conv_forward_middle"));
+      break;
+    case TileKind::slim:
+      DIPENGINE_TRY(launch_forward<SlimTile>(l, p, "conv_forward_slim"));
+      break;
+    case TileKind::narrow:
+      DIPENGINE_TRY(launch_forward<NarrowTile>(l, p, "conv_forward_narrow"));
+      break;
+  }
+  if (p.mean == nullptr) return DIPENGINE_OK;
+  const MomentsLaunch merge = {part_pixels_of(plan),
+                               conv_parts(plan),
+                               plan.channels,
+                               l.parts,
+                               p.active,
+                               l.numbers_fit_stride,
+                               l.parameters_fit_stride,
+                               p.mean,
+                               p.variance,
+                               p.gamma,
+                               p.beta,
+                               p.eps,
+                               p.scale,
+                               p.shift};
+  return launch_moments(merge, p.fits, p.stream);
+}
+
+}  // extern "C"

@@ -1,0 +1,233 @@
+// Checks of a CUDA convolution's params, and the choice of its tiles.
+#include "ops/conv/conv_cuda_plan.h"
+#include "platform/cuda/launch.h"
+#include "platform/pixels.h"
+
+namespace dipengine {
+namespace {
+
+using Params = dipengine_conv_cuda_params;
+
+dipengine_status check_source(const Params& p, const dipengine_conv_cuda_source& s, int index, const char* op) {
+  DIPENGINE_TRY(check_size(s.height, s.width, s.channels, op));
+  DIPENGINE_TRY(check_pixels(s.x, s.width, s.channels, op, "x of a source"));
+  DIPENGINE_REQUIRE(p.fits == 1 || s.x_fit_stride >= (s.height - 1) * s.x.row_stride + s.width * s.x.pixel_stride,
+                    "%s was given overlapping fits in source %d; space them further apart.", op, index);
+  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR,
+                    "%s has no upsampling %d.", op, s.upsample);
+  DIPENGINE_REQUIRE(s.upsample == DIPENGINE_UPSAMPLE_NONE || (p.kernel == 3 && p.stride == 1 && p.pad == 1),
+                    "%s upsamples in front of kernel 3, stride 1 and pad 1 alone.", op);
+  DIPENGINE_REQUIRE(
+      (s.inner.scale == nullptr) == (s.inner.shift == nullptr) && (s.outer.scale == nullptr) == (s.outer.shift == nullptr),
+      "%s needs scale and shift of a map, or neither; source %d has one.", op, index);
+  const int factor = s.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t side = static_cast<int64_t>(factor) * (axis == 0 ? s.height : s.width), out = axis == 0 ? p.height : p.width;
+    DIPENGINE_REQUIRE(side + 2 * p.pad >= p.kernel && (side + 2 * p.pad - p.kernel) / p.stride + 1 == out,
+                      "%s: source %d of side %lld does not give a raw of side %lld.", op, index, static_cast<long long>(side),
+                      static_cast<long long>(out));
+    DIPENGINE_REQUIRE(p.pad < side || p.padding == DIPENGINE_PADDING_ZERO,
+                      "%s: pad %d reflects further than side %lld of source %d.", op, p.pad, static_cast<long long>(side), index);
+  }
+  return DIPENGINE_OK;
+}
+
+dipengine_status check(const Params* params, const char* op) {
+  DIPENGINE_TRY(check_struct(params, op));
+  const Params& p = *params;
+  DIPENGINE_REQUIRE(p.source_size == sizeof(dipengine_conv_cuda_source),
+                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op,
+                    p.source_size, sizeof(dipengine_conv_cuda_source));
+  DIPENGINE_REQUIRE(p.fits >= 1 && p.sources != nullptr && p.sources_count >= 1 && p.sources_count <= DIPENGINE_CONV_MAX_SOURCES,
+                    "%s needs at least one fit, and one or two sources.", op);
+  DIPENGINE_REQUIRE(p.kernel >= 1 && p.kernel <= DIPENGINE_CONV_MAX_KERNEL && (p.stride == 1 || p.stride == 2) && p.pad >= 0,
+                    "%s takes kernels of 1 to %d and stride 1 or 2; it was given kernel %d, stride %d, pad %d.", op,
+                    DIPENGINE_CONV_MAX_KERNEL, p.kernel, p.stride, p.pad);
+  DIPENGINE_REQUIRE(p.padding == DIPENGINE_PADDING_REFLECTION || p.padding == DIPENGINE_PADDING_ZERO, "%s has no padding %d.", op,
+                    p.padding);
+  DIPENGINE_REQUIRE(p.raw_dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32,
+                    "%s writes bfloat16 or float32, not dtype %d.", op, p.raw_dtype);
+  DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
+  DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, op, "raw"));
+  DIPENGINE_REQUIRE(p.fits == 1 || p.raw_fit_stride >= (p.height - 1) * p.raw.row_stride + p.width * p.raw.pixel_stride,
+                    "%s was given overlapping fits of raw; space them further apart.", op);
+  int upsampled = 0;
+  for (int i = 0; i < p.sources_count; ++i) {
+    DIPENGINE_TRY(check_source(p, p.sources[i], i, op));
+    upsampled += p.sources[i].upsample != DIPENGINE_UPSAMPLE_NONE;
+  }
+  DIPENGINE_REQUIRE(upsampled <= 1, "%s takes at most one upsampled source.", op);
+  DIPENGINE_REQUIRE((p.mean == nullptr) == (p.variance == nullptr) && (p.scale == nullptr) == (p.shift == nullptr) &&
+                        (p.scale == nullptr || p.mean != nullptr),
+                    "%s needs mean and variance both or neither, and them beside scale and shift.", op);
+  return DIPENGINE_OK;
+}
+
+int round_up(int value, int to) { return (value + to - 1) / to * to; }
+
+// Of one source: all but chunks, which depend on how much shared memory there is.
+SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int phases, int tile_rows) {
+  SourcePlan plan{};
+  plan.x = static_cast<const uint16_t*>(s.x.data);
+  plan.x_fit_stride = p.fits == 1 ? 0 : s.x_fit_stride;
+  plan.row_stride = s.x.row_stride;
+  plan.pixel_stride = s.x.pixel_stride;
+  plan.inner = s.inner;
+  plan.outer = s.outer;
+  plan.slope = s.slope;
+  plan.height = s.height;
+  plan.width = s.width;
+  plan.channels = s.channels;
+  plan.upsample = s.upsample;
+  const bool nearest = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
+  plan.stride = nearest ? 1 : phases == 2 ? 2 : p.stride;
+  plan.taps = nearest ? 2 : p.kernel;
+  plan.gathered = s.upsample == DIPENGINE_UPSAMPLE_NONE && p.kernel > 1 && s.channels <= kMostGathered &&
+                  s.channels * p.kernel * p.kernel <= kMostGatheredK;
+  plan.rows = (tile_rows - 1) * plan.stride + plan.taps;
+  plan.columns = (kTileColumns - 1) * plan.stride + plan.taps;
+  plan.half = (plan.columns + 1) / 2;
+  plan.aligned = s.channels % 8 == 0 && s.x.pixel_stride % 8 == 0 && s.x.row_stride % 8 == 0 && plan.x_fit_stride % 8 == 0 &&
+                 reinterpret_cast<uintptr_t>(s.x.data) % 16 == 0;
+  return plan;
+}
+
+// Bytes of shared memory that the source's inputs take with `chunk` channels at a time; fixes its chunks.
+size_t set_chunk(SourcePlan* s, int chunk, int pixels) {
+  if (s->gathered != 0) {
+    s->chunk = s->channels;
+    s->chunks = 1;
+    s->pitch = 2 * round_up(s->taps * s->taps * s->channels, 16) + 16;
+    s->chunk_blocks = round_up(chunk_blocks(*s, 0), 2);
+    return static_cast<size_t>(pixels) * static_cast<size_t>(s->pitch);
+  }
+  const int all = round_up(s->channels, 16);
+  s->chunk = chunk;
+  while (s->chunk > 16 && s->chunk / 2 >= all) s->chunk /= 2;
+  s->chunks = (s->channels + s->chunk - 1) / s->chunk;
+  s->pitch = 2 * s->chunk + 16;
+  s->chunk_blocks = round_up(chunk_blocks(*s, 0), 2);
+  return static_cast<size_t>(s->rows * s->columns) * static_cast<size_t>(s->pitch);
+}
+
+template <typename Tile>
+void set_tile(ConvPlan* plan, TileKind kind) {
+  plan->kind = kind;
+  plan->warps_m = Tile::kWarpsM;
+  plan->tile_rows = Tile::kRows;
+  plan->tile_channels = Tile::kChannels;
+  plan->products_n = Tile::kProductsN;
+}
+
+// The widest tile that the channels fill at least by half, but one narrower for each time that fewer than 64 blocks come
+// of it: a small image leaves most of a device idle else. By the layer's shape alone, never by the number of fits.
+void choose_tile(ConvPlan* plan, int channels) {
+  const int64_t pixels =
+      (static_cast<int64_t>(plan->grid_height) + 15) / 16 * ((plan->grid_width + 7) / 8) * plan->phases * plan->phases;
+  const auto few = [&](int tile_channels) { return pixels * ((channels + tile_channels - 1) / tile_channels) < 64; };
+  if (channels > 64 && !few(128)) return set_tile<WideTile>(plan, TileKind::wide);
+  if (channels > 32 && !(channels > 64 && few(64))) return set_tile<MiddleTile>(plan, TileKind::middle);
+  if (channels > 16) return set_tile<SlimTile>(plan, TileKind::slim);
+  set_tile<NarrowTile>(plan, TileKind::narrow);
+}
+
+// Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes.
+size_t set_chunks(const Params& p, ConvPlan* plan, int chunk) {
+  size_t inputs = 0;
+  plan->blocks = plan->input_channels = 0;
+  for (int i = 0; i < p.sources_count; ++i) {
+    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows);
+    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns);
+    inputs = own > inputs ? own : inputs;
+    s.first_channel = plan->input_channels;
+    s.first_block = plan->blocks;
+    plan->input_channels += s.channels;
+    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1), 2);
+  }
+  return inputs;
+}
+
+// All but tiles of channels and chunks.
+dipengine_status begin_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+  DIPENGINE_TRY(check(params, op));
+  const Params& p = *params;
+  *plan = ConvPlan{};
+  plan->phases = 1;
+  for (int i = 0; i < p.sources_count; ++i) {
+    if (p.sources[i].upsample == DIPENGINE_UPSAMPLE_NEAREST) plan->phases = 2;
+  }
+  plan->sources_count = p.sources_count;
+  plan->kernel = p.kernel;
+  plan->conv_stride = p.stride;
+  plan->pad = p.pad;
+  plan->padding = p.padding;
+  plan->channels = p.channels;
+  plan->grid_height = p.height / plan->phases;
+  plan->grid_width = p.width / plan->phases;
+  return DIPENGINE_OK;
+}
+
+void cut_grid(ConvPlan* plan) {
+  plan->tiles_y = (plan->grid_height + plan->tile_rows - 1) / plan->tile_rows;
+  plan->tiles_x = (plan->grid_width + kTileColumns - 1) / kTileColumns;
+  plan->channel_tiles = (plan->channels + plan->tile_channels - 1) / plan->tile_channels;
+}
+
+}  // namespace
+
+dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+  DIPENGINE_TRY(begin_plan(params, op, plan));
+  plan->tile_rows = kGradientRows;
+  plan->tile_channels = kGradientChannels;
+  cut_grid(plan);
+  size_t limit = 0;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  for (int chunk : {64, 32, 16}) {
+    plan->shared_bytes = set_chunks(*params, plan, chunk) + static_cast<size_t>(kGradientRows * kTileColumns * kGradientPitch);
+    if (plan->shared_bytes <= limit) return DIPENGINE_OK;
+  }
+  return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
+              plan->shared_bytes, limit);
+}
+
+dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
+  DIPENGINE_TRY(begin_plan(params, op, plan));
+  choose_tile(plan, params->channels);
+  cut_grid(plan);
+  size_t limit = 0;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  const size_t stages = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32;
+  const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
+  for (size_t budget : {half, limit}) {
+    for (int chunk : {128, 64, 32, 16}) {
+      plan->shared_bytes = stages + set_chunks(*params, plan, chunk);
+      if (plan->shared_bytes <= budget) return DIPENGINE_OK;
+    }
+  }
+  return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
+              plan->shared_bytes, limit);
+}
+
+}  // namespace dipengine
+
+extern "C" {
+
+dipengine_status dipengine_conv_cuda_packed_bytes(const dipengine_conv_cuda_params* params, size_t* bytes) {
+  dipengine::ConvPlan plan;
+  DIPENGINE_TRY(dipengine::make_conv_plan(params, "dipengine_conv_cuda_packed_bytes", &plan));
+  DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_packed_bytes was given no place for its answer.");
+  *bytes = static_cast<size_t>(params->fits * packed_elements(plan)) * 2;
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_conv_cuda_workspace(const dipengine_conv_cuda_params* params, size_t* bytes) {
+  dipengine::ConvPlan plan;
+  DIPENGINE_TRY(dipengine::make_conv_plan(params, "dipengine_conv_cuda_workspace", &plan));
+  DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_workspace was given no place for its answer.");
+  *bytes = params->mean == nullptr
+               ? 0
+               : static_cast<size_t>(params->fits * conv_parts(plan) * plan.channels) * sizeof(dipengine::PartMoments);
+  return DIPENGINE_OK;
+}
+
+}  // extern "C"

@@ -1,0 +1,223 @@
+// Masked mean squared error and all that looks at the output, on a CUDA device; formulas of masked_mse_math.h.
+//
+// A block takes whole rows of some 2048 elements, or a piece of a long row, and leaves two sums in the workspace: by thread,
+// then by a tree over the block. A second kernel of one block a fit adds the blocks' sums in their order and moves the
+// fit's scalars on. With everything on 20 bytes are read and 16 written per float32 element: bound by memory.
+#include "ops/masked_mse/masked_mse_cuda.h"
+
+#include "math/bf16.h"
+#include "ops/masked_mse/masked_mse_math.h"
+#include "platform/cuda/launch.h"
+
+namespace dipengine {
+namespace {
+
+using Params = dipengine_masked_mse_cuda_params;
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / cuda::kWarp;
+constexpr int64_t kTileElements = 2048;
+
+struct Tiling {
+  int64_t rows_per_tile, row_blocks, piece, pieces;
+};
+
+struct Sums {
+  double loss, d2;
+};
+
+struct Launch {
+  Params p;
+  Tiling tiling;
+  Sums* sums;  // [fits, tiles]
+};
+
+Tiling make_tiling(int64_t rows, int64_t inner) {
+  Tiling t;
+  t.piece = inner < kTileElements ? inner : kTileElements;
+  t.pieces = (inner + t.piece - 1) / t.piece;
+  t.rows_per_tile = t.pieces > 1 ? 1 : kTileElements / inner;
+  t.row_blocks = (rows + t.rows_per_tile - 1) / t.rows_per_tile;
+  return t;
+}
+
+template <typename Element>
+DIPENGINE_DEVICE Element* at(const dipengine_image& image, int64_t fit, int64_t row) {
+  return static_cast<Element*>(image.data) + fit * image.fit_stride + row * image.row_stride;
+}
+
+// The block's sums, in thread 0.
+DIPENGINE_DEVICE Sums block_sums(Sums own) {
+  Sums* shared = reinterpret_cast<Sums*>(cuda::shared_memory());
+  const Sums warp = {cuda::warp_sum(own.loss), cuda::warp_sum(own.d2)};
+  if (cuda::lane_index() == 0) shared[cuda::warp_index()] = warp;
+  cuda::sync_threads();
+  Sums total{};
+  if (cuda::thread_index() == 0) {
+    for (int i = 0; i < kWarps; ++i) {
+      total.loss += shared[i].loss;
+      total.d2 += shared[i].d2;
+    }
+  }
+  return total;
+}
+
+struct Element {
+  float average_gain, es_alpha, scale;
+  bool first;
+};
+
+DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit, int64_t row, int64_t i, Sums& sums) {
+  const bool bfloat16 = p.dtype == DIPENGINE_BFLOAT16;
+  float x = bfloat16 ? float_from_bf16(at<const uint16_t>(p.raw, fit, row)[i]) : at<const float>(p.raw, fit, row)[i];
+  float slope = 1;
+  if (p.activation == DIPENGINE_ACTIVATION_SIGMOID) {
+    const Sigmoid<float> s = sigmoid(x);
+    x = s.value;
+    slope = s.slope;
+  }
+  if (p.target.data != nullptr) {
+    const float weight = p.mask.data == nullptr
+                             ? 1.0f
+                             : at<const float>(p.mask, fit, row)[static_cast<uint32_t>(i) / static_cast<uint32_t>(p.mask_repeat)];
+    const float residual = x - at<const float>(p.target, fit, row)[i];
+    sums.loss += static_cast<double>(weighted_square(weight, residual));
+    if (p.d_raw.data != nullptr) {
+      const float d = masked_mse_gradient(e.scale, weight, residual, slope);
+      if (bfloat16) {
+        at<uint16_t>(p.d_raw, fit, row)[i] = bf16_from_float(d);
+      } else {
+        at<float>(p.d_raw, fit, row)[i] = d;
+      }
+    }
+  }
+  if (p.out.data != nullptr) at<float>(p.out, fit, row)[i] = x;
+  if (p.average.data != nullptr) {
+    float* average = at<float>(p.average, fit, row) + i;
+    *average = e.first ? x : exponential_average(*average, x, e.average_gain);
+  }
+  if (p.es_mean.data != nullptr) {
+    float* mean = at<float>(p.es_mean, fit, row) + i;
+    const float difference = e.first ? 0.0f : x - *mean;
+    sums.d2 += static_cast<double>(difference * difference);
+    *mean = e.first ? x : exponential_average(*mean, x, e.es_alpha);
+  }
+}
+
+DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch) {
+  const Params& p = launch.p;
+  const Tiling& t = launch.tiling;
+  const int64_t fit = cuda::block_y();
+  if (p.active != nullptr && p.active[fit] == 0) return;
+  const int64_t frames = p.frames[fit];
+  const double warmed = static_cast<double>(frames + 1) / static_cast<double>(frames + 10);
+  const double decay = p.warm_up != 0 && warmed < p.average_decay ? warmed : p.average_decay;
+  const float scale = p.target.data == nullptr ? 0.0f : static_cast<float>(2 * p.grad_scale / p.normaliser[fit]);
+  const Element element = {static_cast<float>(1 - decay), static_cast<float>(p.es_alpha), scale, frames == 0};
+
+  const int64_t block = cuda::block_x() / t.pieces, begin = cuda::block_x() % t.pieces * t.piece;
+  const int width = static_cast<int>(p.inner - begin < t.piece ? p.inner - begin : t.piece);
+  const int64_t first_row = block * t.rows_per_tile;
+  const int rows = static_cast<int>(p.rows - first_row < t.rows_per_tile ? p.rows - first_row : t.rows_per_tile);
+  Sums sums{};
+  for (int k = cuda::thread_index(); k < rows * width; k += kThreads) {
+    one_element(p, element, fit, first_row + k / width, begin + k % width, sums);
+  }
+  const Sums total = block_sums(sums);
+  if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
+}
+
+DIPENGINE_KERNEL(kThreads, 1) masked_mse_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
+  const Params& p = launch.p;
+  const int64_t fit = cuda::block_x(), tiles = launch.tiling.row_blocks * launch.tiling.pieces;
+  if (p.active != nullptr && p.active[fit] == 0) return;
+  Sums sums{};
+  for (int64_t i = cuda::thread_index(); i < tiles; i += kThreads) {
+    sums.loss += launch.sums[fit * tiles + i].loss;
+    sums.d2 += launch.sums[fit * tiles + i].d2;
+  }
+  const Sums total = block_sums(sums);
+  if (cuda::thread_index() != 0) return;
+  if (p.target.data != nullptr) p.loss[fit] = total.loss / p.normaliser[fit];
+  if (p.es_mean.data != nullptr) {
+    const double d2 = total.d2 / (static_cast<double>(p.rows) * static_cast<double>(p.inner));
+    p.es_variance[fit] = p.frames[fit] == 0 ? 0.0 : (1 - p.es_alpha) * (p.es_variance[fit] + p.es_alpha * d2);
+  }
+  ++p.frames[fit];
+}
+
+dipengine_status check_dims(const Params* p) {
+  DIPENGINE_TRY(check_struct(p, "dipengine_masked_mse_cuda"));
+  DIPENGINE_REQUIRE(p->fits >= 1 && p->rows >= 1 && p->inner >= 1 && p->inner <= 0x7fffffff,
+                    "masked_mse was given dims %lld x %lld x %lld; each must be at least 1, and a row at most 2147483647 long.",
+                    static_cast<long long>(p->fits), static_cast<long long>(p->rows), static_cast<long long>(p->inner));
+  return DIPENGINE_OK;
+}
+
+size_t workspace_bytes(const Params& p) {
+  const Tiling t = make_tiling(p.rows, p.inner);
+  return static_cast<size_t>(p.fits * t.row_blocks * t.pieces) * sizeof(Sums);
+}
+
+dipengine_status check_output(const Params& p, const dipengine_image& image, const char* name) {
+  DIPENGINE_REQUIRE(
+      image.data == nullptr || ((p.rows == 1 || image.row_stride >= p.inner) && (p.fits == 1 || image.fit_stride != 0)),
+      "masked_mse cannot write %s through a broadcast or overlapping view; give it its own memory.", name);
+  return DIPENGINE_OK;
+}
+
+dipengine_status check(const Params* params) {
+  DIPENGINE_TRY(check_dims(params));
+  const Params& p = *params;
+  DIPENGINE_REQUIRE(p.raw.data != nullptr && p.frames != nullptr,
+                    "masked_mse needs raw and frames in device memory; one of them is NULL.");
+  DIPENGINE_REQUIRE(p.dtype == DIPENGINE_FLOAT32 || p.dtype == DIPENGINE_BFLOAT16,
+                    "masked_mse takes raw in float32 or bfloat16 on a device, not dtype %d; convert it.", p.dtype);
+  DIPENGINE_REQUIRE(p.activation == DIPENGINE_ACTIVATION_NONE || p.activation == DIPENGINE_ACTIVATION_SIGMOID,
+                    "masked_mse has no activation %d; give none (0) or sigmoid (1).", p.activation);
+  DIPENGINE_REQUIRE(p.target.data == nullptr || (p.normaliser != nullptr && p.loss != nullptr),
+                    "masked_mse needs normaliser and loss where there is a target; one of them is NULL.");
+  DIPENGINE_REQUIRE(p.d_raw.data == nullptr || p.target.data != nullptr,
+                    "masked_mse has no gradient without a target; give one or leave d_raw out.");
+  DIPENGINE_REQUIRE(p.mask.data == nullptr || (p.mask_repeat >= 1 && p.inner % p.mask_repeat == 0),
+                    "masked_mse was given mask_repeat %lld, which does not divide the inner size %lld.",
+                    static_cast<long long>(p.mask_repeat), static_cast<long long>(p.inner));
+  DIPENGINE_REQUIRE(p.average.data == nullptr || (p.average_decay >= 0 && p.average_decay < 1),
+                    "masked_mse was given average_decay %g; it must be in [0, 1).", p.average_decay);
+  DIPENGINE_REQUIRE(p.es_mean.data == nullptr || (p.es_alpha > 0 && p.es_alpha <= 1 && p.es_variance != nullptr),
+                    "masked_mse was given es_alpha %g; it must be in (0, 1], with es_variance beside it.", p.es_alpha);
+  DIPENGINE_TRY(check_output(p, p.d_raw, "d_raw"));
+  DIPENGINE_TRY(check_output(p, p.out, "out"));
+  DIPENGINE_TRY(check_output(p, p.average, "average"));
+  DIPENGINE_TRY(check_output(p, p.es_mean, "es_mean"));
+  DIPENGINE_REQUIRE(p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % alignof(double) == 0 &&
+                        p.workspace_bytes >= workspace_bytes(p),
+                    "masked_mse needs %zu bytes of workspace, 8-byte aligned, in device memory.", workspace_bytes(p));
+  return DIPENGINE_OK;
+}
+
+}  // namespace
+}  // namespace dipengine
+
+extern "C" {
+
+dipengine_status dipengine_masked_mse_cuda_workspace(const dipengine_masked_mse_cuda_params* params, size_t* bytes) {
+  DIPENGINE_TRY(dipengine::check_dims(params));
+  DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_masked_mse_cuda_workspace was given no place for its answer.");
+  *bytes = dipengine::workspace_bytes(*params);
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_masked_mse_cuda(const dipengine_masked_mse_cuda_params* params) {
+  using namespace dipengine;
+  DIPENGINE_TRY(check(params));
+  const Launch launch = {*params, make_tiling(params->rows, params->inner), static_cast<Sums*>(params->workspace)};
+  const size_t shared = kWarps * sizeof(Sums);
+  DIPENGINE_TRY(cuda::launch(masked_mse_kernel, "masked_mse",
+                             {launch.tiling.row_blocks * launch.tiling.pieces, params->fits, 1, kThreads, shared}, launch,
+                             params->stream));
+  return cuda::launch(masked_mse_finish_kernel, "masked_mse_finish", {params->fits, 1, 1, kThreads, shared}, launch,
+                      params->stream);
+}
+
+}  // extern "C"

@@ -1,0 +1,323 @@
+// BatchNorm's passes over a source in front of a concatenation, on a CUDA device.
+//
+// A block takes 256 pixels of 32 channels: a warp reads a pixel's 64 contiguous bytes, its lanes keep a channel each, its
+// eight warps every eighth pixel. Statistics go over the pixels twice, the second time out of the first-level cache: the mean,
+// then the squares of differences from it. Bilinear upsampling reads the neighbours too: the variance is that of the four
+// upsampled values, and its transpose is U^T U = (3/8, 5/4, 3/8) per axis, ends clamped. Bound by memory.
+#include "ops/norm/norm_cuda.h"
+
+#include "math/bf16.h"
+#include "ops/norm/parts_cuda.h"
+#include "platform/cuda/launch.h"
+#include "platform/pixels.h"
+
+namespace dipengine {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / cuda::kWarp;
+constexpr int kPixels = 256;
+
+struct NormLaunch {
+  int32_t height, width, channels, upsample;
+  const uint16_t* x;
+  int64_t x_fit_stride, x_row_stride, x_pixel_stride;
+  const float *scale, *shift;  // inner
+  float slope;
+  const uint8_t* active;
+  int64_t numbers_fit_stride;
+  PartMoments* moments;
+  // backward
+  const uint16_t* g;
+  int64_t g_fit_stride, g_row_stride, g_pixel_stride;
+  uint16_t* d_x;
+  int64_t d_x_fit_stride, d_x_row_stride, d_x_pixel_stride;
+  int32_t accumulate;
+  const float *a, *b, *c, *centre;
+  PartSums* sums;
+};
+
+struct Channel {
+  int64_t fit;
+  int index;
+  float scale, shift;
+};
+
+DIPENGINE_DEVICE Channel load_channel(const NormLaunch& l) {
+  Channel c = {cuda::block_z(), cuda::block_y() * cuda::kWarp + cuda::lane_index(), 1, 0};
+  if (c.index < l.channels && l.scale != nullptr) {
+    c.scale = l.scale[c.fit * l.numbers_fit_stride + c.index];
+    c.shift = l.shift[c.fit * l.numbers_fit_stride + c.index];
+  }
+  return c;
+}
+
+DIPENGINE_DEVICE int clamped(int i, int n) { return i < 0 ? 0 : i < n ? i : n - 1; }
+
+DIPENGINE_DEVICE float x_at(const NormLaunch& l, const Channel& c, int y, int x) {
+  return float_from_bf16(l.x[c.fit * l.x_fit_stride + y * l.x_row_stride + x * l.x_pixel_stride + c.index]);
+}
+
+DIPENGINE_DEVICE float leaky(float t, float slope) { return t > 0 ? t : t * slope; }
+
+DIPENGINE_DEVICE float t_at(const NormLaunch& l, const Channel& c, int y, int x) {
+  return leaky(fma(x_at(l, c, clamped(y, l.height), clamped(x, l.width)), c.scale, c.shift), l.slope);
+}
+
+// The mean of the values of v that pixel (y, x) becomes, and the sum of their squared differences from `mean`.
+struct Upsampled {
+  float mean, m2;
+};
+DIPENGINE_DEVICE Upsampled upsampled(const NormLaunch& l, const Channel& c, int y, int x, float mean) {
+  if (l.upsample != DIPENGINE_UPSAMPLE_BILINEAR) {
+    const float t = t_at(l, c, y, x);
+    return {t, (t - mean) * (t - mean)};
+  }
+  float row[3][2];  // three rows, upsampled along x
+  DIPENGINE_UNROLL
+  for (int i = 0; i < 3; ++i) {
+    const float left = t_at(l, c, y + i - 1, x - 1), own = t_at(l, c, y + i - 1, x), right = t_at(l, c, y + i - 1, x + 1);
+    row[i][0] = fma(0.25f, left, 0.75f * own);
+    row[i][1] = fma(0.25f, right, 0.75f * own);
+  }
+  Upsampled sum{};
+  DIPENGINE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float v = fma(0.25f, row[i / 2 * 2][i % 2], 0.75f * row[1][i % 2]);
+    sum.mean += 0.25f * v;
+    sum.m2 += 0.25f * (v - mean) * (v - mean);
+  }
+  return sum;
+}
+
+// The sum over the block's warps of each lane's value, in every warp; the lanes of warp 0 give the order.
+DIPENGINE_DEVICE float sum_of_warps(float own, float* shared) {
+  shared[cuda::thread_index()] = own;
+  cuda::sync_threads();
+  float sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp * cuda::kWarp + cuda::lane_index()];
+  return sum;
+}
+
+DIPENGINE_KERNEL(kThreads, 2) norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+  if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
+  float* shared = reinterpret_cast<float*>(cuda::shared_memory());
+  const Channel c = load_channel(l);
+  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
+            end = begin + kPixels < pixels ? begin + kPixels : pixels;
+  const bool there = c.index < l.channels;
+  float sum = 0, m2 = 0;
+  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
+    sum += upsampled(l, c, at / l.width, at % l.width, 0).mean;
+  const float mean = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
+  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
+    m2 += upsampled(l, c, at / l.width, at % l.width, mean).m2;
+  m2 = sum_of_warps(m2, shared + kThreads);
+  if (cuda::warp_index() == 0 && there) {
+    l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {mean, m2};
+  }
+}
+
+DIPENGINE_KERNEL(kThreads, 2) norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+  if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
+  float* shared = reinterpret_cast<float*>(cuda::shared_memory());
+  const Channel c = load_channel(l);
+  const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
+            end = begin + kPixels < pixels ? begin + kPixels : pixels;
+  const bool there = c.index < l.channels;
+  const int64_t number = c.fit * l.numbers_fit_stride + c.index;
+  const bool folded = there && l.a != nullptr;
+  const float a = folded ? l.a[number] : 1.0f, b = folded ? l.b[number] : 0.0f, shift = folded ? l.c[number] : 0.0f;
+  const float centre = there && l.centre != nullptr ? l.centre[number] : 0.0f;
+  const float ones = l.upsample == DIPENGINE_UPSAMPLE_NONE ? 1.0f : 4.0f;  // U^T 1
+  float sum = 0, product = 0;
+  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps) {
+    const int y = at / l.width, x = at % l.width;
+    const float value = x_at(l, c, y, x), inner = fma(value, c.scale, c.shift);
+    float transposed = ones * leaky(inner, l.slope);  // U^T U t
+    if (l.upsample == DIPENGINE_UPSAMPLE_BILINEAR) {
+      transposed = 0;
+      DIPENGINE_UNROLL
+      for (int i = 0; i < 9; ++i) {
+        const float weight = (i / 3 == 1 ? 1.25f : 0.375f) * (i % 3 == 1 ? 1.25f : 0.375f);
+        transposed = fma(weight, t_at(l, c, y + i / 3 - 1, x + i % 3 - 1), transposed);
+      }
+    }
+    const float g = float_from_bf16(l.g[c.fit * l.g_fit_stride + y * l.g_row_stride + x * l.g_pixel_stride + c.index]);
+    const float d_t = l.a == nullptr ? g : fma(a, g, fma(b, transposed, shift * ones));
+    uint16_t* to = l.d_x + c.fit * l.d_x_fit_stride + y * l.d_x_row_stride + x * l.d_x_pixel_stride + c.index;
+    const float d_x = d_t * (inner > 0 ? 1.0f : l.slope) + (l.accumulate != 0 ? float_from_bf16(*to) : 0.0f);
+    const uint16_t stored = bf16_from_float(d_x);
+    *to = stored;
+    sum += float_from_bf16(stored);
+    product += float_from_bf16(stored) * (value - centre);
+  }
+  if (l.sums == nullptr) return;
+  sum = sum_of_warps(sum, shared);
+  product = sum_of_warps(product, shared + kThreads);
+  if (cuda::warp_index() == 0 && there) {
+    l.sums[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {sum, product};
+  }
+}
+
+DIPENGINE_KERNEL(kThreads, 2) norm_fold_gradient_kernel(DIPENGINE_PARAMS(dipengine_norm_cuda_gradient) p) {
+  const int64_t fit = cuda::block_y();
+  const int channel = cuda::block_x() * kThreads + cuda::thread_index();
+  if (channel >= p.channels || (p.active != nullptr && p.active[fit] == 0)) return;
+  const int64_t at = fit * p.numbers_fit_stride + channel, parameter = fit * p.parameters_fit_stride + channel;
+  const double gamma = p.gamma == nullptr ? 1.0 : static_cast<double>(p.gamma[parameter]), mean = static_cast<double>(p.mean[at]);
+  const double s = square_root(static_cast<double>(p.variance[at]) + p.eps), sum = static_cast<double>(p.sum[at]);
+  const double product = static_cast<double>(p.product[at]) - (p.centred != 0 ? 0.0 : mean * sum);
+  const double a = gamma / s, b = -a * product / (s * s * p.count);
+  p.a[at] = static_cast<float>(a);
+  p.b[at] = static_cast<float>(b);
+  p.c[at] = static_cast<float>(-a * sum / p.count - b * mean);
+  if (p.d_gamma != nullptr) p.d_gamma[parameter] = static_cast<float>(product / s);
+  if (p.d_beta != nullptr) p.d_beta[parameter] = static_cast<float>(sum);
+}
+
+using Params = dipengine_norm_cuda_params;
+
+dipengine_status check(const Params* params, const char* op) {
+  DIPENGINE_TRY(check_struct(params, op));
+  const Params& p = *params;
+  DIPENGINE_REQUIRE(p.source_size == sizeof(dipengine_conv_cuda_source),
+                    "%s was given source_size %zu where this library has %zu; build the host against its headers.", op,
+                    p.source_size, sizeof(dipengine_conv_cuda_source));
+  DIPENGINE_REQUIRE(p.fits >= 1 && p.source != nullptr, "%s needs at least one fit and a source.", op);
+  const dipengine_conv_cuda_source& s = *p.source;
+  DIPENGINE_TRY(check_size(s.height, s.width, s.channels, op));
+  DIPENGINE_TRY(check_pixels(s.x, s.width, s.channels, op, "x"));
+  DIPENGINE_REQUIRE(s.upsample >= DIPENGINE_UPSAMPLE_NONE && s.upsample <= DIPENGINE_UPSAMPLE_BILINEAR,
+                    "%s has no upsampling %d.", op, s.upsample);
+  DIPENGINE_REQUIRE((s.inner.scale == nullptr) == (s.inner.shift == nullptr), "%s was given an inner scale or shift alone.", op);
+  DIPENGINE_REQUIRE(static_cast<int64_t>(s.height) * s.width <= 0x7fffffff, "%s was given %d x %d pixels, more than it counts.",
+                    op, s.height, s.width);
+  return DIPENGINE_OK;
+}
+
+int64_t parts_of(const dipengine_conv_cuda_source& s) {
+  return (static_cast<int64_t>(s.height) * s.width + kPixels - 1) / kPixels;
+}
+
+size_t workspace_bytes(const Params& p) {
+  return static_cast<size_t>(p.fits * parts_of(*p.source) * p.source->channels) * sizeof(PartMoments);
+}
+
+dipengine_status check_space(const Params& p, const char* op) {
+  DIPENGINE_REQUIRE(
+      p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= workspace_bytes(p),
+      "%s needs %zu bytes of workspace, 16-byte aligned.", op, workspace_bytes(p));
+  return DIPENGINE_OK;
+}
+
+NormLaunch begin_launch(const Params& p) {
+  const dipengine_conv_cuda_source& s = *p.source;
+  NormLaunch l{};
+  l.height = s.height;
+  l.width = s.width;
+  l.channels = s.channels;
+  l.upsample = s.upsample;
+  l.x = static_cast<const uint16_t*>(s.x.data);
+  l.x_fit_stride = s.x_fit_stride;
+  l.x_row_stride = s.x.row_stride;
+  l.x_pixel_stride = s.x.pixel_stride;
+  l.scale = s.inner.scale;
+  l.shift = s.inner.shift;
+  l.slope = s.slope;
+  l.active = p.active;
+  l.numbers_fit_stride = p.numbers_fit_stride;
+  return l;
+}
+
+cuda::Grid grid_of(const Params& p) {
+  return {parts_of(*p.source), (p.source->channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads,
+          2 * kThreads * sizeof(float)};
+}
+
+}  // namespace
+}  // namespace dipengine
+
+extern "C" {
+
+dipengine_status dipengine_norm_cuda_workspace(const dipengine_norm_cuda_params* params, size_t* bytes) {
+  DIPENGINE_TRY(dipengine::check(params, "dipengine_norm_cuda_workspace"));
+  DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_norm_cuda_workspace was given no place for its answer.");
+  *bytes = dipengine::workspace_bytes(*params);
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params* params) {
+  using namespace dipengine;
+  const char* const op = "dipengine_norm_cuda_statistics";
+  DIPENGINE_TRY(check(params, op));
+  const dipengine_norm_cuda_params& p = *params;
+  DIPENGINE_TRY(check_space(p, op));
+  DIPENGINE_REQUIRE(p.mean != nullptr && p.variance != nullptr && (p.scale == nullptr) == (p.shift == nullptr),
+                    "%s needs mean and variance, and scale and shift both or neither.", op);
+  NormLaunch l = begin_launch(p);
+  l.moments = static_cast<PartMoments*>(p.workspace);
+  DIPENGINE_TRY(cuda::launch(norm_statistics_kernel, "norm_statistics", grid_of(p), l, p.stream));
+  const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
+  const MomentsLaunch merge = {pixels,
+                               parts_of(*p.source),
+                               l.channels,
+                               l.moments,
+                               p.active,
+                               p.numbers_fit_stride,
+                               p.parameters_fit_stride,
+                               p.mean,
+                               p.variance,
+                               p.gamma,
+                               p.beta,
+                               p.eps,
+                               p.scale,
+                               p.shift};
+  return launch_moments(merge, p.fits, p.stream);
+}
+
+dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* params) {
+  using namespace dipengine;
+  const char* const op = "dipengine_norm_cuda_backward";
+  DIPENGINE_TRY(check(params, op));
+  const dipengine_norm_cuda_params& p = *params;
+  const dipengine_conv_cuda_source& s = *p.source;
+  DIPENGINE_TRY(check_pixels(p.g, s.width, s.channels, op, "g"));
+  DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x"));
+  DIPENGINE_REQUIRE((p.a == nullptr) == (p.b == nullptr) && (p.a == nullptr) == (p.c == nullptr),
+                    "%s needs all of A, B and C, or none.", op);
+  DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product both or neither.", op);
+  if (s.sum != nullptr) DIPENGINE_TRY(check_space(p, op));
+  NormLaunch l = begin_launch(p);
+  l.g = static_cast<const uint16_t*>(p.g.data);
+  l.g_fit_stride = p.g_fit_stride;
+  l.g_row_stride = p.g.row_stride;
+  l.g_pixel_stride = p.g.pixel_stride;
+  l.d_x = static_cast<uint16_t*>(s.d_x.data);
+  l.d_x_fit_stride = s.d_x_fit_stride;
+  l.d_x_row_stride = s.d_x.row_stride;
+  l.d_x_pixel_stride = s.d_x.pixel_stride;
+  l.accumulate = s.accumulate;
+  l.a = p.a;
+  l.b = p.b;
+  l.c = p.c;
+  l.centre = s.centre;
+  l.sums = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
+  DIPENGINE_TRY(cuda::launch(norm_backward_kernel, "norm_backward", grid_of(p), l, p.stream));
+  if (s.sum == nullptr) return DIPENGINE_OK;
+  return launch_sums({parts_of(s), s.channels, l.sums, p.active, p.numbers_fit_stride, s.sum, s.product}, p.fits, p.stream);
+}
+
+dipengine_status dipengine_norm_cuda_fold_gradient(const dipengine_norm_cuda_gradient* gradient) {
+  using namespace dipengine;
+  const char* const op = "dipengine_norm_cuda_fold_gradient";
+  DIPENGINE_TRY(check_struct(gradient, op));
+  const dipengine_norm_cuda_gradient& p = *gradient;
+  DIPENGINE_REQUIRE(p.fits >= 1 && p.channels >= 1 && p.count > 0, "%s needs at least one fit, one channel and one value.", op);
+  DIPENGINE_REQUIRE(p.mean != nullptr && p.variance != nullptr && p.sum != nullptr && p.product != nullptr && p.a != nullptr &&
+                        p.b != nullptr && p.c != nullptr,
+                    "%s needs mean, variance, sum, product, a, b and c; one of them is NULL.", op);
+  return cuda::launch(norm_fold_gradient_kernel, "norm_fold_gradient",
+                      {(p.channels + kThreads - 1) / kThreads, p.fits, 1, kThreads, 0}, p, p.stream);
+}
+
+}  // extern "C"

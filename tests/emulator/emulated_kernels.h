@@ -1,0 +1,40 @@
+// Kernels for the emulator's own tests (test_emulator_kernels.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dipengine/dipengine.h"
+
+namespace dipengine::emulated {
+
+// Lane l's operands: bf16 8 of A then 4 of B in fragments[12 l]; tf32 4 and 2 floats in fragments[6 l]; sums[4 l] in and out.
+dipengine_status mma(const void* fragments, float* sums, bool tf32);
+
+// Four 8x8 matrices to what each lane gets, 8 elements a lane.
+dipengine_status load_matrices(const uint16_t* from, uint16_t* out, bool transposed);
+
+enum class Mistake {
+  none,
+  no_barrier,
+  no_second_barrier,
+  no_warp_barrier,
+  unwritten,
+  past_shared,
+  past_global,
+  no_wait,
+  wait_for_one_too_few,
+  copy_into_what_is_read,
+  copy_left,
+  barrier_in_a_branch,
+  shuffle_in_a_branch,
+  two_barriers_at_once,
+  misaligned,
+  blocks_share_a_place
+};
+// Two blocks of 64 threads turn data[256] around, or make a mistake.
+dipengine_status make_mistake(float* data, Mistake mistake);
+
+dipengine_status launch_with(int threads, size_t shared);
+
+}  // namespace dipengine::emulated

@@ -1,0 +1,84 @@
+// An emulator of the part of CUDA that csrc/platform/cuda/ declares, for kernels compiled with g++: what a test sees of it.
+//
+// One fiber per thread of a block, blocks one after the other in random order. Warps run in an adversarial order drawn
+// from the seed: mostly as far ahead as barriers let them. Shared memory starts as NaN, between redzones. Kernels are
+// compiled with -fsanitize=thread, whose calls before every access (`__tsan_read4` and so on) are defined here: so each
+// access to shared or global memory is checked, and found are, whatever the order of that run,
+//
+//   - accesses outside of every buffer, and misaligned ones of 16 bytes;
+//   - reads of shared memory that nobody has written;
+//   - two accesses to the same place, one of them a write, that no barrier orders: between threads of a block, between
+//     blocks of a launch, and between a thread and an asynchronous copy that was not waited for;
+//   - barriers and warp-wide operations that some threads of the block or warp do not come to, or come to elsewhere;
+//   - asynchronous copies left under way by a thread that ends.
+//
+// cp.async lands at once or only when it is waited for, at random. Tensor cores are emulated by the documented register
+// layout; sums are exact over 8 products and truncated to float32 (M. Fasi et al., "Numerical behavior of NVIDIA tensor
+// cores", 2021, found truncation and blocks of 4 to 16 by architecture).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace dipengine::emulator {
+
+struct Site {  // of a barrier or wait
+  std::string file;
+  int line;
+  bool operator==(const Site& other) const { return line == other.line && file == other.file; }
+};
+
+struct Settings {
+  uint64_t seed = 1;                // of the order of everything
+  size_t shared_limit = 99 * 1024;  // of a block, as of sm_86
+  Site deleted{"", 0};              // a barrier or wait that does nothing
+};
+Settings& settings();
+
+// One sentence each, three of a kind in a launch; a launch with a fault also returns a failure.
+const std::vector<std::string>& faults();
+void clear_faults();
+
+// Where barriers and waits were met since the last clear_sites, in order of file and line.
+std::vector<Site> sites();
+void clear_sites();
+
+// Global memory, known to the checks: `count` values between redzones, at first all bytes 0xff (NaN).
+class Memory {
+ public:
+  explicit Memory(size_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  unsigned char* data() { return data_; }
+  size_t bytes() const { return bytes_; }
+  bool intact() const;  // of the redzones
+
+ private:
+  unsigned char* data_;
+  size_t bytes_;
+  std::vector<unsigned char> storage_;
+};
+
+template <typename T>
+class Array {
+ public:
+  explicit Array(int64_t count) : memory_(static_cast<size_t>(count) * sizeof(T)), count_(count) {}
+  Array(const std::vector<T>& values) : Array(static_cast<int64_t>(values.size())) {
+    if (!values.empty()) std::memcpy(memory_.data(), values.data(), values.size() * sizeof(T));
+  }
+  T* data() { return reinterpret_cast<T*>(memory_.data()); }
+  T& operator[](int64_t i) { return data()[i]; }
+  int64_t size() const { return count_; }
+  bool intact() const { return memory_.intact(); }
+  std::vector<T> copy() { return std::vector<T>(data(), data() + count_); }
+
+ private:
+  Memory memory_;
+  int64_t count_;
+};
+
+}  // namespace dipengine::emulator

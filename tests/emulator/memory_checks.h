@@ -1,0 +1,123 @@
+// Who touched which two bytes of shared or global memory last, and whether a barrier lies between them and the next.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace dipengine::emulator {
+
+// A moment in a thread's life. Barriers of the block order all its threads, those of a warp its lanes.
+struct Moment {
+  int32_t block, thread;
+  uint32_t barriers, warp_syncs;
+};
+
+// Whether all that happened at `before` comes before what happens at `now`.
+inline bool ordered(const Moment& before, const Moment& now) {
+  if (before.block != now.block) return false;
+  if (before.thread == now.thread || before.barriers < now.barriers) return true;
+  return before.thread / 32 == now.thread / 32 && before.warp_syncs < now.warp_syncs;
+}
+
+struct Cell {
+  uint32_t launch = 0;  // that the rest is about
+  bool written = false;
+  bool pending = false;  // an asynchronous copy into it is under way
+  enum Readers : uint8_t { none, one, one_warp, one_block, several_blocks } readers = none;
+  Moment writer{}, reader{};
+};
+
+class Cells {
+ public:
+  void resize(size_t bytes) { cells_.assign((bytes + 1) / 2, Cell{}); }
+  size_t size() const { return cells_.size(); }
+
+  // nullptr, or what is wrong with it.
+  const char* read(size_t offset, size_t bytes, const Moment& now, uint32_t launch, bool needs_writer) {
+    const char* wrong = nullptr;
+    for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+      Cell& c = fresh(i, launch);
+      if (c.pending)
+        wrong = "reads what an asynchronous copy may not have brought yet";
+      else if (c.written && !ordered(c.writer, now))
+        wrong = "reads what another thread writes, with no barrier between";
+      else if (needs_writer && !c.written)
+        wrong = "reads what nobody wrote";
+      note_reader(c, now);
+    }
+    return wrong;
+  }
+
+  const char* write(size_t offset, size_t bytes, const Moment& now, uint32_t launch, bool pending) {
+    const char* wrong = nullptr;
+    for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+      Cell& c = fresh(i, launch);
+      if (c.pending)
+        wrong = "writes where an asynchronous copy is under way";
+      else if (c.written && !ordered(c.writer, now))
+        wrong = "writes what another thread writes, with no barrier between";
+      else if (!readers_ordered(c, now))
+        wrong = "writes what another thread reads, with no barrier between";
+      c.written = true;
+      c.pending = pending;
+      c.writer = now;
+      c.readers = Cell::none;
+    }
+    return wrong;
+  }
+
+  // An asynchronous copy that `now` began and waited for.
+  void land(size_t offset, size_t bytes, const Moment& now) {
+    for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+      cells_[i].pending = false;
+      cells_[i].writer = now;
+    }
+  }
+
+ private:
+  Cell& fresh(size_t i, uint32_t launch) {
+    Cell& c = cells_[i];
+    if (c.launch != launch) {
+      c = Cell{};
+      c.launch = launch;
+    }
+    return c;
+  }
+
+  static void note_reader(Cell& c, const Moment& now) {
+    if (c.readers == Cell::several_blocks) return;
+    if (c.readers == Cell::none || (c.readers == Cell::one && ordered(c.reader, now)) || readers_ordered(c, now)) {
+      c.readers = Cell::one;
+    } else if (c.reader.block != now.block) {
+      c.readers = Cell::several_blocks;
+    } else if (c.readers == Cell::one_block || c.reader.thread / 32 != now.thread / 32) {
+      c.readers = Cell::one_block;
+    } else {
+      c.readers = Cell::one_warp;
+    }
+    c.reader = now;
+  }
+
+  static bool readers_ordered(const Cell& c, const Moment& now) {
+    switch (c.readers) {
+      case Cell::none:
+        return true;
+      case Cell::one:
+        return ordered(c.reader, now);
+      case Cell::one_warp:
+        return c.reader.block == now.block && (c.reader.barriers < now.barriers ||
+                                               (c.reader.thread / 32 == now.thread / 32 && c.reader.warp_syncs < now.warp_syncs));
+      case Cell::one_block:
+        return c.reader.block == now.block && c.reader.barriers < now.barriers;
+      case Cell::several_blocks:
+        return false;
+    }
+    return false;
+  }
+
+  std::vector<Cell> cells_;
+};
+
+}  // namespace dipengine::emulator

@@ -1,0 +1,88 @@
+#include "scenarios.h"
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdlib>
+
+namespace dipengine::emulator {
+
+namespace {
+bool quiet = false;
+}
+
+std::vector<Scenario>& scenarios() {
+  static std::vector<Scenario> all;
+  return all;
+}
+
+bool wrong(const char* format, ...) {
+  if (quiet) return false;
+  std::printf("    ");
+  va_list arguments;
+  va_start(arguments, format);
+  std::vprintf(format, arguments);
+  va_end(arguments);
+  std::printf("\n");
+  return false;
+}
+
+namespace {
+
+// EMULATOR_SCENARIO in the environment: only scenarios whose name holds it.
+bool chosen(const Scenario& scenario) {
+  const char* part = std::getenv("EMULATOR_SCENARIO");
+  return part == nullptr || std::strstr(scenario.name, part) != nullptr;
+}
+
+bool clean(const Scenario& scenario) {
+  clear_faults();
+  return scenario.right() && faults().empty();
+}
+
+}  // namespace
+
+TEST(scenarios_are_right_in_every_order_of_execution) {
+  for (const Scenario& scenario : scenarios()) {
+    if (!chosen(scenario)) continue;
+    for (uint64_t seed : {1, 2, 3}) {
+      settings().seed = seed;
+      if (clean(scenario)) continue;
+      std::printf("  scenario %s, seed %llu\n", scenario.name, static_cast<unsigned long long>(seed));
+      for (const std::string& fault : faults()) std::printf("    %s\n", fault.c_str());
+      check::report(__FILE__, __LINE__, scenario.name);
+      break;
+    }
+  }
+  settings() = Settings{};
+}
+
+TEST(mutation_every_deleted_barrier_and_wait_is_noticed) {
+  quiet = true;
+  int deletions = 0;
+  std::vector<Site> every;
+  for (const Scenario& scenario : scenarios()) {
+    if (!chosen(scenario)) continue;
+    clear_sites();
+    settings() = Settings{};
+    clean(scenario);
+    for (const Site& site : sites()) {
+      settings().deleted = site;
+      bool noticed = false;
+      for (uint64_t seed = 1; seed <= 3 && !noticed; ++seed) {
+        settings().seed = seed;
+        noticed = !clean(scenario);
+      }
+      ++deletions;
+      if (std::find(every.begin(), every.end(), site) == every.end()) every.push_back(site);
+      if (noticed) continue;
+      std::printf("  scenario %s does not notice that %s:%d is deleted\n", scenario.name, site.file.c_str(), site.line);
+      check::report(__FILE__, __LINE__, "deletion noticed");
+    }
+  }
+  std::printf("%d deletions of %zu barriers and waits\n", deletions, every.size());
+  settings() = Settings{};
+  clear_faults();
+  quiet = false;
+}
+
+}  // namespace dipengine::emulator

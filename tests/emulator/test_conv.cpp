@@ -1,0 +1,563 @@
+// The convolutions on the emulated device, forward and both gradients, against plain loops in float64: ragged and tiny layers
+// of every tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "guarded.h"
+#include "ops/conv/conv_data_gradient_cuda.h"
+#include "scenarios.h"
+
+using namespace dipengine;
+using emulator::Array;
+
+namespace {
+
+struct Input {
+  int height, width, channels;
+  int upsample = DIPENGINE_UPSAMPLE_NONE;
+  bool inner = true, outer = false;
+  int gap = 0;  // elements between pixels
+};
+
+struct Layer {
+  std::vector<Input> inputs;
+  int channels;
+  int kernel = 3, stride = 1, pad = 1, padding = DIPENGINE_PADDING_REFLECTION;
+  bool wide = false, bias = false;
+  int fits = 1;
+};
+
+int64_t place(int64_t i, int64_t n, int padding) {
+  if (padding == DIPENGINE_PADDING_ZERO) return i < 0 || i >= n ? -1 : i;
+  while (i < 0 || i >= n) i = i < 0 ? -i : 2 * (n - 1) - i;
+  return i;
+}
+
+std::vector<float> affine(check::Numbers& numbers, int64_t count, double offset) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(std::round(numbers.next() * 8) / 8 + offset));
+  return values;
+}
+
+struct SourceData {
+  Input input;
+  int64_t pixel, row, fit;
+  std::vector<uint16_t> x;
+  std::vector<float> inner_scale, inner_shift, outer_scale, outer_shift;
+
+  double activation(int64_t f, int64_t y, int64_t column, int64_t c, int64_t numbers) const {
+    double value = static_cast<double>(float_from_bf16(x[static_cast<size_t>(f * fit + y * row + column * pixel + c)]));
+    const size_t k = static_cast<size_t>(f * numbers + c);
+    if (input.inner) value = value * static_cast<double>(inner_scale[k]) + static_cast<double>(inner_shift[k]);
+    if (value <= 0) value *= 0.25;
+    return input.outer ? value * static_cast<double>(outer_scale[k]) + static_cast<double>(outer_shift[k]) : value;
+  }
+};
+
+bool conv_case(const Layer& layer) {
+  check::Numbers numbers(static_cast<uint64_t>(layer.channels * 131 + layer.inputs[0].height));
+  const int factor = layer.inputs[0].upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
+  const int64_t height = (factor * layer.inputs[0].height + 2 * layer.pad - layer.kernel) / layer.stride + 1;
+  const int64_t width = (factor * layer.inputs[0].width + 2 * layer.pad - layer.kernel) / layer.stride + 1;
+  const int64_t stride = 300;  // of per-channel numbers
+  std::vector<SourceData> data;
+  int64_t inputs = 0;
+  for (const Input& i : layer.inputs) {
+    SourceData d{i, i.channels + i.gap, i.width * (i.channels + i.gap), i.height * i.width * (i.channels + i.gap), {}, {}, {}, {},
+                 {}};
+    for (int64_t k = 0; k < d.fit * layer.fits; ++k)
+      d.x.push_back(bf16_from_float(static_cast<float>(std::round(numbers.next() * 16) / 8)));
+    d.inner_scale = affine(numbers, stride * layer.fits, 0.5);
+    d.inner_shift = affine(numbers, stride * layer.fits, 1.0 / 64);
+    d.outer_scale = affine(numbers, stride * layer.fits, 0.25);
+    d.outer_shift = affine(numbers, stride * layer.fits, 0);
+    data.push_back(d);
+    inputs += i.channels;
+  }
+  const int64_t weights = layer.kernel * layer.kernel * inputs * layer.channels;
+  const std::vector<float> weight = numbers.vector<float>(
+      std::max(weights, stride) * layer.fits, 1 / std::sqrt(static_cast<double>(inputs) * layer.kernel * layer.kernel));
+  const int64_t parameters = std::max(weights, stride);  // from one fit's to the next's
+  const std::vector<float> bias = numbers.vector<float>(parameters * layer.fits),
+                           gamma = numbers.vector<float>(parameters * layer.fits),
+                           beta = numbers.vector<float>(parameters * layer.fits);
+
+  // On the device.
+  std::vector<std::unique_ptr<Array<uint16_t>>> images;
+  std::vector<std::unique_ptr<Array<float>>> floats;
+  const auto on_device = [&](const std::vector<float>& values) {
+    floats.push_back(std::make_unique<Array<float>>(values));
+    return floats.back()->data();
+  };
+  std::vector<dipengine_conv_cuda_source> sources;
+  for (const SourceData& d : data) {
+    images.push_back(std::make_unique<Array<uint16_t>>(d.x));
+    dipengine_conv_cuda_source s{};
+    s.height = d.input.height;
+    s.width = d.input.width;
+    s.channels = d.input.channels;
+    s.upsample = d.input.upsample;
+    s.x = {images.back()->data(), d.row, d.pixel};
+    s.x_fit_stride = d.fit;
+    if (d.input.inner) s.inner = {on_device(d.inner_scale), on_device(d.inner_shift)};
+    if (d.input.outer) s.outer = {on_device(d.outer_scale), on_device(d.outer_shift)};
+    s.slope = 0.25f;
+    sources.push_back(s);
+  }
+  const int64_t pixel = layer.channels + (layer.channels % 8 == 0 ? 8 : 3), row = width * pixel + 8, fit = height * row;
+  Array<uint16_t> halves(fit * layer.fits);
+  Array<float> wide(fit * layer.fits), mean(stride * layer.fits), variance(stride * layer.fits), scale(stride * layer.fits),
+      shift(stride * layer.fits);
+  const std::vector<uint8_t> active = {1, 0, 1};
+  Array<uint8_t> device_active(active);
+  dipengine_conv_cuda_params p{};
+  p.struct_size = sizeof(p);
+  p.source_size = sizeof(sources[0]);
+  p.fits = layer.fits;
+  p.active = device_active.data();
+  p.numbers_fit_stride = stride;
+  p.sources = sources.data();
+  p.sources_count = static_cast<int32_t>(sources.size());
+  p.raw_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  p.kernel = layer.kernel;
+  p.stride = layer.stride;
+  p.pad = layer.pad;
+  p.padding = layer.padding;
+  p.height = static_cast<int32_t>(height);
+  p.width = static_cast<int32_t>(width);
+  p.channels = layer.channels;
+  p.weight = on_device(weight);
+  p.parameters_fit_stride = parameters;
+  if (layer.bias) p.bias = on_device(bias);
+  p.raw = {layer.wide ? static_cast<void*>(wide.data()) : halves.data(), row, pixel};
+  p.raw_fit_stride = fit;
+  p.mean = mean.data();
+  p.variance = variance.data();
+  p.gamma = on_device(gamma);
+  p.beta = on_device(beta);
+  p.eps = 1e-5;
+  p.scale = scale.data();
+  p.shift = shift.data();
+  if (dipengine_conv_cuda_packed_bytes(&p, &p.packed_bytes) != DIPENGINE_OK ||
+      dipengine_conv_cuda_workspace(&p, &p.workspace_bytes) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
+  Array<uint8_t> packed(static_cast<int64_t>(p.packed_bytes)), workspace(static_cast<int64_t>(p.workspace_bytes));
+  p.packed = packed.data();
+  p.workspace = workspace.data();
+  if (dipengine_conv_cuda_pack(&p) != DIPENGINE_OK || dipengine_conv_cuda_forward(&p) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
+  if (!packed.intact() || !workspace.intact() || !halves.intact() || !wide.intact() || !mean.intact() || !scale.intact()) {
+    return emulator::wrong("written outside");
+  }
+
+  // The weight gradient of another raw, in place of it.
+  std::vector<float> gradient = numbers.vector<float>(fit * layer.fits), a = numbers.vector<float>(stride * layer.fits),
+                     b = numbers.vector<float>(stride * layer.fits), c = numbers.vector<float>(stride * layer.fits, 0.2);
+  std::vector<uint16_t> gradient_halves, raw_halves;
+  for (float& g : gradient) gradient_halves.push_back(bf16_from_float(g));
+  for (float r : numbers.vector<float>(fit * layer.fits)) raw_halves.push_back(bf16_from_float(r));
+  if (!layer.wide) {
+    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = float_from_bf16(gradient_halves[i]);
+  }
+  Array<uint16_t> device_gradient(gradient_halves), device_raw(raw_halves);
+  Array<float> d_weight(parameters * layer.fits), d_bias(parameters * layer.fits);
+  dipengine_conv_cuda_params q = p;
+  q.raw = {device_raw.data(), row, pixel};
+  q.raw_dtype = DIPENGINE_BFLOAT16;
+  q.gradient = {layer.wide ? static_cast<void*>(on_device(gradient)) : device_gradient.data(), row, pixel};
+  q.gradient_fit_stride = fit;
+  q.gradient_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  if (!layer.bias) {
+    q.gradient_scale = on_device(a);
+    q.raw_scale = on_device(b);
+    q.gradient_shift = on_device(c);
+  }
+  q.d_weight = d_weight.data();
+  q.d_bias = d_bias.data();
+  if (dipengine_conv_cuda_weight_gradient_workspace(&q, &q.workspace_bytes) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
+  Array<uint8_t> gradient_workspace(static_cast<int64_t>(q.workspace_bytes));
+  q.workspace = gradient_workspace.data();
+  if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  if (!gradient_workspace.intact() || !d_weight.intact()) return emulator::wrong("written outside");
+  // The data gradient of every source.
+  std::vector<std::vector<uint16_t>> old;
+  std::vector<std::vector<float>> centre;
+  std::vector<std::unique_ptr<Array<uint16_t>>> d_x;
+  std::vector<std::unique_ptr<Array<float>>> of_d_x;
+  for (size_t i = 0; i < data.size(); ++i) {
+    old.emplace_back();
+    for (float value : numbers.vector<float>(data[i].fit * layer.fits)) old.back().push_back(bf16_from_float(value));
+    centre.push_back(numbers.vector<float>(stride * layer.fits));
+    d_x.push_back(std::make_unique<Array<uint16_t>>(old.back()));
+    for (int k = 0; k < 2; ++k) of_d_x.push_back(std::make_unique<Array<float>>(stride * layer.fits));
+    sources[i].d_x = {d_x.back()->data(), data[i].row, data[i].pixel};
+    sources[i].d_x_fit_stride = data[i].fit;
+    sources[i].accumulate = i == 0;
+    if (!data[i].input.outer) sources[i].centre = on_device(centre.back());
+    sources[i].sum = of_d_x[2 * i]->data();
+    sources[i].product = of_d_x[2 * i + 1]->data();
+  }
+  size_t data_packed = 0, data_workspace = 0;
+  if (dipengine_conv_cuda_data_gradient_sizes(&q, &data_packed, &data_workspace) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
+  Array<uint8_t> packed_again(static_cast<int64_t>(data_packed)), workspace_again(static_cast<int64_t>(data_workspace));
+  q.packed = packed_again.data();
+  q.packed_bytes = data_packed;
+  q.workspace = workspace_again.data();
+  q.workspace_bytes = data_workspace;
+  if (dipengine_conv_cuda_data_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  for (const auto& image : d_x) {
+    if (!image->intact() || !packed_again.intact() || !workspace_again.intact()) return emulator::wrong("written outside");
+  }
+  // A fit alone: the same bits as among others.
+  for (int64_t f = 0; f < layer.fits && layer.fits > 1; ++f) {
+    if (active[static_cast<size_t>(f)] == 0) continue;
+    std::vector<dipengine_conv_cuda_source> own = sources;
+    std::vector<std::unique_ptr<Array<uint16_t>>> own_d_x;
+    Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters), own_d_bias(parameters);
+    Array<uint16_t> own_halves(fit);
+    Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
+        own_workspace(static_cast<int64_t>(
+            std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
+    const auto moved = [&](const float*& pointer) { pointer = pointer == nullptr ? nullptr : pointer + f * stride; };
+    for (size_t i = 0; i < own.size(); ++i) {
+      own[i].x.data = images[i]->data() + f * data[i].fit;
+      for (const float** pointer :
+           {&own[i].inner.scale, &own[i].inner.shift, &own[i].outer.scale, &own[i].outer.shift, &own[i].centre})
+        moved(*pointer);
+      own_d_x.push_back(std::make_unique<Array<uint16_t>>(
+          std::vector<uint16_t>(old[i].begin() + f * data[i].fit, old[i].begin() + (f + 1) * data[i].fit)));
+      own[i].d_x.data = own_d_x.back()->data();
+      own[i].sum = own_numbers.data() + (4 + 2 * static_cast<int64_t>(i)) * stride;
+      own[i].product = own[i].sum + stride;
+    }
+    dipengine_conv_cuda_params one = q;
+    one.fits = 1;
+    one.active = nullptr;
+    one.sources = own.data();
+    one.weight += f * parameters;
+    for (const float** pointer : {&one.bias, &one.gamma, &one.beta})
+      *pointer = *pointer == nullptr ? nullptr : *pointer + f * parameters;
+    for (const float** pointer : {&one.gradient_scale, &one.raw_scale, &one.gradient_shift}) moved(*pointer);
+    one.packed = own_packed.data();
+    one.packed_bytes = static_cast<size_t>(own_packed.size());
+    one.workspace = own_workspace.data();
+    one.workspace_bytes = static_cast<size_t>(own_workspace.size());
+    one.mean = own_numbers.data();
+    one.variance = one.mean + stride;
+    one.scale = one.variance + stride;
+    one.shift = one.scale + stride;
+    one.d_weight = own_d_weight.data();
+    one.d_bias = own_d_bias.data();
+    one.raw = {layer.wide ? static_cast<void*>(own_wide.data()) : own_halves.data(), row, pixel};
+    one.raw_dtype = p.raw_dtype;
+    if (dipengine_conv_cuda_pack(&one) != DIPENGINE_OK || dipengine_conv_cuda_forward(&one) != DIPENGINE_OK) {
+      return emulator::wrong("alone: %s", dipengine_last_error());
+    }
+    one.raw = {device_raw.data() + f * fit, row, pixel};
+    one.raw_dtype = DIPENGINE_BFLOAT16;
+    one.gradient.data = static_cast<char*>(q.gradient.data) + f * fit * (layer.wide ? 4 : 2);
+    if (dipengine_conv_cuda_weight_gradient(&one) != DIPENGINE_OK || dipengine_conv_cuda_data_gradient(&one) != DIPENGINE_OK) {
+      return emulator::wrong("alone: %s", dipengine_last_error());
+    }
+    const auto same = [&](const char* what, const auto* alone, const auto* among, int64_t count) {
+      return std::memcmp(alone, among + f * count, static_cast<size_t>(count) * sizeof(*alone)) == 0 ||
+             emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
+    };
+    if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
+        !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) ||
+        !same("d_bias", own_d_bias.data(), d_bias.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
+        !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
+        !same("shift", one.shift, shift.data(), stride)) {
+      return false;
+    }
+    for (size_t i = 0; i < own.size(); ++i) {
+      if (!same("d_x", own_d_x[i]->data(), d_x[i]->data(), data[i].fit) ||
+          !same("sum", own[i].sum, of_d_x[2 * i]->data(), stride) ||
+          !same("product", own[i].product, of_d_x[2 * i + 1]->data(), stride)) {
+        return false;
+      }
+    }
+  }
+  const auto d_raw = [&](int64_t f, int64_t r, int64_t q_, int64_t o) {
+    const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);
+    const double g = static_cast<double>(gradient[at]);
+    if (layer.bias) return g;
+    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * static_cast<double>(float_from_bf16(raw_halves[at])) +
+           static_cast<double>(c[k]);
+  };
+
+  // Plain loops.
+  for (int64_t f = 0; f < layer.fits; ++f) {
+    const auto stored = [&](int64_t i) {
+      return layer.wide ? static_cast<double>(wide[i]) : static_cast<double>(float_from_bf16(halves[i]));
+    };
+    if (active[static_cast<size_t>(f)] == 0) {
+      for (int64_t i = f * fit; i < (f + 1) * fit; ++i) {
+        if (!std::isnan(stored(i))) return emulator::wrong("a resting fit was written to");
+      }
+      for (int64_t i = f * parameters; i < (f + 1) * parameters; ++i) {
+        if (!std::isnan(d_weight[i])) return emulator::wrong("the weight gradient of a resting fit was written to");
+      }
+      continue;
+    }
+    std::vector<check::Sum> raw(static_cast<size_t>(height * width * layer.channels)), d_w(static_cast<size_t>(weights));
+    std::vector<double> d_of_raw(raw.size());
+    for (int64_t r = 0; r < height; ++r) {
+      for (int64_t k = 0; k < width; ++k) {
+        for (int64_t o = 0; o < layer.channels; ++o)
+          d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = d_raw(f, r, k, o);
+      }
+    }
+    int64_t first = 0;
+    for (size_t index = 0; index < data.size(); ++index) {
+      const SourceData& d = data[index];
+      const Input& i = d.input;
+      std::vector<check::Sum> du(d.x.size() / static_cast<size_t>(layer.fits));
+      const int64_t factor_here = i.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
+      for (int64_t t = 0; t < layer.kernel * layer.kernel; ++t) {
+        for (int64_t r = 0; r < height; ++r) {
+          for (int64_t q = 0; q < width; ++q) {
+            const int64_t y = place(r * layer.stride + t / layer.kernel - layer.pad, factor_here * i.height, layer.padding);
+            const int64_t x = place(q * layer.stride + t % layer.kernel - layer.pad, factor_here * i.width, layer.padding);
+            if (y < 0 || x < 0) continue;
+            const check::Two rows = check::upsampled_sample(y, i.height, i.upsample),
+                             columns = check::upsampled_sample(x, i.width, i.upsample);
+            for (int64_t c = 0; c < i.channels; ++c) {
+              double u = 0;
+              for (int k = 0; k < 4; ++k) {
+                const double share = rows.weight[k / 2] * columns.weight[k % 2];
+                if (share != 0) u += share * d.activation(f, rows.index[k / 2], columns.index[k % 2], c, stride);
+              }
+              const float* w = weight.data() + f * parameters + (t * inputs + first + c) * layer.channels;
+              check::Sum* out = raw.data() + (r * width + q) * layer.channels;
+              check::Sum* to = d_w.data() + (t * inputs + first + c) * layer.channels;
+              const double* from = d_of_raw.data() + (r * width + q) * layer.channels;
+              for (int64_t o = 0; o < layer.channels; ++o) {
+                out[o].add(u * static_cast<double>(w[o]));
+                // Near a zero of d_raw, rounding its terms in float32 counts.
+                to[o].add(u * from[o], std::fabs(u) * (std::fabs(from[o]) + 1e-3));
+                for (int k = 0; k < 4; ++k) {
+                  const double share = rows.weight[k / 2] * columns.weight[k % 2] * static_cast<double>(w[o]);
+                  const size_t at = static_cast<size_t>(rows.index[k / 2] * d.row + columns.index[k % 2] * d.pixel + c);
+                  if (share != 0) du[at].add(from[o] * share, (std::fabs(from[o]) + 1e-3) * std::fabs(share));
+                }
+              }
+            }
+          }
+        }
+      }
+      first += i.channels;
+      for (int64_t c = 0; c < i.channels; ++c) {
+        double sum = 0, product = 0, size = 0;
+        for (int64_t y = 0; y < i.height; ++y) {
+          for (int64_t x = 0; x < i.width; ++x) {
+            const int64_t at = y * d.row + x * d.pixel + c;
+            const double raw_x = static_cast<double>(float_from_bf16(d.x[static_cast<size_t>(f * d.fit + at)]));
+            const size_t k = static_cast<size_t>(f * stride + c);
+            const double t =
+                i.inner ? raw_x * static_cast<double>(d.inner_scale[k]) + static_cast<double>(d.inner_shift[k]) : raw_x;
+            const double slope = t > 0 ? 1 : 0.25;
+            check::Sum expected;
+            expected.add(du[static_cast<size_t>(at)], i.outer ? 1 : slope);
+            if (index == 0) expected.add(static_cast<double>(float_from_bf16(old[index][static_cast<size_t>(f * d.fit + at)])));
+            const double got = static_cast<double>(float_from_bf16((*d_x[index])[f * d.fit + at]));
+            if (!check::near(got, expected, 0.012)) {
+              return emulator::wrong("d_x of source %zu [%lld][%lld][%lld][%lld] is %g where %g is expected", index,
+                                     static_cast<long long>(f), static_cast<long long>(y), static_cast<long long>(x),
+                                     static_cast<long long>(c), got, expected.value);
+            }
+            const double other = i.outer ? t * slope : raw_x - static_cast<double>(centre[index][k]);
+            sum += got;
+            product += got * other;
+            size += std::fabs(got) * (std::fabs(other) + 1);
+          }
+        }
+        const double got_sum = static_cast<double>((*of_d_x[2 * index])[f * stride + c]);
+        const double got_product = static_cast<double>((*of_d_x[2 * index + 1])[f * stride + c]);
+        if (!(std::fabs(got_sum - sum) <= 1e-5 * size) || !(std::fabs(got_product - product) <= 1e-5 * size)) {
+          return emulator::wrong("of d_x of source %zu, channel %lld: sum %g, product %g where %g, %g are expected", index,
+                                 static_cast<long long>(c), got_sum, got_product, sum, product);
+        }
+      }
+    }
+    for (int64_t i = 0; i < weights; ++i) {
+      const double got = static_cast<double>(d_weight[f * parameters + i]);
+      if (!check::near(got, d_w[static_cast<size_t>(i)], 0.012)) {
+        return emulator::wrong("d_weight[%lld][tap %lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
+                               static_cast<long long>(i / layer.channels / inputs),
+                               static_cast<long long>(i / layer.channels % inputs), static_cast<long long>(i % layer.channels),
+                               got, d_w[static_cast<size_t>(i)].value);
+      }
+    }
+    for (int64_t c = 0; c < layer.channels; ++c) {
+      check::Sum of_bias;
+      for (int64_t i = 0; i < height * width; ++i) of_bias.add(d_of_raw[static_cast<size_t>(i * layer.channels + c)]);
+      if (!check::near(static_cast<double>(d_bias[f * parameters + c]), of_bias, 1e-5)) {
+        return emulator::wrong("d_bias[%lld] is %g where %g is expected", static_cast<long long>(c),
+                               static_cast<double>(d_bias[f * parameters + c]), of_bias.value);
+      }
+      double sum = 0, squares = 0;
+      for (int64_t r = 0; r < height; ++r) {
+        for (int64_t q = 0; q < width; ++q) {
+          const double got = stored(f * fit + r * row + q * pixel + c);
+          check::Sum expected = raw[static_cast<size_t>((r * width + q) * layer.channels + c)];
+          if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * parameters + c)]));
+          if (!check::near(got, expected, 0.012)) {
+            return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
+                                   static_cast<long long>(r), static_cast<long long>(q), static_cast<long long>(c), got,
+                                   expected.value);
+          }
+          sum += got;
+        }
+        for (int64_t i = layer.channels; i < pixel; ++i) {
+          if (!std::isnan(stored(f * fit + r * row + i))) return emulator::wrong("the gap between pixels was written to");
+        }
+      }
+      const double count = static_cast<double>(height * width), average = sum / count;
+      for (int64_t r = 0; r < height; ++r) {
+        for (int64_t q = 0; q < width; ++q) squares += std::pow(stored(f * fit + r * row + q * pixel + c) - average, 2);
+      }
+      const int64_t at = f * stride + c;
+      const double spread = squares / count;
+      const size_t parameter = static_cast<size_t>(f * parameters + c);
+      const double fold = static_cast<double>(gamma[parameter]) / std::sqrt(spread + 1e-5);
+      const double offset = static_cast<double>(beta[parameter]) - average * fold;
+      if (std::fabs(static_cast<double>(mean[at]) - average) > 1e-6 * (1 + std::fabs(average)) ||
+          std::fabs(static_cast<double>(variance[at]) - spread) > 1e-5 * spread + 1e-12 ||
+          std::fabs(static_cast<double>(scale[at]) - fold) > 1e-5 * std::fabs(fold) ||
+          std::fabs(static_cast<double>(shift[at]) - offset) > 1e-5 * (std::fabs(offset) + std::fabs(average * fold)) + 1e-6) {
+        return emulator::wrong("channel %lld: mean %g, variance %g, scale %g, shift %g where %g, %g, %g, %g are expected",
+                               static_cast<long long>(c), static_cast<double>(mean[at]), static_cast<double>(variance[at]),
+                               static_cast<double>(scale[at]), static_cast<double>(shift[at]), average, spread, fold, offset);
+      }
+    }
+  }
+  return true;
+}
+
+constexpr int kNearest = DIPENGINE_UPSAMPLE_NEAREST, kBilinear = DIPENGINE_UPSAMPLE_BILINEAR, kZero = DIPENGINE_PADDING_ZERO;
+
+bool all(std::initializer_list<Layer> layers) {
+  int index = 0;
+  for (const Layer& layer : layers) {
+    if (!conv_case(layer)) return emulator::wrong("in layer %d of the scenario", index);
+    ++index;
+  }
+  return true;
+}
+
+}  // namespace
+
+SCENARIO(conv_narrow) {
+  return all({{{{1, 1, 3}}, 1, 1, 1, 0},
+              {{{19, 11, 5}}, 3},
+              {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0},
+              {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
+SCENARIO(conv_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_wide) {
+  return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}});
+}
+SCENARIO(conv_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_strided) {
+  return all({{{{34, 18, 32}}, 16, 3, 2, 1},
+              {{{9, 13, 3}}, 20, 3, 2, 1, kZero},
+              {{{7, 8, 20}}, 5, 4, 2, 2},
+              {{{5, 6, 9}}, 5, 1, 2, 0},
+              {{{15, 16, 12}}, 33, 7, 2, 3}});
+}
+SCENARIO(conv_nearest) {
+  return all(
+      {{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_nearest_with_skip) {
+  return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24},
+              {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
+              {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_bilinear) {
+  return all({{{{1, 1, 4, kBilinear}}, 3},
+              {{{9, 5, 20, kBilinear, true, true}}, 8},
+              {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_of_three_fits) {
+  Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 24, kNearest, true, true}}, 20};
+  layer.fits = 3;
+  layer.bias = true;
+  return conv_case(layer);
+}
+
+TEST(plans_of_the_papers_layers_leave_room_for_two_blocks_on_every_device) {
+  // [height, width of raw, sources, channels, kernel, stride] at 256 x 256; two blocks on one multiprocessor, so that one
+  // can load while the other multiplies. sm_86, 89 and 120; sm_80; sm_90.
+  const std::vector<Layer> layers = {{{{256, 256, 32}}, 128, 3, 2, 1},
+                                     {{{128, 128, 128}}, 128},
+                                     {{{128, 128, 128}}, 128, 3, 2, 1},
+                                     {{{256, 256, 32}}, 4, 1, 1, 0},
+                                     {{{128, 128, 128}}, 4, 1, 1, 0},
+                                     {{{256, 256, 4}, {128, 128, 128, kNearest}}, 128},
+                                     {{{256, 256, 4}, {128, 128, 128, kBilinear}}, 128},
+                                     {{{256, 256, 128}}, 128, 1, 1, 0},
+                                     {{{256, 256, 128}}, 3, 1, 1, 0}};
+  for (size_t limit : {99 * 1024, 163 * 1024, 227 * 1024}) {
+    emulator::settings().shared_limit = limit;
+    for (const Layer& layer : layers) {
+      std::vector<dipengine_conv_cuda_source> sources;
+      static uint16_t memory[8];
+      for (const Input& i : layer.inputs) {
+        dipengine_conv_cuda_source s{};
+        s.height = i.height;
+        s.width = i.width;
+        s.channels = i.channels;
+        s.upsample = i.upsample;
+        s.x = {memory, int64_t{1} * i.width * i.channels, i.channels};
+        s.slope = 0.2f;
+        sources.push_back(s);
+      }
+      dipengine_conv_cuda_params p{};
+      p.struct_size = sizeof(p);
+      p.source_size = sizeof(sources[0]);
+      p.fits = 1;
+      p.sources = sources.data();
+      p.sources_count = static_cast<int32_t>(sources.size());
+      p.raw_dtype = DIPENGINE_BFLOAT16;
+      p.kernel = layer.kernel;
+      p.stride = layer.stride;
+      p.pad = layer.pad;
+      p.height = layer.inputs[0].height / layer.stride;
+      p.width = layer.inputs[0].width / layer.stride;
+      p.channels = layer.channels;
+      p.raw = {memory, int64_t{1} * p.width * p.channels, p.channels};
+      ConvPlan plan, weights;
+      DataPlan data;
+      AxisVectors y[2] = {}, x[2] = {};
+      CHECK(make_conv_plan(&p, "plan", &plan) == DIPENGINE_OK && make_weight_gradient_plan(&p, "plan", &weights) == DIPENGINE_OK);
+      CHECK(make_data_plan(p, p.sources_count - 1, "plan", &data, &y, &x) == DIPENGINE_OK);
+      // But for 128 channels where a tile sees four times its pixels, on the smallest: one block fits there.
+      const bool small = limit == 99 * 1024;
+      const bool one = small && layer.stride == 2 && plan.tile_channels == 128;
+      const bool one_backward = small && layer.inputs.back().upsample != 0 && data.tile_channels == 128;
+      CHECK(plan.shared_bytes + 1024 <= (limit + 1024) / (one ? 1 : 2));
+      CHECK(data.shared_bytes + 1024 <= (limit + 1024) / (one_backward ? 1 : 2));
+      CHECK(weights.shared_bytes <= limit);  // of 256 threads
+      if (std::getenv("EMULATOR_PLANS") != nullptr) {
+        const auto last = static_cast<size_t>(plan.sources_count - 1);
+        std::printf(
+            "%zu KB: %d -> %d channels, kernel %d, stride %d, upsampling %d: forward %dx8x%d by %d, %zu bytes; data %dx8x%d by "
+            "%d, %zu; "
+            "weights by %d, %zu\n",
+            limit / 1024, layer.inputs.back().channels, layer.channels, layer.kernel, layer.stride, layer.inputs.back().upsample,
+            plan.tile_rows, plan.tile_channels, plan.sources[last].chunk, plan.shared_bytes, data.tile_rows, data.tile_channels,
+            data.chunk, data.shared_bytes, weights.sources[last].chunk, weights.shared_bytes);
+      }
+    }
+  }
+  emulator::settings() = emulator::Settings{};
+}

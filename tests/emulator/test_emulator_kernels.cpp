@@ -1,0 +1,128 @@
+// Compiled as kernels are: with every access checked.
+#include "emulated_kernels.h"
+
+#include "platform/cuda/copy.h"
+#include "platform/cuda/launch.h"
+#include "platform/cuda/tensor_core.h"
+
+namespace dipengine::emulated {
+namespace {
+
+struct MmaParams {
+  const void* fragments;
+  float* sums;
+  bool tf32;
+};
+
+DIPENGINE_KERNEL(32, 1) mma_kernel(DIPENGINE_PARAMS(MmaParams) p) {
+  const int lane = cuda::lane_index();
+  const uint32_t* from = static_cast<const uint32_t*>(p.fragments) + 6 * lane;
+  const uint32_t a[4] = {from[0], from[1], from[2], from[3]};
+  float c[4];
+  for (int i = 0; i < 4; ++i) c[i] = p.sums[4 * lane + i];
+  if (p.tf32) {
+    cuda::mma_tf32(c, a, from[4], from[5]);
+  } else {
+    cuda::mma_bf16(c, a, from[4], from[5]);
+  }
+  for (int i = 0; i < 4; ++i) p.sums[4 * lane + i] = c[i];
+}
+
+struct LoadParams {
+  const uint16_t* from;
+  uint16_t* out;
+  bool transposed;
+};
+
+DIPENGINE_KERNEL(32, 1) load_kernel(DIPENGINE_PARAMS(LoadParams) p) {
+  const int lane = cuda::lane_index();
+  unsigned char* shared = cuda::shared_memory();
+  cuda::copy_async16(shared + 16 * lane, p.from + 8 * lane);
+  cuda::copy_commit();
+  cuda::copy_wait<0>();
+  cuda::sync_threads();
+  uint32_t words[4];
+  if (p.transposed) {
+    cuda::load_matrices_transposed(words, shared + 16 * lane);
+  } else {
+    cuda::load_matrices(words, shared + 16 * lane);
+  }
+  for (int m = 0; m < 4; ++m) {
+    p.out[8 * lane + 2 * m] = static_cast<uint16_t>(words[m]);
+    p.out[8 * lane + 2 * m + 1] = static_cast<uint16_t>(words[m] >> 16);
+  }
+}
+
+struct MistakeParams {
+  float* data;
+  Mistake mistake;
+};
+
+DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
+  const int t = cuda::thread_index();
+  const Mistake m = p.mistake;
+  float* own = p.data + 128 * cuda::block_x();
+  float* shared = reinterpret_cast<float*>(cuda::shared_memory());
+  for (int round = 0; round < 2; ++round) {
+    shared[t] = own[64 * round + t];
+    if (m != Mistake::no_barrier) cuda::sync_threads();
+    own[64 * round + t] = shared[63 - t];
+    if (m != Mistake::no_second_barrier) cuda::sync_threads();
+  }
+  shared[t] = 1;
+  if (m != Mistake::no_warp_barrier) cuda::sync_warp();
+  shared[t ^ 1] = 2;
+  cuda::sync_threads();
+
+  if (t < 16) cuda::copy_async16(shared + 64 + 4 * t, own + 4 * t);
+  cuda::copy_commit();
+  if (t < 16) cuda::copy_async16(shared + 128 + 4 * t, own + 64 + 4 * t);
+  cuda::copy_commit();
+  if (m == Mistake::wait_for_one_too_few)
+    cuda::copy_wait<1>();
+  else if (m != Mistake::no_wait)
+    cuda::copy_wait<0>();
+  cuda::sync_threads();
+  float sum = shared[128 + t] + shared[64 + t];
+  if (m == Mistake::copy_into_what_is_read && t < 16) cuda::copy_async16(shared + 64 + 4 * t, own + 4 * t);
+  if (m == Mistake::copy_left && t == 63) cuda::copy_async16(shared, own);
+  cuda::copy_commit();
+  if (m != Mistake::copy_left) cuda::copy_wait<0>();
+
+  if (m == Mistake::unwritten) sum += shared[200];
+  if (m == Mistake::past_shared) sum += shared[256 + (t == 63)];
+  if (m == Mistake::past_global && cuda::block_x() == 1 && t == 63) own[128] = sum;
+  if (m == Mistake::barrier_in_a_branch && t < 32) cuda::sync_threads();
+  if (m == Mistake::shuffle_in_a_branch && t < 16) sum = cuda::shuffle_xor(sum, 1);
+  if (m == Mistake::two_barriers_at_once) {
+    if (t < 32) {
+      cuda::sync_threads();
+    } else {
+      cuda::sync_threads();
+    }
+  }
+  if (m == Mistake::misaligned) cuda::store16(shared + 1, cuda::load16(shared));
+  if (m == Mistake::blocks_share_a_place && t == 0) p.data[0] = sum;
+}
+
+DIPENGINE_KERNEL(1024, 1) idle_kernel(DIPENGINE_PARAMS(int)) {}
+
+}  // namespace
+
+dipengine_status mma(const void* fragments, float* sums, bool tf32) {
+  return cuda::launch(mma_kernel, "mma", {1, 1, 1, 32, 0}, MmaParams{fragments, sums, tf32}, nullptr);
+}
+
+dipengine_status load_matrices(const uint16_t* from, uint16_t* out, bool transposed) {
+  return cuda::launch(load_kernel, "load_matrices", {1, 1, 1, 32, 512}, LoadParams{from, out, transposed}, nullptr);
+}
+
+dipengine_status make_mistake(float* data, Mistake mistake) {
+  return cuda::launch(mistake_kernel, "mistake", {2, 1, 1, 64, 1024}, MistakeParams{data, mistake}, nullptr);
+}
+
+dipengine_status launch_with(int threads, size_t shared) {
+  return cuda::launch(idle_kernel, "idle", {1, 1, 1, threads, shared}, 0, nullptr);
+}
+
+}  // namespace dipengine::emulated

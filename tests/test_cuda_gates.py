@@ -1,0 +1,154 @@
+"""What nvcc makes of the CUDA kernels for every architecture: registers, spills, tensor-core instructions, a library that loads."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = (80, 86, 89, 90, 120)
+SOURCES = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc/include"))
+
+# Most registers of a thread, by kernel. With 128 threads 255 are what two blocks a multiprocessor leave, with 256 threads 128.
+REGISTERS = {
+    "adam_kernel": 64,
+    "perturb_kernel": 64,
+    "masked_mse_kernel": 96,
+    "masked_mse_finish_kernel": 96,
+    "conv_pack_kernel": 96,
+    "moments_kernel": 96,
+    "sums_kernel": 96,
+    "norm_statistics_kernel": 96,
+    "norm_backward_kernel": 96,
+    "norm_fold_gradient_kernel": 64,
+    "conv_forward_kernel<4,1,2,1>": 160,
+    "conv_forward_kernel<4,1,2,2>": 176,
+    "conv_forward_kernel<2,2,4,2>": 216,
+    "conv_forward_kernel<2,2,4,4>": 255,
+    "conv_data_pack_kernel": 96,
+    "conv_data_gradient_kernel<4,1,2,1>": 144,
+    "conv_data_gradient_kernel<4,1,2,2>": 168,
+    "conv_data_gradient_kernel<2,2,4,2>": 208,
+    "conv_data_gradient_kernel<2,2,4,4>": 255,
+    "conv_weight_gradient_kernel<1>": 168,
+    "conv_weight_gradient_kernel<4>": 224,
+    "conv_weight_gradient_kernel<9>": 255,
+    "conv_weight_sum_kernel": 64,
+    "conv_bias_gradient_kernel": 96,
+}
+
+pytestmark = [
+    pytest.mark.skipif(not SOURCES, reason="needs the source tree"),
+    pytest.mark.skipif(NVCC is None, reason="needs nvcc: the compile gates of the CUDA kernels were skipped"),
+]
+
+
+def run(*command: object, **options) -> str:
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def short_name(mangled: str) -> str:
+    """`conv_forward_kernel<4,1,2,1>` of _ZN9dipengine...19conv_forward_kernelINS_8ConvTileILi4ELi1ELi2ELi1EEEE..."""
+    name = re.search(r"\d+([a-z_]+_kernel)", mangled).group(1)
+    numbers = re.findall(r"Li(\d+)E", mangled)
+    return name + (f"<{','.join(numbers)}>" if numbers else "")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[tuple[str, int], dict[str, int]]:
+    """Of every kernel and architecture: registers, stack, spill_stores, spill_loads."""
+    folder, found = tmp_path_factory.mktemp("gates"), {}
+    targets = [word for n in ARCHITECTURES for word in ("-gencode", f"arch=compute_{n},code=sm_{n}")]
+    for source in SOURCES:
+        log = run(NVCC, *FLAGS, *targets, "-gencode", "arch=compute_80,code=compute_80", "--threads", os.cpu_count() or 1,
+                  "-Xptxas", "-v", "-c", source, "-o", folder / f"{source.stem}.o")
+        for name, architecture, rest in re.findall(
+            r"Compiling entry function '(\w+)' for 'sm_(\d+)'(.*?Used \d+ registers)", log, re.DOTALL
+        ):
+            stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", rest).groups())
+            found[short_name(name), int(architecture)] = {
+                "registers": int(re.search(r"Used (\d+) registers", rest).group(1)), "stack": stack, "spill_stores": stores, "spill_loads": loads,
+            }
+    found["objects", 0] = folder
+    return found
+
+
+@pytest.mark.slow
+def test_no_kernel_spills_and_none_exceeds_its_registers_on_any_architecture(compiled):
+    kernels = {key: value for key, value in compiled.items() if key[0] != "objects"}
+    assert {name for name, _ in kernels} == set(REGISTERS)
+    assert len(kernels) == len(REGISTERS) * len(ARCHITECTURES)
+    for (name, architecture), use in sorted(kernels.items()):
+        print(f"sm_{architecture:<4} {name:34} {use['registers']:4} registers")
+        assert use["stack"] == use["spill_stores"] == use["spill_loads"] == 0, (name, architecture, use)
+        assert use["registers"] <= REGISTERS[name], (name, architecture, use)
+
+
+@pytest.mark.slow
+def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp_path):
+    # In the machine code where there is a disassembler, else in the assembly that ptxas is given.
+    disassembler = shutil.which("cuobjdump")
+    if disassembler is None:
+        print("no cuobjdump: PTX was looked at in place of machine code")
+        words = {"product": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "matrices": "ldmatrix.sync.aligned.m8n8.x4",
+                 "copy": "cp.async.cg", "load": "ld.global.nc.v4"}
+    else:
+        words = {"product": "HMMA.16816.F32.BF16", "matrices": "LDSM.16.M", "copy": "LDGSTS.E.BYPASS.128", "load": "LDG.E.128"}
+    for name, needs in (("conv_forward", words), ("conv_data_gradient", words), ("conv_weight_gradient", words.keys() - {"copy"})):
+        if disassembler is None:
+            run(NVCC, *FLAGS, "-arch=compute_80", "-ptx", ROOT / f"csrc/ops/conv/{name}_cuda.cu", "-o", tmp_path / "code.ptx")
+            codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}
+        else:
+            codes = {
+                f"sm_{n}": run(disassembler, "-sass", "-arch", f"sm_{n}", compiled["objects", 0] / f"{name}_cuda.o").split("Function :")[1:]
+                for n in ARCHITECTURES
+            }
+        for architecture, kernels in codes.items():
+            kernels = [kernel for kernel in kernels if f"{name}_kernel" in kernel[:200]]
+            assert len(kernels) == sum(short.startswith(f"{name}_kernel") for short in REGISTERS), architecture
+            for kernel in kernels:
+                for need in needs:
+                    assert words[need] in kernel, (architecture, kernel[:120], need)
+
+
+@pytest.mark.slow
+def test_library_with_cuda_loads_without_a_driver_and_says_so(tmp_path):
+    search = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
+    cmake = shutil.which("cmake", path=search)
+    if cmake is None:
+        pytest.skip('needs cmake: pip install "dipengine[test]"')
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=search) else []
+    environment = os.environ | {"PATH": search}
+    run(cmake, "-S", ROOT, "-B", tmp_path, *generator, "-DDIPENGINE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-virtual",
+        "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", env=environment)
+    run(cmake, "--build", tmp_path, "--target", "dipengine", "--parallel", os.cpu_count() or 1, env=environment)
+    library = next(tmp_path.glob("libdipengine.so.*.*.*"))
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
+    assert not any("cuda" in name for name in needed), needed
+    exported = [line.split()[-1] for line in run("nm", "-D", "--defined-only", library).splitlines()]
+    assert "dipengine_conv_cuda_forward" in exported and all(name.startswith("dipengine_") for name in exported)
+    script = """
+import ctypes, sys
+core = ctypes.CDLL(sys.argv[1])
+core.dipengine_last_error.restype = ctypes.c_char_p
+class Params(ctypes.Structure):  # dipengine_perturb_cuda_params
+    _fields_ = [("struct_size", ctypes.c_size_t), ("stream", ctypes.c_void_p), ("fits", ctypes.c_int64), ("count", ctypes.c_int64),
+                ("seeds", ctypes.c_void_p), ("steps", ctypes.c_void_p), ("active", ctypes.c_void_p), ("noise_stream", ctypes.c_uint32),
+                ("z_dtype", ctypes.c_int32), ("z", ctypes.c_void_p), ("z_fit_stride", ctypes.c_int64), ("z_scale", ctypes.c_float),
+                ("std", ctypes.c_float), ("out_dtype", ctypes.c_int32), ("out", ctypes.c_void_p), ("out_fit_stride", ctypes.c_int64),
+                ("code_seeds", ctypes.c_void_p), ("code_stream", ctypes.c_uint32)]
+p = Params(struct_size=ctypes.sizeof(Params), fits=1, count=16, seeds=16, steps=16, z=16, out=16, z_fit_stride=16)
+print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().decode())
+"""
+    said = run(sys.executable, "-c", script, library, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert said.startswith("3 perturb needs a CUDA device and its driver"), said
