@@ -18,8 +18,8 @@ constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least, where there are
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBatchRows = 16;
 constexpr int64_t kMergedChannels = 16;  // of the weights, of a task that merges the chunks' sums
-constexpr int64_t kTileColumns = 65;    // of a block, where outputs are taken tile by tile: of 128 samples and one more at each end
-constexpr int64_t kBatchTiles = 136;
+constexpr int64_t kTileColumns = 65;    // of a block of tiles: 128 samples in pairs, and one more at each end
+constexpr int64_t kBatchTiles = 136;    // whose products are taken at once, at most
 constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw beside a block
 
 template <typename Stored>
@@ -273,7 +273,8 @@ struct BackwardLayout {
   }
 
   // One tap's weight gradient over packed pixels.
-  void add_weight(const Prepared& s, int64_t chunk, int tap, const Segments<Element>& x, const Segments<Element>& d, int64_t pixel_groups) const {
+  void add_weight(const Prepared& s, int64_t chunk, int tap, const Segments<Element>& x, const Segments<Element>& d,
+                  int64_t pixel_groups) const {
     Real* to = s.d_weight + (chunk * taps + tap) * s.tap_size;
     const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
     if (s.swapped) {

@@ -8,12 +8,13 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 template <typename Stored>
 struct PlainBackward : TiledBackward<Stored> {
-  using Tiled = TiledBackward<Stored>;
-  using typename Tiled::Element, typename Tiled::Real, typename Tiled::V, typename Tiled::Prepared, typename Tiled::Scratch, typename Tiled::Source;
-  using Tiled::p, Tiled::sources, Tiled::up, Tiled::inputs, Tiled::padded,
-      Tiled::groups, Tiled::taps, Tiled::zeros, Tiled::x_capacity, Tiled::x_copies, Tiled::x_copy_pixels, Tiled::out_columns,  Tiled::vectors_of,
-      Tiled::d_row, Tiled::d_block, Tiled::d_columns, Tiled::store_gradient, Tiled::add_weight, Tiled::kPair;
-  using Tiled::Tiled;
+  using Base = TiledBackward<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch,
+      typename Base::Source;
+  using Base::p, Base::sources, Base::up, Base::inputs, Base::padded, Base::groups, Base::taps, Base::zeros,
+      Base::x_capacity, Base::x_copies, Base::x_copy_pixels, Base::out_columns, Base::vectors_of, Base::d_row, Base::d_block,
+      Base::d_columns, Base::store_gradient, Base::add_weight, Base::kPair;
+  using Base::Base;
 
   void pack_narrow(const Prepared& s) const {
     const int64_t channels = s.source->channels, lanes = narrow_vectors(s) * V::size;
@@ -66,9 +67,11 @@ struct PlainBackward : TiledBackward<Stored> {
       for (int64_t copy = 0; copy < copies; ++copy) {
         Element* to = area.x_packed[i] + (place * copies + copy) * x_size;
         if (kPair == 1) {
-          load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from + copy, from + span, p.stride, to, in_blocks<Real>(x_pixels));
+          load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from + copy, from + span, p.stride, to,
+                                 in_blocks<Real>(x_pixels));
         } else {
-          pack_pixels(area.x_rows[i] + copy * s.padded, {p.stride * s.padded, side.block_stride}, width, s.padded, to, x.block_stride);
+          pack_pixels(area.x_rows[i] + copy * s.padded, {p.stride * s.padded, side.block_stride}, width, s.padded, to,
+                      x.block_stride);
         }
       }
     }
@@ -149,7 +152,8 @@ struct PlainBackward : TiledBackward<Stored> {
 
   // The same for few channels: first all taps of a kernel row at output column q, in lanes side by side, then
   // sums[u] = sum over kx of what lies at q = u - kx.
-  void add_narrow_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end, bool accumulate) const {
+  void add_narrow_row(Scratch& area, const Prepared& s, int64_t iy, int64_t begin, int64_t u_begin, int64_t u_end,
+                      bool accumulate) const {
     const int64_t first = u_begin - p.kernel + 1, channels = s.source->channels;
     Segments<Element> segments;
     segments.count = p.kernel;

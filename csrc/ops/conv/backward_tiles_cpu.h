@@ -8,11 +8,11 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 template <typename Stored>
 struct TiledBackward : BackwardLayout<Stored> {
-  using Layout = BackwardLayout<Stored>;
-  using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Prepared, typename Layout::Scratch;
-  using Layout::p, Layout::sources, Layout::padded, Layout::groups, Layout::taps, Layout::zeros, Layout::grid_width, Layout::kPair,
-      Layout::vectors_of, Layout::d_row, Layout::d_columns, Layout::store_gradient, Layout::out_column;
-  using Layout::Layout;
+  using Base = BackwardLayout<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
+  using Base::p, Base::sources, Base::padded, Base::groups, Base::taps, Base::zeros, Base::grid_width, Base::kPair,
+      Base::vectors_of, Base::d_row, Base::d_columns, Base::store_gradient, Base::out_column;
+  using Base::Base;
 
   // Winograd: tile rows [row, row + rows), tiles [begin, end) of them.
   void run_winograd(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
@@ -25,11 +25,12 @@ struct TiledBackward : BackwardLayout<Stored> {
       transform_gradient(area, 2 * (row + i), begin, end, d);
     }
     for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
-      multiply_planes(kWinogradPlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
+      multiply_planes(kWinogradPlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block),
+                      area.products);
       for (int64_t i = 0; i < rows; ++i) {
         Real* second = area.sums + 2 * tiles * kBlock<Real>;
-        winograd_outputs(area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>, tiles, vectors_of(s, block), area.sums,
-                         second);
+        winograd_outputs(area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>, tiles, vectors_of(s, block),
+                         area.sums, second);
         store_gradient(s, chunk, area.sums, 2 * (row + i), 2 * begin, 2 * tiles, block);
         store_gradient(s, chunk, second, 2 * (row + i) + 1, 2 * begin, 2 * tiles, block);
       }
@@ -68,9 +69,11 @@ struct TiledBackward : BackwardLayout<Stored> {
       transform_wide_gradient(area, down.start(row + i) - 1, begin, end, d);
     }
     for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
-      multiply_planes(kWidePlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
+      multiply_planes(kWidePlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block),
+                      area.products);
       for (int64_t i = 0; i < rows; ++i) {
-        add_wide_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>);
+        add_wide_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>,
+                      d.total * kBlock<Real>);
       }
     }
     for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
@@ -98,7 +101,8 @@ struct TiledBackward : BackwardLayout<Stored> {
   }
 
   // Data gradient of tile row r from its products; samples beyond the image belong to the ones that they show.
-  void add_wide_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products, int64_t size) const {
+  void add_wide_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products,
+                     int64_t size) const {
     const Prepared& s = sources[0];
     const WideAxis down{p.height}, across{p.width};
     const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;

@@ -7,13 +7,13 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 template <typename Stored>
 struct UpsampledBackward : PlainBackward<Stored> {
-  using Plain = PlainBackward<Stored>;
-  using typename Plain::Element, typename Plain::Real, typename Plain::V, typename Plain::Scratch;
-  using Plain::p, Plain::zeros, Plain::sources, Plain::up, Plain::padded, Plain::grid_width, Plain::columns, Plain::groups, Plain::rows_map,
-      Plain::columns_map, Plain::batch_pixels, Plain::vectors_of, Plain::d_row, Plain::store_gradient, Plain::add_weight,
-      Plain::add_plain_weights, Plain::add_plain_rows, Plain::add_plane_weight, Plain::add_samples, Plain::out_row, Plain::out_column,
-      Plain::grid_height, Plain::d_columns, Plain::kPair;
-  using Plain::Plain;
+  using Base = PlainBackward<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Scratch;
+  using Base::p, Base::zeros, Base::sources, Base::up, Base::padded, Base::grid_width, Base::columns, Base::groups,
+      Base::rows_map, Base::columns_map, Base::batch_pixels, Base::vectors_of, Base::d_row, Base::store_gradient,
+      Base::add_weight, Base::add_plain_weights, Base::add_plain_rows, Base::add_plane_weight, Base::add_samples,
+      Base::out_row, Base::out_column, Base::grid_height, Base::d_columns, Base::kPair;
+  using Base::Base;
 
   void fill_map(AxisTerms* terms, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) {
@@ -68,7 +68,8 @@ struct UpsampledBackward : PlainBackward<Stored> {
   // The same from two by two samples: tile rows [row, row + rows), tiles [begin, end) of them.
   void run_paired(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const int64_t tiles = end - begin;
-    TilePlanes<Element, kPairedGradientPlanes> d(area.d_tiles, up->d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, kPairedGradientPlanes> d(area.d_tiles, up->d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows,
+                                                 padded);
     TilePlanes<Element, 9> x(nullptr, area.x_tiles, tiles, rows, up->padded);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t r = row + i, top = out_row(r), bottom = out_row(r + 1), left = out_column(begin), right = out_column(end);
@@ -81,9 +82,11 @@ struct UpsampledBackward : PlainBackward<Stored> {
       }
     }
     for (int block = 0; block < up->blocks && up->wants_data(); ++block) {
-      multiply_paired_gradient(d.rows, d.plane, d.total, groups, up->panels + block * up->panel_size, vectors_of(*up, block), area.products);
+      multiply_paired_gradient(d.rows, d.plane, d.total, groups, up->panels + block * up->panel_size, vectors_of(*up, block),
+                               area.products);
       for (int64_t i = 0; i < rows; ++i) {
-        add_paired_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>, d.total * kBlock<Real>);
+        add_paired_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>,
+                        d.total * kBlock<Real>);
       }
     }
     for (int64_t i = 0; i < rows && up->d_weight != nullptr; ++i) {
@@ -110,7 +113,8 @@ struct UpsampledBackward : PlainBackward<Stored> {
   }
 
   // Data gradient of samples 2 r - 1 and 2 r from P; those beyond the image belong to the ones that they repeat.
-  void add_paired_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products, int64_t size) const {
+  void add_paired_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products,
+                       int64_t size) const {
     const bool first = r == 0, last = r + 1 == grid_height, reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
     const int64_t tiles = end - begin, row_size = 2 * tiles * kBlock<Real>;
     const int64_t left = most(0, 2 * begin - 1), right = least(2 * end - 1, up->source->width);

@@ -21,8 +21,9 @@
  *   raw = sum_t S_t P U (x W_t)                            d_x = sum_t E_t W_t^T,   d_W_t = x^T E_t,   E_t = (S_t P U)^T d_raw
  *
  * Nine products a *low-resolution* pixel in all three, against 36: 4x fewer, with the raw taps and no cancellation in
- * rounded operands, for nearest and bilinear alike. A CPU may take nearest sources forward two by two pixels, in 25 products
- * for the four (upsampled_cpu.h), and stride-1 layers of kernel 3 in 16 for four outputs (winograd_cpu.h).
+ * rounded operands, for nearest and bilinear alike. A CPU takes two by two samples of nearest sources in 25 products instead of
+ * 36, in all three directions (upsampled_cpu.h, paired_gradient_cpu.h), and stride-1 layers of kernel 3 in 16 for four outputs
+ * or 36 for sixteen (winograd_cpu.h).
  *
  * Images are [height, width, channels], channels contiguous. The products run in bfloat16 with float32 sums where the
  * images are bfloat16 and the CPU has such products, else in float32 (float64). Same bits at any number of threads.

@@ -13,14 +13,15 @@ namespace {
 
 template <typename Stored>
 struct Backward : UpsampledBackward<Stored> {
-  using Upsampled = UpsampledBackward<Stored>;
-  using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::V, typename Upsampled::Prepared, typename Upsampled::Scratch;
-  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::winograd, Upsampled::wide, Upsampled::paired, Upsampled::tiled, Upsampled::tiled_source, Upsampled::planes, Upsampled::chunk_top, Upsampled::out_row,
-      Upsampled::transformed, Upsampled::inputs,
-      Upsampled::padded, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunks,       Upsampled::columns, Upsampled::batch_rows, Upsampled::taps, Upsampled::tap_order, Upsampled::map, Upsampled::bias_sum,
-      Upsampled::zeros, Upsampled::rows_map, Upsampled::columns_map, Upsampled::d_columns, Upsampled::scratch_of,
-      Upsampled::vectors_of, Upsampled::pack_narrow, Upsampled::fill_map, Upsampled::run_up, Upsampled::run_paired, Upsampled::run_winograd, Upsampled::run_wide, Upsampled::run_plain_rows;
-  using Upsampled::Upsampled;
+  using Base = UpsampledBackward<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
+  using Base::p, Base::sources, Base::up, Base::winograd, Base::wide, Base::paired, Base::tiled, Base::tiled_source,
+      Base::planes, Base::chunk_top, Base::out_row, Base::transformed, Base::inputs, Base::padded, Base::grid_height,
+      Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map,
+      Base::bias_sum, Base::zeros, Base::rows_map, Base::columns_map, Base::d_columns, Base::scratch_of, Base::vectors_of,
+      Base::pack_narrow, Base::fill_map, Base::run_up, Base::run_paired, Base::run_winograd, Base::run_wide,
+      Base::run_plain_rows;
+  using Base::Base;
 
   static constexpr ConvKernels kernels() {
     return {[](const dipengine_conv_params& p) {
@@ -68,7 +69,8 @@ struct Backward : UpsampledBackward<Stored> {
         int order[kMaxSegments];
         for (int k = 0; k < planes(); ++k) order[k] = k;
         if (paired) paired_gradient_order(order);
-        return pack_transposed<Element, Real>(p.channels, transformed, planes(), order, 0, channels, channels, block, vectors_of(s, block), panel);
+        return pack_transposed<Element, Real>(p.channels, transformed, planes(), order, 0, channels, channels, block,
+                                              vectors_of(s, block), panel);
       }
       int plain[kMaxSegments];
       for (int t = 0; t < kMaxSegments; ++t) plain[t] = t;

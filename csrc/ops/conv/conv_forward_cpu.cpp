@@ -11,17 +11,15 @@ namespace {
 
 template <typename Stored>
 struct Forward : UpsampledForward<Stored> {
-  using Upsampled = UpsampledForward<Stored>;
-  using typename Upsampled::Element, typename Upsampled::Real, typename Upsampled::Prepared, typename Upsampled::Scratch,
-      typename Upsampled::Piece;
-  using Upsampled::p, Upsampled::sources, Upsampled::up, Upsampled::paired, Upsampled::winograd, Upsampled::wide, Upsampled::blocks,
-      Upsampled::padded, Upsampled::inputs, Upsampled::grid_height, Upsampled::grid_width, Upsampled::chunk_rows,
-      Upsampled::chunk_columns, Upsampled::row_chunks, Upsampled::column_chunks, Upsampled::transformed, Upsampled::bias,
-      Upsampled::chunk_mean, Upsampled::chunk_m2, Upsampled::low, Upsampled::rows_map, Upsampled::columns_map,
-      Upsampled::weight_planes, Upsampled::vectors_of, Upsampled::scratch_of, Upsampled::add_plain, Upsampled::store_row,
-      Upsampled::clear_moments, Upsampled::piece_of, Upsampled::transform_row, Upsampled::tile_rows, Upsampled::tile_side, Upsampled::winograd_planes, Upsampled::fill_map, Upsampled::run_up,
-      Upsampled::run_paired;
-  using Upsampled::Upsampled;
+  using Base = UpsampledForward<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::Prepared, typename Base::Scratch, typename Base::Piece;
+  using Base::p, Base::sources, Base::up, Base::paired, Base::winograd, Base::wide, Base::blocks, Base::padded, Base::inputs,
+      Base::grid_height, Base::grid_width, Base::chunk_rows, Base::chunk_columns, Base::row_chunks, Base::column_chunks,
+      Base::transformed, Base::bias, Base::chunk_mean, Base::chunk_m2, Base::low, Base::rows_map, Base::columns_map,
+      Base::weight_planes, Base::vectors_of, Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments,
+      Base::piece_of, Base::transform_row, Base::tile_rows, Base::tile_side, Base::winograd_planes, Base::fill_map,
+      Base::run_up, Base::run_paired;
+  using Base::Base;
 
   static constexpr ConvKernels kernels() {
     return {[](const dipengine_conv_params& params) {

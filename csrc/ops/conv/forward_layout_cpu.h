@@ -105,7 +105,8 @@ struct ForwardLayout {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
-    transformed = carver.take<Real>(winograd ? winograd_planes() * inputs * p.channels : paired ? kPairedPlanes * up->source->channels * p.channels : 0);
+    const int64_t planes = winograd ? winograd_planes() * inputs : paired ? kPairedPlanes * up->source->channels : 0;
+    transformed = carver.take<Real>(planes * p.channels);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);
@@ -166,7 +167,8 @@ struct ForwardLayout {
   }
 
   // Adds source `i` to sums of output row r, columns [begin, begin + columns), one block.
-  void add_plain(int i, Scratch& scratch_area, int64_t r, int64_t begin, int64_t columns, int block, bool accumulate, Real* sums) const {
+  void add_plain(int i, Scratch& scratch_area, int64_t r, int64_t begin, int64_t columns, int block, bool accumulate,
+                 Real* sums) const {
     const Prepared& s = sources[i];
     const int64_t row_elements = ring_columns() * s.padded, from = begin * p.stride - p.pad;
     Segments<Element> segments;

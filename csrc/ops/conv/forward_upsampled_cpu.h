@@ -11,13 +11,13 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 template <typename Stored>
 struct UpsampledForward : ForwardLayout<Stored> {
-  using Layout = ForwardLayout<Stored>;
-  using typename Layout::Element, typename Layout::Real, typename Layout::V, typename Layout::Scratch, typename Layout::Piece;
-  using Layout::p, Layout::sources, Layout::up, Layout::blocks, Layout::padded, Layout::grid_height, Layout::grid_width,
-      Layout::chunk_columns, Layout::low, Layout::rows_map, Layout::columns_map, Layout::out_columns, Layout::vectors_of,
-      Layout::scratch_of, Layout::add_plain, Layout::store_row, Layout::clear_moments, Layout::piece_of,
-      Layout::transform_row, Layout::tile_rows, Layout::kPair;
-  using Layout::Layout;
+  using Base = ForwardLayout<Stored>;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Scratch, typename Base::Piece;
+  using Base::p, Base::sources, Base::up, Base::blocks, Base::padded, Base::grid_height, Base::grid_width,
+      Base::chunk_columns, Base::low, Base::rows_map, Base::columns_map, Base::out_columns, Base::vectors_of,
+      Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments, Base::piece_of, Base::transform_row,
+      Base::tile_rows, Base::kPair;
+  using Base::Base;
 
   void fill_map(AxisTerms* map, int64_t n) const {
     for (int64_t o = 0; o < 2 * n; ++o) {
@@ -185,8 +185,8 @@ struct UpsampledForward : ForwardLayout<Stored> {
         multiply_pairs(planes.rows, planes.plane, planes.total, up->groups, up->panels + block * up->panel_size, vectors_of(block),
                        area.products);
         for (int64_t i = 0; i < rows; ++i) {
-          paired_rows(area.products + i * planes.pitch(tiles) * kBlock<Real>, planes.total * kBlock<Real>, tiles, vectors_of(block), area.sums,
-                      row_size);
+          paired_rows(area.products + i * planes.pitch(tiles) * kBlock<Real>, planes.total * kBlock<Real>, tiles,
+                      vectors_of(block), area.sums, row_size);
           store_paired_rows(area, piece, chunk, 2 * (r + 2 * i), block, row_size);
         }
       }

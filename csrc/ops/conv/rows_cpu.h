@@ -75,7 +75,8 @@ DIPENGINE_INLINE typename Vec<Real>::Register normalise(const Prologue<Real>& p,
 }
 
 template <typename Real, bool kInner, bool kOuter, typename Stored, typename Element>
-DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to, int64_t block_stride) {
+DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to,
+                                    int64_t block_stride) {
   using V = Vec<Real>;
   int64_t c = 0;
   for (; c + V::size <= channels; c += V::size, to += block_stride) {
@@ -85,7 +86,8 @@ DIPENGINE_INLINE void load_pixel_as(const Prologue<Real>& p, const Stored* from,
 }
 
 template <typename Real, typename Stored, typename Element>
-DIPENGINE_INLINE void load_pixel(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to, int64_t block_stride) {
+DIPENGINE_INLINE void load_pixel(const Prologue<Real>& p, const Stored* from, int64_t channels, Element* to,
+                                 int64_t block_stride) {
   if (p.has_inner && p.has_outer) return load_pixel_as<Real, true, true>(p, from, channels, to, block_stride);
   if (p.has_inner) return load_pixel_as<Real, true, false>(p, from, channels, to, block_stride);
   if (p.has_outer) return load_pixel_as<Real, false, true>(p, from, channels, to, block_stride);

@@ -66,8 +66,8 @@ static void multiply_pairs(const Element* v, int64_t plane, int64_t tiles, int g
                            typename Mac<Element>::Real* products) {
   for (int k = 0; k < kPairedPlanes; ++k) {
     const int64_t panel_size = static_cast<int64_t>(groups) * vectors * Vec<typename Mac<Element>::Real>::size * Mac<Element>::kPair;
-    multiply_planes(1, v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane, plane, tiles, groups, panel + k * panel_size, vectors,
-                    products + k * tiles * kBlock<typename Mac<Element>::Real>);
+    multiply_planes(1, v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane, plane, tiles, groups, panel + k * panel_size,
+                    vectors, products + k * tiles * kBlock<typename Mac<Element>::Real>);
   }
 }
 
