@@ -5,7 +5,7 @@
 photons: a photograph at a peak of 20 photons (gain 1). camera: the same photograph through a camera (peak 20 electrons, gain
 2 electrons per data unit, black level 100, read noise 1.6 electrons). sources: a field of stars and nebulae over a dark sky
 through that camera (peak 200 electrons), for photometry. Frame n has the noise of seed n, and its fits the network, z and
-perturbations of seed n; "summary" has mean, least and most over the frames. "bright" compares the mean
+perturbations of seed n; "summary" has mean, least and most over the frames; curves are kept of the first. "bright" compares the mean
 of the restored bright sources with the clean one, "bright_to_data" with the measured one: in the photograph all that is
 brighter than half the range, in the field apertures around the brightest sources, three times as wide as they are. The measured
 mean has no bias but has photon noise. Writes bench/results/sensor_<case>.json and .png.
@@ -216,6 +216,9 @@ def main() -> int:
         "peak_electrons": peak, "sensor": sensor.to_dict(), "summary": summary(frames),
         "frames": [without_images(frame) for frame in frames],
     }
+    for frame in report["frames"][1:]:
+        for one in frame["fits"].values():
+            del one["curve"]  # the first frame's are enough to look at
     (RESULTS / f"sensor_{parsed.case}.json").write_text(json.dumps(report, indent=1) + "\n")
     for frame in report["frames"]:
         for name, one in frame["fits"].items():

@@ -74,7 +74,7 @@ def test_loss_and_discrepancy_are_one_at_the_clean_image(sensor):
 
 @pytest.mark.parametrize("sensor", [Sensor(1.0), Sensor(2.0, 10.0, 3.0)])
 def test_bright_pixels_that_are_not_fitted_yet_count_in_a_dark_frame(sensor):
-    """4 bright pixels of 4000 at 6 standard deviations: the mean over all does not see them, the cubes of the light see no others."""
+    """4 bright pixels of 4000 at 6 standard deviations: unseen in the mean over all, alone in that by the cube of the light."""
     rng = np.random.default_rng(0)
     clean = np.full(4000, 10.0)
     clean[::1000] = 1000

@@ -23,7 +23,8 @@ class CpuPlan {
   dipengine_status run(int step, const Slot& slot);
   double loss() const { return loss_; }
 
-  // Mean squared residual of the average in units of the noise's variance: 1 at the clean image.
+  // Mean squared residual of the average in units of the noise's variance: 1 at the clean image. A sensor's is also that of the
+  // bright elements (ops/deviance/deviance.h).
   dipengine_status discrepancy(const Slot& slot, double* value);
   // f(z) at the unperturbed z, [height, width, channels] in [0, 1].
   dipengine_status render(const Slot& slot, float* image);

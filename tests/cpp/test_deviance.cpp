@@ -92,7 +92,7 @@ void matches_the_integral(double tolerance, double gradient_tolerance) {
       }
       CHECK(good);
       CHECK_NEAR(problem.loss * problem.normaliser / loss, 1, tolerance);
-      // Over all elements or over the bright ones: those that the normaliser makes smaller leave the word to the others.
+      // A larger normaliser makes the mean over all elements smaller, so that the bright ones decide.
       const double all = squares / problem.normaliser, few = bright / shares - 2 * std::sqrt(2 * shares2) / shares;
       CHECK_NEAR(problem.discrepancy / std::fmax(all, few), 1, tolerance);
       auto other = params;

@@ -136,8 +136,8 @@ class Fit:
         return ((squares * self._mask).sum() / (self._mask.sum() * squares.shape[1])).item()
 
     def discrepancy(self) -> float | None:
-        """Mean squared residual of the output average in standard deviations of the noise, where the problem knows it;
-        else None.
+        """Mean squared residual of the output average in standard deviations of the noise, where the problem knows it (by its
+        data term's own measure, where it has one); else None.
         """
         problem = self.problem
         if problem.data_term is not None:

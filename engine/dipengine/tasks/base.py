@@ -59,7 +59,9 @@ class DataTerm(Protocol):
         """Tensors [1, C, h, w] in [0, 1], mask [1, 1, h, w] or None; a 0-dim tensor, differentiable in `image`."""
 
     def discrepancy(self, image, target, mask=None) -> float:
-        """Mean squared residual in standard deviations of the noise, over the known pixels: 1 at the clean image."""
+        """Mean squared residual in standard deviations of the noise, over the known pixels (or where it matters most): 1 at the
+        clean image; a fit that has come down to 1 stops.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """The model and its parameters for the record (JSON-able)."""
