@@ -105,6 +105,7 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
 // The weight gradient's tiles: pixels as above, by 64 input channels (of as many taps as registers hold) and 64 outputs.
 constexpr int kGradientRows = 16;
 constexpr int kGradientChannels = 64;
+constexpr int kGradientOffsets = 64;  // bytes of shared memory for the taps' offsets
 constexpr int kGradientPitch = 2 * kGradientChannels + 16;  // bytes of a pixel's d_raw in shared memory
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);

@@ -183,7 +183,7 @@ dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* par
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   for (int chunk : {64, 32, 16}) {
-    plan->shared_bytes = set_chunks(*params, plan, chunk) + static_cast<size_t>(kGradientRows * kTileColumns * kGradientPitch);
+    plan->shared_bytes = set_chunks(*params, plan, chunk) + static_cast<size_t>(kGradientOffsets + kGradientRows * kTileColumns * kGradientPitch);
     if (plan->shared_bytes <= limit) return DIPENGINE_OK;
   }
   return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,

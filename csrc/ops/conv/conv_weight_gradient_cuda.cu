@@ -69,7 +69,8 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   rest /= p.channel_tiles;
   const int first_tap = rest % l.tap_groups * taps, input_tile = rest / l.tap_groups;
 
-  unsigned char* const outputs = cuda::shared_memory();
+  int* const offsets = reinterpret_cast<int*>(cuda::shared_memory());
+  unsigned char* const outputs = cuda::shared_memory() + kGradientOffsets;
   unsigned char* const inputs = outputs + kPixels * kGradientPitch;
   const int warp = cuda::warp_index(), lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const int warp_m = warp % 4, warp_n = warp / 4;  // 16 inputs, 32 outputs
@@ -79,11 +80,10 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   const int first_column = (gathered ? input_tile * kInputs : 0) + 16 * warp_m;
   const bool there = first_column < 16 * chunk_products(s, gathered ? 0 : input_tile);
 
-  int offsets[taps];
-  DIPENGINE_UNROLL
-  for (int t = 0; t < taps; ++t) {
-    const int tap = first_tap + t < s.taps * s.taps ? first_tap + t : 0;
-    offsets[t] = gathered ? 0 : tap_offset(s, tap / s.taps, tap % s.taps);
+  // In shared memory: as registers they would be what makes 9 taps spill on sm_80.
+  if (cuda::thread_index() < taps) {
+    const int tap = first_tap + cuda::thread_index() < s.taps * s.taps ? first_tap + cuda::thread_index() : 0;
+    offsets[cuda::thread_index()] = gathered ? 0 : tap_offset(s, tap / s.taps, tap % s.taps);
   }
   float sums[taps][4][4] = {};
   const int tiles = p.tiles_y * p.tiles_x, each = (tiles + l.splits - 1) / l.splits;
