@@ -261,7 +261,9 @@ def test_quiet_silences_progress_but_not_errors(folder, capfd):
 def test_ctrl_c_writes_what_there_is(folder):
     command = [sys.executable, "-m", "dipengine", "denoise", "noisy.png", "-o", "out.png", "--channels", "8", "--levels",
                "2", "--iterations", "1000000", "--threads", "1", "--record", "r.json", "--stop", "fixed"]
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
+    # A shell's background jobs ignore the signal, and so would what they start.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, preexec_fn=heed)
     # The progress bar says when the fit has begun.
     seen = b""
     while b"loss=" not in seen:

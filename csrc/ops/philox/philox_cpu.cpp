@@ -34,15 +34,6 @@ void make_normals(PhiloxSequence sequence, uint64_t first, float* __restrict nor
   }
 }
 
-// The kPhiloxChunk bytes from block `first` on.
-void make_bytes(PhiloxSequence sequence, uint64_t first, uint8_t* __restrict bytes) {
-  for (int i = 0; i < kPhiloxChunk / 16; ++i) {
-    const PhiloxBlock block = philox_block(sequence, first + static_cast<uint64_t>(i));
-    const uint32_t words[4] = {block.w0, block.w1, block.w2, block.w3};
-    memcpy(bytes + 16 * i, words, sizeof(words));
-  }
-}
-
 int64_t chunk_size(int64_t start, int64_t end) { return end - start < kPhiloxChunk ? end - start : kPhiloxChunk; }
 
 void uniform(PhiloxSequence sequence, int64_t begin, int64_t end, float* out) {
@@ -71,26 +62,35 @@ void bytes(PhiloxSequence sequence, int64_t begin, int64_t end, uint8_t* out) {
   }
 }
 
+// One chunk: `code` holds z and is overwritten.
+void perturb_chunk(PhiloxSequence sequence, int64_t start, int64_t n, float std, float* __restrict code, float* out_float,
+                   uint16_t* out_half) {
+  alignas(64) float normals[kPhiloxChunk];
+  make_normals(sequence, static_cast<uint64_t>(start / 4), normals);
+  for (int64_t i = 0; i < n; ++i) code[i] = code[i] + std * normals[i];
+  if (out_float != nullptr) {
+    memcpy(out_float + start, code, sizeof(float) * static_cast<size_t>(n));
+  } else {
+    for (int64_t i = 0; i < n; ++i) out_half[start + i] = bf16_from_float(code[i]);
+  }
+}
+
 void perturb(PhiloxSequence sequence, int64_t begin, int64_t end, float std, const float* z_float,
              const uint8_t* z_byte, PhiloxSequence made, float z_scale, float* out_float, uint16_t* out_half) {
-  alignas(64) float normals[kPhiloxChunk];
   alignas(64) float code[kPhiloxChunk];
-  alignas(64) uint8_t made_bytes[kPhiloxChunk];
-  for (int64_t start = begin; start < end; start += kPhiloxChunk) {
-    make_normals(sequence, static_cast<uint64_t>(start / 4), normals);
-    const int64_t n = chunk_size(start, end);
-    if (z_float != nullptr) {
-      memcpy(code, z_float + start, sizeof(float) * static_cast<size_t>(n));
-    } else {
-      if (z_byte == nullptr) make_bytes(made, static_cast<uint64_t>(start / 16), made_bytes);
-      const uint8_t* z = z_byte == nullptr ? made_bytes : z_byte + start;
-      for (int64_t i = 0; i < n; ++i) code[i] = static_cast<float>(z[i]) * z_scale;
-    }
-    for (int64_t i = 0; i < n; ++i) code[i] = code[i] + std * normals[i];
-    if (out_float != nullptr) {
-      memcpy(out_float + start, code, sizeof(float) * static_cast<size_t>(n));
-    } else {
-      for (int64_t i = 0; i < n; ++i) out_half[start + i] = bf16_from_float(code[i]);
+  alignas(64) uint32_t words[kPhiloxChunk];  // z's bytes for four chunks: one chunk's blocks would not fill the lanes
+  constexpr int64_t kStep = 4 * kPhiloxChunk;
+  for (int64_t step = begin; step < end; step += kStep) {
+    if (z_float == nullptr && z_byte == nullptr) make_words(made, static_cast<uint64_t>(step / 16), words);
+    for (int64_t start = step; start < end && start < step + kStep; start += kPhiloxChunk) {
+      const int64_t n = chunk_size(start, end);
+      if (z_float != nullptr) {
+        memcpy(code, z_float + start, sizeof(float) * static_cast<size_t>(n));
+      } else {
+        const uint8_t* z = z_byte != nullptr ? z_byte + start : reinterpret_cast<const uint8_t*>(words) + (start - step);
+        for (int64_t i = 0; i < n; ++i) code[i] = static_cast<float>(z[i]) * z_scale;
+      }
+      perturb_chunk(sequence, start, n, std, code, out_float, out_half);
     }
   }
 }
