@@ -127,11 +127,14 @@ struct Backward : UpsampledBackward<Stored> {
 
   void fold_weights(const Scratch& area, int64_t chunk) const {
     if (paired) {
-      this->template fold_plane_weights<5>(area, *up, chunk, false, paired_weight_axis<V>);
+      this->template fold_plane_weights<5>(area, *up, chunk, false,
+                                           [](const auto* u, auto* w) { paired_weight_axis<V>(u, w); });
     } else if (wide) {
-      this->template fold_plane_weights<6>(area, sources[0], chunk, true, wide_weight_axis<Real>);
+      this->template fold_plane_weights<6>(area, sources[0], chunk, true,
+                                           [](const auto* u, auto* w) { wide_weight_axis<Real>(u, w); });
     } else {
-      this->template fold_plane_weights<4>(area, sources[0], chunk, true, winograd_weight_axis<V>);
+      this->template fold_plane_weights<4>(area, sources[0], chunk, true,
+                                           [](const auto* u, auto* w) { winograd_weight_axis<V>(u, w); });
     }
   }
 
