@@ -264,13 +264,16 @@ def test_ctrl_c_writes_what_there_is(folder):
     # A shell's background jobs ignore the signal, and so would what they start.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, preexec_fn=heed)
-    # The progress bar says when the fit has begun.
-    seen = b""
-    while b"loss=" not in seen:
-        seen += os.read(process.stderr.fileno(), 4096)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        # The progress bar says when the fit has begun.
+        seen = b""
+        while b"loss=" not in seen:
+            seen += os.read(process.stderr.fileno(), 4096)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert read_image(folder / "out.png").pixels.shape == (40, 52, 3)
     record = json.loads((folder / "r.json").read_text())
