@@ -147,7 +147,6 @@ def float64_step(problem: Problem, recipe: Recipe, plan_weights, seed: int, step
     return loss.item(), {name: p.grad.numpy() for name, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(name):
     """From each of 20 states of one run: one step's loss to 1e-5, and the pooled RMS error of all gradients (relative to each
