@@ -446,20 +446,7 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.slope = s.slope;
   l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
-  switch (plan.kind) {
-    case TileKind::wide:
-      DIPENGINE_TRY(launch_product<WideTile>(l, p, "conv_data_gradient_wide"));
-      break;
-    case TileKind::middle:
-      DIPENGINE_TRY(launch_product<MiddleTile>(l, p, "conv_data_gradient_middle"));
-      break;
-    case TileKind::slim:
-      DIPENGINE_TRY(launch_product<SlimTile>(l, p, "conv_data_gradient_slim"));
-      break;
-    case TileKind::narrow:
-      DIPENGINE_TRY(launch_product<NarrowTile>(l, p, "conv_data_gradient_narrow"));
-      break;
-  }
+  DIPENGINE_TRY(with_tile(plan.kind, [&](auto tile) { return launch_product<decltype(tile)>(l, p, "conv_data_gradient"); }));
   if (s.sum == nullptr) return DIPENGINE_OK;
   const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum,
                            s.product};

@@ -254,20 +254,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.raw_aligned = p.raw.pixel_stride % 8 == 0 && p.raw.row_stride % 8 == 0 && l.raw_fit_stride % 8 == 0 &&
                   reinterpret_cast<uintptr_t>(p.raw.data) % 16 == 0;
   l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
-  switch (plan.kind) {
-    case TileKind::wide:
-      DIPENGINE_TRY(launch_forward<WideTile>(l, p, "conv_forward_wide"));
-      break;
-    case TileKind::middle:
-      DIPENGINE_TRY(launch_forward<MiddleTile>(l, p, "conv_forward_middle"));
-      break;
-    case TileKind::slim:
-      DIPENGINE_TRY(launch_forward<SlimTile>(l, p, "conv_forward_slim"));
-      break;
-    case TileKind::narrow:
-      DIPENGINE_TRY(launch_forward<NarrowTile>(l, p, "conv_forward_narrow"));
-      break;
-  }
+  DIPENGINE_TRY(with_tile(plan.kind, [&](auto tile) { return launch_forward<decltype(tile)>(l, p, "conv_forward"); }));
   if (p.mean == nullptr) return DIPENGINE_OK;
   const MomentsLaunch merge = {part_pixels_of(plan),
                                conv_parts(plan),

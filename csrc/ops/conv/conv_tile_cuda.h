@@ -36,4 +36,16 @@ DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Ti
   }
 }
 
+// launch(Tile{}) for the tile that a plan names.
+template <typename Launch>
+dipengine_status with_tile(TileKind kind, const Launch& launch) {
+  switch (kind) {
+    case TileKind::wide: return launch(WideTile{});
+    case TileKind::middle: return launch(MiddleTile{});
+    case TileKind::slim: return launch(SlimTile{});
+    case TileKind::narrow: break;
+  }
+  return launch(NarrowTile{});
+}
+
 }  // namespace dipengine

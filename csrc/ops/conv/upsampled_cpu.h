@@ -37,19 +37,7 @@ static void paired_weights(const Real* weight, int64_t inputs, int64_t first, in
     out[3] = V::mul(V::sub(both, w2), half);
     out[4] = w2;
   };
-  for (int64_t o = 0; o < outputs; o += V::size) {
-    const int lanes = static_cast<int>(least(V::size, outputs - o));
-    Register rows[3][5], columns[5];
-    for (int y = 0; y < 3; ++y) {
-      Register w[3];
-      for (int x = 0; x < 3; ++x) w[x] = V::load_part(weight + ((3 * y + x) * inputs + first + c) * outputs + o, lanes);
-      axis(w[0], w[1], w[2], rows[y]);
-    }
-    for (int x = 0; x < 5; ++x) {
-      axis(rows[0][x], rows[1][x], rows[2][x], columns);
-      for (int y = 0; y < 5; ++y) V::store_part(to + ((5 * y + x) * channels + c) * outputs + o, columns[y], lanes);
-    }
-  }
+  transform_weights<5>(weight + (first + c) * outputs, inputs * outputs, false, outputs, to + c * outputs, channels * outputs, axis);
 }
 
 template <typename V>

@@ -47,22 +47,7 @@ static void wide_weights(const Real* weight, int64_t inputs, int64_t outputs, in
     out[4] = V::mul(V::sub(far, odd), rest);
     out[5] = g2;
   };
-  for (int64_t o = 0; o < outputs; o += V::size) {
-    const int lanes = static_cast<int>(least(V::size, outputs - o));
-    Register rows[3][6], columns[6];
-    for (int y = 0; y < 3; ++y) {
-      Register g[3];
-      for (int x = 0; x < 3; ++x) {
-        const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
-        g[x] = V::load_part(weight + tap * plane + c * outputs + o, lanes);
-      }
-      axis(g[0], g[1], g[2], rows[y]);
-    }
-    for (int x = 0; x < 6; ++x) {
-      axis(rows[0][x], rows[1][x], rows[2][x], columns);
-      for (int y = 0; y < 6; ++y) V::store_part(to + (6 * y + x) * plane + c * outputs + o, columns[y], lanes);
-    }
-  }
+  transform_weights<6>(weight + c * outputs, plane, turned, outputs, to + c * outputs, plane, axis);
 }
 
 // The weights' gradient from that of U, along one axis.
