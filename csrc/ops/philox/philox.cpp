@@ -1,8 +1,7 @@
 // Validation, tiling and dispatch of the Philox ops.
 #include "ops/philox/philox.h"
 
-#include <cmath>
-
+#include "ops/philox/philox_check.h"
 #include "ops/philox/philox_kernels.h"
 #include "platform/cpu_dispatch.h"
 #include "platform/thread_pool.h"
@@ -12,7 +11,6 @@ namespace dipengine {
 DIPENGINE_TABLES(PhiloxKernels, philox_kernels, kTables)
 
 namespace {
-
 
 int64_t end_of_tile(int64_t begin, int64_t count) {
   return count - begin < kPhiloxTile ? count : begin + kPhiloxTile;
@@ -37,27 +35,6 @@ dipengine_status fill(const dipengine_philox_params* params, const char* op, Ker
   return DIPENGINE_OK;
 }
 
-dipengine_status check_perturb(const dipengine_perturb_params* p) {
-  DIPENGINE_TRY(check_struct(p, "dipengine_perturb"));
-  DIPENGINE_REQUIRE(p->fits >= 1 && p->count >= 0, "perturb was given %lld fits of %lld elements; give at least one fit.",
-                    static_cast<long long>(p->fits), static_cast<long long>(p->count));
-  DIPENGINE_REQUIRE(p->count == 0 || ((p->z != nullptr || p->code_seeds != nullptr) && p->out != nullptr && p->seeds != nullptr &&
-                                      p->steps != nullptr),
-                    "perturb needs z (or code_seeds), out, seeds and steps; one of them is NULL.");
-  DIPENGINE_REQUIRE(p->z != nullptr || p->z_dtype == DIPENGINE_UINT8, "perturb makes z from bytes; set z_dtype to uint8.");
-  DIPENGINE_REQUIRE(p->z_dtype == DIPENGINE_FLOAT32 || p->z_dtype == DIPENGINE_UINT8,
-                    "perturb takes z in float32 or uint8, not dtype %d; convert it.", p->z_dtype);
-  DIPENGINE_REQUIRE(p->out_dtype == DIPENGINE_FLOAT32 || p->out_dtype == DIPENGINE_BFLOAT16,
-                    "perturb writes float32 or bfloat16, not dtype %d; give an output of one of them.", p->out_dtype);
-  DIPENGINE_REQUIRE(std::isfinite(p->std) && p->std >= 0.0f, "perturb was given std %g; give 0 or a positive number.",
-                    static_cast<double>(p->std));
-  DIPENGINE_REQUIRE(p->z_fit_stride == 0 || p->z_fit_stride >= p->count,
-                    "perturb was given codes that overlap; space them at least count elements apart, or 0 to share one.");
-  DIPENGINE_REQUIRE(p->fits == 1 || p->out_fit_stride >= p->count,
-                    "perturb was given outputs that overlap; space them at least count elements apart.");
-  return DIPENGINE_OK;
-}
-
 }  // namespace
 }  // namespace dipengine
 
@@ -77,7 +54,7 @@ dipengine_status dipengine_philox_bytes(const dipengine_philox_params* params) {
 
 dipengine_status dipengine_perturb(const dipengine_perturb_params* p) {
   using namespace dipengine;
-  DIPENGINE_TRY(check_perturb(p));
+  DIPENGINE_TRY(check_perturb(p, "dipengine_perturb"));
   const PhiloxKernels* kernels;
   DIPENGINE_TRY(kTables.choose(&kernels));
   const int64_t tiles = tiles_of(p->count);

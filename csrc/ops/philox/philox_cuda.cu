@@ -5,10 +5,9 @@
 // bound by arithmetic where the output is bfloat16.
 #include "ops/philox/philox_cuda.h"
 
-#include <cmath>
-
 #include "math/bf16.h"
 #include "math/normal.h"
+#include "ops/philox/philox_check.h"
 #include "ops/philox/philox_math.h"
 #include "platform/cuda/copy.h"
 #include "platform/cuda/launch.h"
@@ -56,25 +55,6 @@ DIPENGINE_KERNEL(kThreads, 4) perturb_kernel(DIPENGINE_PARAMS(dipengine_perturb_
   }
 }
 
-dipengine_status check(const dipengine_perturb_cuda_params* p) {
-  DIPENGINE_TRY(check_struct(p, "dipengine_perturb_cuda"));
-  DIPENGINE_REQUIRE(p->fits >= 1 && p->count >= 0, "perturb was given %lld fits of %lld elements; give at least one fit.",
-                    static_cast<long long>(p->fits), static_cast<long long>(p->count));
-  DIPENGINE_REQUIRE(p->count == 0 || ((p->z != nullptr || p->code_seeds != nullptr) && p->out != nullptr && p->seeds != nullptr &&
-                                      p->steps != nullptr),
-                    "perturb needs z (or code_seeds), out, seeds and steps in device memory; one of them is NULL.");
-  DIPENGINE_REQUIRE(p->z != nullptr || p->z_dtype == DIPENGINE_UINT8, "perturb makes z from bytes; set z_dtype to uint8.");
-  DIPENGINE_REQUIRE(p->z_dtype == DIPENGINE_FLOAT32 || p->z_dtype == DIPENGINE_UINT8,
-                    "perturb takes z in float32 or uint8, not dtype %d; convert it.", p->z_dtype);
-  DIPENGINE_REQUIRE(p->out_dtype == DIPENGINE_FLOAT32 || p->out_dtype == DIPENGINE_BFLOAT16,
-                    "perturb writes float32 or bfloat16, not dtype %d; give an output of one of them.", p->out_dtype);
-  DIPENGINE_REQUIRE(std::isfinite(p->std) && p->std >= 0.0f, "perturb was given std %g; give 0 or a positive number.",
-                    static_cast<double>(p->std));
-  DIPENGINE_REQUIRE((p->z_fit_stride == 0 || p->z_fit_stride >= p->count) && (p->fits == 1 || p->out_fit_stride >= p->count),
-                    "perturb was given fits that overlap; space them at least count elements apart (z: or 0 to share one).");
-  return DIPENGINE_OK;
-}
-
 }  // namespace
 }  // namespace dipengine
 
@@ -82,7 +62,7 @@ extern "C" {
 
 dipengine_status dipengine_perturb_cuda(const dipengine_perturb_cuda_params* params) {
   using namespace dipengine;
-  DIPENGINE_TRY(check(params));
+  DIPENGINE_TRY(check_perturb(params, "dipengine_perturb_cuda"));
   if (params->count == 0) return DIPENGINE_OK;
   const int64_t blocks = (params->count + kThreads * kEach - 1) / (kThreads * kEach);
   return cuda::launch(perturb_kernel, "perturb", {blocks, params->fits, 1, kThreads, 0}, *params, params->stream);
