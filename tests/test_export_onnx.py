@@ -11,8 +11,10 @@ import torch
 import dipengine
 from dipengine.errors import DeviceError, InputError, OutputError
 from dipengine.export import consolidate as consolidation
-from dipengine.export.exporter import KEY, export, stored_code
+from dipengine.export import exporter
+from dipengine.export.exporter import export, stored_code
 from dipengine.export.frozen import fold
+from dipengine.export.onnx_format import KEY
 from dipengine.export.onnx_graph import depth_phase_weight, generator_model, phase_weight
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
@@ -228,9 +230,11 @@ def test_bad_choices_are_refused_before_any_work(result, tmp_path, options, erro
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_exported_is_refused(result, tmp_path):
-    with pytest.raises(OutputError):
-        result.export(tmp_path / "nowhere" / "g.onnx", enough=0)
+def test_what_cannot_be_exported_is_refused(result, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "consolidate", lambda *arguments, **options: pytest.fail("worked before it looked where to write"))
+        with pytest.raises(OutputError):
+            result.export(tmp_path / "nowhere" / "g.onnx")
     rng = np.random.default_rng(2)
     pixels = rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)
     flash = dipengine.flash(pixels, pixels, iterations=2, levels=2, channels=8, threads=1)

@@ -14,7 +14,7 @@ import dipengine
 from dipengine import environment
 from dipengine.cli.main import main
 from dipengine.errors import DeviceError, InputError
-from dipengine.export.exporter import KEY
+from dipengine.export.onnx_format import KEY
 from dipengine.generators.architecture import Hourglass
 from dipengine.images import Image, read_image, write_image
 from dipengine.kernels import backend

@@ -1,24 +1,6 @@
 """Write a finished generator as one ONNX file that paints its image in any runtime, and verify it by painting.
 
-The file's metadata, key `dipengine`, is one JSON object:
-
-| key | what |
-|---|---|
-| format, version | 1; of the package |
-| task, source_sha256 | what was restored, hash of the source file |
-| width, height, channels, dtype | of the image; dtype is that of its data |
-| values | data = low + (high - low) * output, and a curve where there is one (images.values) |
-| canvas, origin | [H, W] of z; [top, left] of the image on it |
-| generator | the architecture |
-| precision | fp32, fp16 or int8 |
-| z | "stored", or "seed": the file holds none and a host draws it (below) |
-| code | kind, depth, seed, scale of z |
-| psnr, consolidation_iterations | dB of what ONNX Runtime paints against the delivered image (peak 1), null where they are equal |
-
-z of kind "noise" is uint8 [1, depth, H, W]. Its element (c, y, x) is byte i % 16 (little-endian within the four words) of the
-Philox4x32-10 block i / 16, i = (y W + x) depth + c: key = (low, high half of the seed), counter = (low, high half of the block's
-index, 0, 0) (J. Salmon et al., SC'11; csrc/math/philox.h has it in 30 lines). The graph multiplies by scale / 255. z of kind
-"meshgrid" is float32 [1, 2, H, W]: x / (W - 1), then y / (H - 1). An image as z is always stored.
+What the file says of itself: `onnx_format`.
 """
 
 from __future__ import annotations
@@ -36,12 +18,11 @@ from dipengine.errors import DependencyError, InputError
 from dipengine.export.consolidate import ENOUGH, Consolidated, consolidate
 from dipengine.export.frozen import fold
 from dipengine.export.generator_file import FittedGenerator
+from dipengine.export.onnx_format import FORMAT, KEY
 from dipengine.fitting import metrics
 from dipengine.fitting.progress import ProgressCallback
-from dipengine.images.atomic import atomic_path
+from dipengine.images.atomic import atomic_path, check_target
 
-FORMAT = 1
-KEY = "dipengine"
 PRECISIONS = ("fp32", "fp16", "int8")
 CODES = ("stored", "seed")
 WARN_BELOW = 40.0  # dB
@@ -83,6 +64,7 @@ def export(
     if z == "seed" and generator.code.kind == "image":
         raise InputError("The z of this generator is an image, which no seed can draw again; store it.")
     require_onnx()
+    check_target(path)
     consolidated = consolidate(generator, enough=enough, threads=threads, progress=progress)
     data, found = _verified(generator, consolidated, precision, z, threads)
     with atomic_path(path) as beside, open(beside, "wb") as file:

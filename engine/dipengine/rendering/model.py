@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from dipengine import environment
 from dipengine.errors import InputError
-from dipengine.export.exporter import FORMAT, KEY
+from dipengine.export.onnx_format import FORMAT, KEY
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.images import ValueMap
@@ -30,7 +30,7 @@ class GeneratorModel:
 
     data: bytes  # the model as ONNX Runtime takes it
     name: str  # for messages
-    about: dict[str, Any]  # see export.exporter
+    about: dict[str, Any]  # see export.onnx_format
     architecture: Hourglass
     values: ValueMap
     z: np.ndarray  # [depth, H, W] as the graph takes it

@@ -37,6 +37,8 @@ class Renderer:
         options.intra_op_num_threads = threads or environment.default_threads()
         try:
             self._session = ort.InferenceSession(self.model.data, options, providers=wanted)
+        except MemoryError:
+            raise
         except Exception as error:  # the runtime's own classes, which differ between builds
             raise InputError(f"{self.model.name} cannot be run by ONNX Runtime ({str(error).splitlines()[0]}).") from error
         self.provider = _short(self._session.get_providers()[0])
