@@ -66,7 +66,8 @@ def test_a_pixel_depends_on_no_more_than_its_window(changes):
     architecture = Hourglass.regular(2, channels=4, input_depth=2, **{"upsample": "nearest"} | changes)
     parameters = initial_parameters(architecture, 0)
     rng = np.random.default_rng(1)
-    statistics = {name: rng.random(value.shape).astype(np.float32) * 0.1 + 0.01 for name, value in parameters.items() if ".norm." in name}
+    norms = (name for name in parameters if ".norm." in name)
+    statistics = {name: rng.random(parameters[name].shape).astype(np.float32) * 0.1 + 0.01 for name in norms}
     side = 128
     z = rng.random((2, side, side), np.float32)
     model = generator_model(architecture, fold(architecture, parameters, statistics), code=z, code_scale=1.0, store_code=True,
@@ -156,7 +157,8 @@ def test_a_task_exports_and_render_paints_it(files, tmp_path, capsys):
 
 
 def test_a_kept_generator_is_exported_later(files, tmp_path, capsys):
-    command = ("export", files / "generator.safetensors", "-o", tmp_path / "g.onnx", "--precision", "fp16", "--z", "seed", "--enough", "20")
+    command = ("export", files / "generator.safetensors", "-o", tmp_path / "g.onnx", "--precision", "fp16", "--z", "seed",
+               "--enough", "20")
     assert run(*command) == 0
     assert "fp16" in capsys.readouterr().err and run("render", tmp_path / "g.onnx", "-o", tmp_path / "g.tif", "--quiet") == 0
 

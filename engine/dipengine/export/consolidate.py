@@ -43,8 +43,8 @@ def consolidate(
 ) -> Consolidated:
     """Fit on until the generator paints the delivered image with a PSNR of `enough` dB, or the schedule ends.
 
-    progress: called after each look; its PSNR is the one against the delivered image. Raises DeviceError where the native plan cannot run the network,
-    FitError where memory is short.
+    progress: called after each look; its PSNR is the one against the delivered image. Raises DeviceError where the native plan
+    cannot run the network, FitError where memory is short.
     """
     best, done = _look(_fit(generator, SCHEDULE[0][0], generator.parameters, threads), generator, 0), 0
     for step_size, most in SCHEDULE:

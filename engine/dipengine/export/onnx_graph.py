@@ -10,8 +10,8 @@ default z; the metadata says how to draw it.
 
 A nearest "up" convolution (kernel 3) runs on the small tensor in phase form: its sources, the skip brought there by
 SpaceToDepth, are extended by one pixel at each edge, one 2x2 convolution gives four outputs a pixel, DepthToSpace spreads
-them (mode DCR), and one pixel is cut off at each edge: an output pair begins with the second phase of the pixel before. 16 products a pixel
-of the small tensor instead of 36. Extending the small tensor by its edge is what reflection is at full size: the reflected row -1
+them (mode DCR), and one pixel is cut off at each edge: an output pair begins with the second phase of the pixel before. 16
+products a pixel of the small tensor instead of 36. Extending the small tensor by its edge is what reflection is at full size: the reflected row -1
 is row 1, the second row of the first pair. Bilinear ones, and larger kernels, go out as Resize and a plain convolution.
 """
 
