@@ -5,8 +5,7 @@
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
 #include "ops/conv/gradient_rows_cpu.h"
-#include "ops/conv/paired_gradient_cpu.h"
-#include "ops/conv/upsampled_cpu.h"
+#include "ops/conv/strided_cpu.h"
 #include "ops/conv/weights_cpu.h"
 #include "ops/conv/winograd_wide_cpu.h"
 #include "platform/thread_pool.h"
@@ -51,9 +50,9 @@ struct BackwardLayout {
   const Params& p;
   Prepared sources[DIPENGINE_CONV_MAX_SOURCES];
   const Prepared* up = nullptr;
-  // Outputs are taken tile by tile: Winograd's 2x2, or 4x4 if wide, or two by two samples of a nearest upsampled source. The grid
-  // is then of tiles.
-  const bool winograd, wide;
+  // Outputs are taken tile by tile: Winograd's 2x2, or 4x4 if wide, 2x2 of stride 2, or two by two samples of a nearest
+  // upsampled source. The grid is then of tiles.
+  const bool winograd, wide, strided;
   bool paired = false;
   Real* transformed;  // the weights in that form, [planes][in][out]
   int64_t inputs = 0, padded, grid_height, grid_width, chunks, columns, batch_rows;
@@ -83,7 +82,8 @@ struct BackwardLayout {
     Element* mapped_packed;                                  // [9] packed pixels
   };
 
-  explicit BackwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)) {
+  explicit BackwardLayout(const Params& params)
+      : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)), strided(strided_suits(params)) {
     taps = p.kernel * p.kernel;
     groups = static_cast<int>(ceil_divide(p.channels, kPair));
     padded = round_up(p.channels, V::size);
@@ -107,19 +107,20 @@ struct BackwardLayout {
     carve(p.workspace);
   }
 
-  bool tiled() const { return winograd || paired; }
+  bool tiled() const { return winograd || paired || strided; }
   const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
-  int planes() const { return paired ? kPairedGradientPlanes : wide ? kWidePlanes : kWinogradPlanes; }
+  int planes() const { return paired ? kPairedGradientPlanes : strided ? kStridedPlanes : wide ? kWidePlanes : kWinogradPlanes; }
+  int d_planes() const { return strided ? 16 : planes(); }
   int x_planes() const { return paired ? 9 : planes(); }
   int planes_of(const Prepared& s) const {  // of its weights
-    return winograd || (paired && s.source->upsample != DIPENGINE_UPSAMPLE_NONE) ? planes() : taps;
+    return winograd || strided || (paired && s.source->upsample != DIPENGINE_UPSAMPLE_NONE) ? planes() : taps;
   }
 
   // Chunks of rows, blocks of columns and batches of rows, in units of the grid.
   void cut() {
     const int64_t height = up != nullptr ? up->source->height : p.height, width = up != nullptr ? up->source->width : p.width;
-    grid_height = wide ? WideAxis{height}.tiles() : paired ? height / 2 + 1 : winograd ? height / 2 : height;
-    grid_width = wide ? WideAxis{width}.tiles() : paired ? width / 2 + 1 : winograd ? width / 2 : width;
+    grid_height = wide ? WideAxis{height}.tiles() : paired || strided ? height / 2 + 1 : winograd ? height / 2 : height;
+    grid_width = wide ? WideAxis{width}.tiles() : paired || strided ? width / 2 + 1 : winograd ? width / 2 : width;
     chunks = least(grid_height, least(kMostChunks, most(2, height * width / kChunkPixels)));
     const int64_t most_rows = ceil_divide(grid_height, chunks);
     if (tiled()) {
@@ -139,6 +140,7 @@ struct BackwardLayout {
   int64_t outputs_before(int64_t i, int64_t n, int64_t side) const {
     if (i == n) return side;
     if (wide) return WideAxis{side}.first(i);
+    if (strided) return most(0, 2 * i - 1);
     return paired ? most(0, 4 * i - 2) : winograd || up != nullptr ? 2 * i : i;
   }
   int64_t out_row(int64_t i) const { return outputs_before(i, grid_height, p.height); }
@@ -155,12 +157,12 @@ struct BackwardLayout {
     }
   }
 
-  int64_t out_columns() const { return (paired || wide ? 4 : winograd || up != nullptr ? 2 : 1) * columns; }  // of d_raw in a block
+  int64_t out_columns() const { return (paired || wide ? 4 : tiled() || up != nullptr ? 2 : 1) * columns; }  // of d_raw in a block
   int64_t plain_rows() const { return up != nullptr ? (paired ? 4 : 1) : batch_rows; }  // of a batch of a plain source's weights
   int64_t d_columns() const { return out_columns() + 2 * kMargin; }
   // A window of rows for one row of data gradient, and a batch that is packed at once.
   int64_t d_capacity() const {
-    if (paired || winograd) return 8;
+    if (tiled()) return 8;
     return up == nullptr ? p.kernel + batch_rows : up->source->upsample == DIPENGINE_UPSAMPLE_NEAREST ? 5 : 8;
   }
   int64_t d_block() const { return d_columns() * V::size; }
@@ -220,12 +222,12 @@ struct BackwardLayout {
     s.narrow = carver.take<Real>((widest + p.kernel) * kBlock<Real>);
     if (tiled()) {
       const Prepared& of = tiled_source();
-      s.d_tiles = carver.take<Element>(planes() * batch_tiles() * padded);
-      s.d_tile_pairs = kPair == 1 ? s.d_tiles : carver.take<Element>(planes() * batch_tiles() * padded);
+      s.d_tiles = carver.take<Element>(d_planes() * batch_tiles() * padded);
+      s.d_tile_pairs = kPair == 1 ? s.d_tiles : carver.take<Element>(d_planes() * batch_tiles() * padded);
       s.x_tiles = carver.take<Element>(x_planes() * batch_tiles() * of.padded);
       s.products = carver.take<Real>(x_planes() * batch_tiles() * kBlock<Real>);
       s.plane_weights = carver.take<Real>(p.d_weight != nullptr ? planes() * of.source->channels * padded : 0);
-      widest = most(widest, (wide ? 16 : 4) * columns);
+      widest = most(widest, (wide || strided ? 16 : 4) * columns);
     } else if (up != nullptr) {
       s.vertical = carver.take<Real>(d_columns() * kBlock<Real>);
       s.mapped = carver.take<Element>(9 * batch_pixels() * padded);

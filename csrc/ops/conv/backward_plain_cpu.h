@@ -165,10 +165,11 @@ struct PlainBackward : TiledBackward<Stored> {
     multiply<Element>(u_end - first, segments, V::size, groups, s.panels, narrow_vectors(s), area.narrow, kBlock<Real>, false);
     for (int64_t u = u_begin; u < u_end; ++u) {
       Real* to = area.sums + (u - u_begin) * kBlock<Real>;
-      for (int64_t c = 0; c < channels; ++c) {
-        Real sum = accumulate ? to[c] : Real(0);
-        for (int kx = 0; kx < p.kernel; ++kx) sum += area.narrow[(u - kx - first) * kBlock<Real> + kx * channels + c];
-        to[c] = sum;
+      const Real* from = area.narrow + (u - first) * kBlock<Real>;
+      for (int64_t c = 0; c < channels; c += V::size) {  // lanes beyond the channels are other taps' and not read
+        typename V::Register sum = accumulate ? V::load(to + c) : V::zero();
+        for (int kx = 0; kx < p.kernel; ++kx) sum = V::add(sum, V::load(from + kx * (channels - kBlock<Real>) + c));
+        V::store(to + c, sum);
       }
     }
   }

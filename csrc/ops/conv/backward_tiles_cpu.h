@@ -41,7 +41,7 @@ struct TiledBackward : BackwardLayout<Stored> {
         winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
       });
     }
-    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d);
+    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d, k);
   }
 
   // V of the data gradient of rows r and r + 1.
@@ -83,7 +83,7 @@ struct TiledBackward : BackwardLayout<Stored> {
                            [&](int64_t t) { return across.taken(begin + t); }, tiles, s.padded, x);
       });
     }
-    for (int k = 0; k < kWidePlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d);
+    for (int k = 0; k < kWidePlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d, k);
   }
 
   // V of the data gradient from row `top` of d_raw on.
@@ -120,18 +120,69 @@ struct TiledBackward : BackwardLayout<Stored> {
     }
   }
 
+  // Stride 2: tile rows [row, row + rows), tiles [begin, end) of them.
+  void run_strided(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    const Prepared& s = sources[0];
+    const int64_t tiles = end - begin;
+    TilePlanes<Element, 16> d(area.d_tiles, s.d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, kStridedPlanes> x(nullptr, area.x_tiles, tiles, rows, s.padded);
+    for (int64_t i = 0; i < rows; ++i) {
+      d.begin_row(i);
+      const int64_t left = out_column(begin);
+      const Element* from[3];
+      for (int k = 0; k < 3; ++k) {
+        const int64_t y = 2 * (row + i) - 1 + k;
+        from[k] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
+      }
+      auto load = [&](int k, int64_t u, int64_t c) { return V::load(from[k] + u * V::size + c * d_columns()); };
+      strided_gradient_input<Real>(load, 2 * begin - 1, tiles, padded, d);
+    }
+    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+      multiply_pairs(d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
+      for (int64_t i = 0; i < rows; ++i) {
+        add_strided_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>,
+                         d.total * kBlock<Real>);
+      }
+    }
+    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+      x.begin_row(i);
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, 4 * (row + i) - 1, [&](const auto& samples) {
+        strided_samples<Real>(samples, 4 * begin - 2, tiles, s.padded, x);
+      });
+    }
+    for (int k = 0; k < kStridedPlanes && s.d_weight != nullptr; ++k) {
+      add_plane_weight(area, s, k, x, k, d, 4 * kPairedInput[k / 5] + kPairedInput[k % 5]);
+    }
+  }
+
+  // Data gradient of samples 4 r - 2 .. 4 r + 1 from their products; x[-1] belongs to x[1], which it repeats.
+  void add_strided_rows(Scratch& area, int64_t chunk, int64_t r, int64_t begin, int64_t end, int block, const Real* products,
+                        int64_t size) const {
+    const Prepared& s = sources[0];
+    const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
+    const int64_t tiles = end - begin, row_size = 4 * tiles * kBlock<Real>, first = 4 * begin - 2, top = 4 * r - 2;
+    const int64_t left = most(0, first), right = least(first + 4 * tiles, s.source->width);
+    strided_gradient_rows(products, size, tiles, vectors_of(s, block), area.sums, row_size);
+    if (reflected && r == 0) add_samples(area.sums + row_size, row_size, area.sums + 3 * row_size);
+    for (int64_t y = most(0, top); y < least(top + 4, s.source->height); ++y) {
+      Real* sums = area.sums + (y - top) * row_size;
+      if (reflected && begin == 0) add_samples(sums + kBlock<Real>, kBlock<Real>, sums + 3 * kBlock<Real>);
+      store_gradient(s, chunk, sums + (left - first) * kBlock<Real>, y, left, right - left, block);
+    }
+  }
+
   static void add_samples(const Real* from, int64_t count, Real* to) {
     for (int64_t i = 0; i < count; i += V::size) V::store(to + i, V::add(V::load(to + i), V::load(from + i)));
   }
 
-  // The gradient of plane k of the transformed weights, from plane `of` of the samples.
+  // The gradient of plane k of the transformed weights, from plane `of` of the samples and plane `with` of d_raw.
   template <typename Samples, typename Planes>
-  void add_plane_weight(Scratch& area, const Prepared& s, int k, const Samples& samples, int of, const Planes& planes) const {
+  void add_plane_weight(Scratch& area, const Prepared& s, int k, const Samples& samples, int of, const Planes& planes, int with) const {
     Segments<Element> x, d;
     x.count = d.count = 1;
     x.block_stride = d.block_stride = planes.total * V::size;
     x.start[0] = (kPair == 1 ? samples.rows : samples.pairs) + of * samples.plane;
-    d.start[0] = (kPair == 1 ? planes.rows : planes.pairs) + k * planes.plane;
+    d.start[0] = (kPair == 1 ? planes.rows : planes.pairs) + with * planes.plane;
     const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
     multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(planes.total / kPair),
                             area.plane_weights + k * s.source->channels * padded, padded);

@@ -96,7 +96,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
       });
     }
     for (int k = 0; k < kPairedGradientPlanes && up->d_weight != nullptr; ++k) {
-      add_plane_weight(area, *up, k, x, 3 * kPairedSums[k / 5] + kPairedSums[k % 5], d);
+      add_plane_weight(area, *up, k, x, 3 * kPairedSums[k / 5] + kPairedSums[k % 5], d, k);
     }
   }
 

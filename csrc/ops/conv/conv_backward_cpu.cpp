@@ -15,12 +15,12 @@ template <typename Stored>
 struct Backward : UpsampledBackward<Stored> {
   using Base = UpsampledBackward<Stored>;
   using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
-  using Base::p, Base::sources, Base::up, Base::winograd, Base::wide, Base::paired, Base::tiled, Base::tiled_source,
+  using Base::p, Base::sources, Base::up, Base::winograd, Base::wide, Base::strided, Base::paired, Base::tiled, Base::tiled_source,
       Base::planes, Base::chunk_top, Base::out_row, Base::transformed, Base::inputs, Base::padded, Base::grid_height,
       Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map,
       Base::bias_sum, Base::zeros, Base::rows_map, Base::columns_map, Base::d_columns, Base::scratch_of, Base::vectors_of,
       Base::pack_narrow, Base::fill_map, Base::run_up, Base::run_paired, Base::run_winograd, Base::run_wide,
-      Base::run_plain_rows;
+      Base::run_strided, Base::run_plain_rows;
   using Base::Base;
 
   static constexpr ConvKernels kernels() {
@@ -50,6 +50,8 @@ struct Backward : UpsampledBackward<Stored> {
       run_tasks(p.pool, s.source->channels, [&](int64_t c) {
         if (paired) {
           paired_gradient_weights(weight, inputs, s.first, s.source->channels, p.channels, c, transformed);
+        } else if (strided) {
+          strided_weights(weight, inputs, p.channels, c, true, transformed);
         } else if (wide) {
           wide_weights(weight, inputs, p.channels, c, true, transformed);
         } else {
@@ -111,6 +113,8 @@ struct Backward : UpsampledBackward<Stored> {
         const int64_t rows = least(batch_rows, bottom - row);
         if (paired) {
           run_paired(area, chunk, row, rows, begin, end);
+        } else if (strided) {
+          run_strided(area, chunk, row, rows, begin, end);
         } else if (wide) {
           run_wide(area, chunk, row, rows, begin, end);
         } else if (winograd) {
@@ -129,6 +133,9 @@ struct Backward : UpsampledBackward<Stored> {
     if (paired) {
       this->template fold_plane_weights<5>(area, *up, chunk, false,
                                            [](const auto* u, auto* w) { paired_weight_axis<V>(u, w); });
+    } else if (strided) {
+      this->template fold_plane_weights<5>(area, sources[0], chunk, false,
+                                           [](const auto* u, auto* w) { strided_weight_axis<V>(u, w); });
     } else if (wide) {
       this->template fold_plane_weights<6>(area, sources[0], chunk, true,
                                            [](const auto* u, auto* w) { wide_weight_axis<Real>(u, w); });

@@ -13,7 +13,8 @@ template <typename Stored>
 struct Forward : UpsampledForward<Stored> {
   using Base = UpsampledForward<Stored>;
   using typename Base::Element, typename Base::Real, typename Base::Prepared, typename Base::Scratch, typename Base::Piece;
-  using Base::p, Base::sources, Base::up, Base::paired, Base::winograd, Base::wide, Base::blocks, Base::padded, Base::inputs,
+  using Base::p, Base::sources, Base::up, Base::paired, Base::winograd, Base::wide, Base::strided, Base::blocks, Base::padded,
+      Base::inputs, Base::tiled, Base::tiled_source, Base::product_planes,
       Base::grid_height, Base::grid_width, Base::chunk_rows, Base::chunk_columns, Base::row_chunks, Base::column_chunks,
       Base::transformed, Base::bias, Base::chunk_mean, Base::chunk_m2, Base::low, Base::rows_map, Base::columns_map,
       Base::weight_planes, Base::vectors_of, Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments,
@@ -35,31 +36,23 @@ struct Forward : UpsampledForward<Stored> {
     for (int64_t c = 0; c < padded; ++c) {
       bias[c] = p.bias != nullptr && c < p.channels ? static_cast<const Real*>(p.bias)[c] : Real(0);
     }
-    const Real* weight = static_cast<const Real*>(p.weight);
-    if (winograd) {
-      run_tasks(p.pool, inputs, [&](int64_t c) {
-        wide ? wide_weights(weight, inputs, p.channels, c, false, transformed)
-             : winograd_weights(weight, inputs, p.channels, c, false, transformed);
-      });
-      weight = transformed;
-    }
-    if (paired) {
-      run_tasks(p.pool, up->source->channels, [&](int64_t c) {
-        paired_weights(static_cast<const Real*>(p.weight), inputs, up->first, up->source->channels, p.channels, c, transformed);
-      });
-    }
+    if (tiled()) run_tasks(p.pool, tiled_source().source->channels, [&](int64_t c) { transform_channel(c); });
+    int order[kMaxSegments], products[kMaxSegments];
+    for (int k = 0; k < kMaxSegments; ++k) order[k] = products[k] = k;
+    if (strided) paired_gradient_order(products);
     const int64_t layouts = up != nullptr && !paired ? grid_height : 0;
     run_tasks(p.pool, static_cast<int64_t>(blocks) * p.sources_count + layouts, [&](int64_t task) {
       if (task < static_cast<int64_t>(blocks) * p.sources_count) {
         const int block = static_cast<int>(task % blocks);
         Prepared& s = sources[task / blocks];
         Element* panel = s.panels + block * s.panel_size;
-        if (paired && &s == up) {
-          pack_weights<Element, Real>(p.channels, transformed, kPairedPlanes, 0, s.source->channels, s.source->channels, block,
+        const int64_t channels = s.source->channels;
+        if (tiled() && &s == &tiled_source()) {
+          pack_weights<Element, Real>(p.channels, transformed, product_planes(), products, 0, channels, channels, block,
                                       vectors_of(block), panel);
         } else {
-          pack_weights<Element, Real>(p.channels, weight, weight_planes(s), s.first, s.source->channels, inputs, block,
-                                      vectors_of(block), panel);
+          pack_weights<Element, Real>(p.channels, static_cast<const Real*>(p.weight), weight_planes(s), order, s.first, channels,
+                                      inputs, block, vectors_of(block), panel);
         }
         return;
       }
@@ -74,10 +67,28 @@ struct Forward : UpsampledForward<Stored> {
                              [&](int64_t task, int slot) { run_up(task / blocks, static_cast<int>(task % blocks), slot); });
     } else {
       run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) {
-        paired ? run_paired(task, slot) : wide ? run_wide(task, slot) : winograd ? run_winograd(task, slot) : run_plain(task, slot);
+        paired     ? run_paired(task, slot)
+        : strided  ? run_strided(task, slot)
+        : wide     ? run_wide(task, slot)
+        : winograd ? run_winograd(task, slot)
+                   : run_plain(task, slot);
       });
     }
     if (p.mean != nullptr) finish_moments();
+  }
+
+  // Row `c` of the channels in of the tiles' weights.
+  void transform_channel(int64_t c) const {
+    const Real* weight = static_cast<const Real*>(p.weight);
+    if (paired) {
+      paired_weights(weight, inputs, up->first, up->source->channels, p.channels, c, transformed);
+    } else if (strided) {
+      strided_weights(weight, inputs, p.channels, c, false, transformed);
+    } else if (wide) {
+      wide_weights(weight, inputs, p.channels, c, false, transformed);
+    } else {
+      winograd_weights(weight, inputs, p.channels, c, false, transformed);
+    }
   }
 
   void run_plain(int64_t chunk, int slot) const {
@@ -135,6 +146,27 @@ struct Forward : UpsampledForward<Stored> {
     }
   }
 
+  void run_strided(int64_t chunk, int slot) const {
+    Scratch area = scratch_of(slot);
+    const Prepared& s = sources[0];
+    const Piece piece = piece_of(chunk);
+    const int64_t columns = piece.right - piece.left, tiles = columns / 2, row_size = columns * kBlock<Real>;
+    clear_moments(chunk, 0, padded);
+    for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
+      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
+      TilePlanes<Element, kStridedPlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
+      for (int64_t i = 0; i < rows; ++i) {
+        planes.begin_row(i);
+        with_samples<Real, Stored, 5>(*s.source, s.prologue, p.padding, 2 * (r + 2 * i), [&](const auto& samples) {
+          strided_input<Real>(samples, 2 * piece.left - 1, tiles, s.padded, planes);
+        });
+      }
+      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
+        paired_gradient_rows(products, size, tiles, vectors_of(block), area.sums, area.sums + row_size);
+      });
+    }
+  }
+
   // Takes the products of `rows` rows of tiles, lets outputs(block, a row's products, size) put rows of sums together from
   // them and stores those from output row `top` on.
   template <typename Planes, typename Outputs>
@@ -143,8 +175,12 @@ struct Forward : UpsampledForward<Stored> {
     const Prepared& s = sources[0];
     const int64_t columns = piece.right - piece.left, side = tile_side();
     for (int block = 0; block < blocks; ++block) {
-      multiply_planes(winograd_planes(), planes.rows, planes.plane, planes.total, s.groups, s.panels + block * s.panel_size,
-                      vectors_of(block), area.products);
+      const Element* panel = s.panels + block * s.panel_size;
+      if (strided) {
+        multiply_paired_gradient(planes.rows, planes.plane, planes.total, s.groups, panel, vectors_of(block), area.products);
+      } else {
+        multiply_planes(winograd_planes(), planes.rows, planes.plane, planes.total, s.groups, panel, vectors_of(block), area.products);
+      }
       for (int64_t i = 0; i < rows; ++i) {
         outputs(block, area.products + i * planes.pitch(planes.tiles) * kBlock<Real>, planes.total * kBlock<Real>);
         for (int64_t y = 0; y < side; ++y) {

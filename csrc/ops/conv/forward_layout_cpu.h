@@ -4,7 +4,7 @@
 
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/conv_math.h"
-#include "ops/conv/upsampled_cpu.h"
+#include "ops/conv/strided_cpu.h"
 #include "ops/conv/weights_cpu.h"
 #include "ops/conv/winograd_wide_cpu.h"
 #include "platform/thread_pool.h"
@@ -44,12 +44,13 @@ struct ForwardLayout {
   const Prepared* up = nullptr;  // the upsampled source
   bool paired = false;           // its low-resolution samples are taken two by two
   const bool winograd, wide;     // outputs are taken tile by tile, of 2x2 or of 4x4
+  const bool strided;            // so are those of stride 2, of 2x2
   int blocks;                    // of output channels
   int64_t padded;                // output channels, in whole blocks
   int64_t inputs = 0;
   // Chunks: rows x columns of a grid of output pixels, or of low-resolution ones.
   int64_t grid_height, grid_width, chunk_rows, chunk_columns, row_chunks, column_chunks;
-  Real* transformed;             // the weights in Winograd's form, [16][in][out]; paired: of the upsampled source, [25][in][out]
+  Real* transformed;             // the weights of the tiles' products, [planes][in][out]; paired: of the upsampled source
   Real* bias;
   double *chunk_mean, *chunk_m2;  // [chunks][padded]
   Element* low;                   // the upsampled source, normalised: [height][width][padded]
@@ -61,14 +62,15 @@ struct ForwardLayout {
 
   struct Scratch {
     Real* sums;                                  // [columns][kBlock]; of all the rows made at once
-    Element* tiles;                              // Winograd's or the pairs' V
+    Element* tiles;                              // the tiles' samples, transformed
     Element* ring[DIPENGINE_CONV_MAX_SOURCES];   // [ring rows][padded columns][padded]
     int64_t held[DIPENGINE_CONV_MAX_SOURCES][kMostRingRows];
     Real* products;                              // [3][low columns + 2][kBlock]
     Real* mapped;                                // [3 rows][3][2 low columns][kBlock]
   };
 
-  explicit ForwardLayout(const Params& params) : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)) {
+  explicit ForwardLayout(const Params& params)
+      : p(params), winograd(winograd_suits(params)), wide(wide_suits<Stored>(params)), strided(strided_suits(params)) {
     blocks = static_cast<int>(ceil_divide(p.channels, kBlock<Real>));
     padded = static_cast<int64_t>(blocks) * kBlock<Real>;
     for (int i = 0; i < p.sources_count; ++i) {
@@ -86,11 +88,11 @@ struct ForwardLayout {
     }
     grid_height = up != nullptr ? up->source->height : p.height;
     grid_width = up != nullptr ? up->source->width : p.width;
-    const int64_t most_columns = up != nullptr ? kUpColumns : winograd ? kWinogradColumns : kPlainColumns;
+    const int64_t most_columns = up != nullptr ? kUpColumns : tiled() ? kWinogradColumns : kPlainColumns;
     chunk_columns = ceil_divide(grid_width, ceil_divide(grid_width, most_columns));
     chunk_rows = up != nullptr && !paired ? least(kUpRows, grid_height)
                                : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, chunk_columns)));
-    if (winograd || paired) {
+    if (tiled()) {
       chunk_rows = round_up(chunk_rows, tile_side());
       chunk_columns = round_up(chunk_columns, tile_side());
     }
@@ -105,8 +107,7 @@ struct ForwardLayout {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
-    const int64_t planes = winograd ? winograd_planes() * inputs : paired ? kPairedPlanes * up->source->channels : 0;
-    transformed = carver.take<Real>(planes * p.channels);
+    transformed = carver.take<Real>(tiled() ? product_planes() * tiled_source().source->channels * p.channels : 0);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);
@@ -123,11 +124,14 @@ struct ForwardLayout {
     bytes = carver.used() + scratch_bytes * static_cast<size_t>(dipengine_pool_size(p.pool));
   }
 
+  bool tiled() const { return winograd || paired || strided; }
+  const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
   int winograd_planes() const { return wide ? kWidePlanes : kWinogradPlanes; }
+  int input_planes() const { return strided ? kStridedPlanes : winograd_planes(); }
+  int product_planes() const { return strided ? kStridedPlanes : paired ? kPairedPlanes : winograd_planes(); }
+  int sum_planes() const { return strided ? 9 : product_planes(); }  // that products are added to
   int64_t tile_side() const { return wide ? 4 : 2; }
-  int weight_planes(const Prepared& s) const {
-    return winograd ? winograd_planes() : paired && &s == up ? kPairedPlanes : p.kernel * p.kernel;
-  }
+  int weight_planes(const Prepared& s) const { return tiled() && &s == &tiled_source() ? product_planes() : p.kernel * p.kernel; }
   int64_t ring_rows() const { return paired ? 4 * tile_rows() + p.kernel - 1 : p.kernel; }  // of all the output rows made at once
   int64_t out_columns() const { return up != nullptr ? 2 * chunk_columns : chunk_columns; }
   int64_t ring_columns() const { return (out_columns() - 1) * p.stride + p.kernel; }
@@ -138,12 +142,12 @@ struct ForwardLayout {
 
   Scratch carve_scratch(Carver& carver) const {
     Scratch s;
-    s.sums = carver.take<Real>((wide || paired ? 4 : winograd ? 2 : 1) * out_columns() * kBlock<Real>);
-    if (winograd || paired) {
-      s.tiles = carver.take<Element>(winograd_planes() * batch_tiles() * (paired ? up : &sources[0])->padded);
-      s.products = carver.take<Real>((paired ? kPairedPlanes : winograd_planes()) * batch_tiles() * kBlock<Real>);
+    s.sums = carver.take<Real>((wide || paired ? 4 : tiled() ? 2 : 1) * out_columns() * kBlock<Real>);
+    if (tiled()) {
+      s.tiles = carver.take<Element>(input_planes() * batch_tiles() * tiled_source().padded);
+      s.products = carver.take<Real>(sum_planes() * batch_tiles() * kBlock<Real>);
     }
-    if (winograd) return s;
+    if (tiled() && !paired) return s;
     for (int i = 0; i < p.sources_count; ++i) {
       if (&sources[i] == up) continue;
       s.ring[i] = carver.take<Element>(ring_rows() * ring_columns() * sources[i].padded);

@@ -54,6 +54,8 @@ static void load_gradient_row(const dipengine_conv_params& p, const GradientMap<
     }
     const Gradient* at = g + q * p.gradient.pixel_stride;
     const Stored* beside = map.folded ? raw + q * p.raw.pixel_stride : raw;
+    fetch_ahead(at, p.channels * static_cast<int64_t>(sizeof(Gradient)));
+    if (map.folded) fetch_ahead(beside, p.channels * static_cast<int64_t>(sizeof(Stored)));
     int64_t c = 0;
     for (; c + V::size <= p.channels; c += V::size, out += block) V::store(out, d_raw_lanes(map, at, beside, c, V::size));
     if (c < p.channels) V::store(out, d_raw_lanes(map, at, beside, c, static_cast<int>(p.channels - c)));
@@ -105,6 +107,8 @@ DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const
       }
     }
     Stored* to = d_x + w * s.d_x.pixel_stride + c;
+    __builtin_prefetch(to + 16 * s.d_x.pixel_stride, 1, 3);
+    if (needs_x) __builtin_prefetch(x + (w + 16) * s.x.pixel_stride + c, 0, 3);
     if (s.accumulate != 0) g = V::add(g, whole ? V::load(to) : V::load_part(to, lanes));
     if (whole) {
       V::store(to, g);
