@@ -32,6 +32,7 @@ struct Vec;
 
 template <>
 struct Vec<float> {
+  using Real = float;
   static constexpr int size = 16;
   using Register = __m512;
   DIPENGINE_MEMBER Register zero() { return _mm512_setzero_ps(); }
@@ -80,6 +81,7 @@ struct Vec<float> {
 
 template <>
 struct Vec<float> {
+  using Real = float;
   static constexpr int size = 8;
   using Register = __m256;
   DIPENGINE_MEMBER Register zero() { return _mm256_setzero_ps(); }

@@ -54,7 +54,7 @@ struct BackwardLayout {
   // upsampled source. The grid is then of tiles.
   const bool winograd, wide, strided;
   bool paired = false;
-  Real* transformed;  // the weights in that form, [planes][in][out]
+  Real* transposed;  // the weights of the source of the tiles, [9][outputs][its padded channels]
   int64_t inputs = 0, padded, grid_height, grid_width, chunks, columns, batch_rows;
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
@@ -78,6 +78,7 @@ struct BackwardLayout {
     Element *d_tiles, *d_tile_pairs, *x_tiles;               // of TilePlanes
     Real* products;                                          // [planes][batch tiles][kBlock]
     Real* plane_weights;                                     // [planes][channels][padded], sums of a chunk
+    bool added;                                              // whether there are any in them
     Element* mapped;                                         // E_t: [9][padded / V::size][batch pixels][V::size]
     Element* mapped_packed;                                  // [9] packed pixels
   };
@@ -186,7 +187,7 @@ struct BackwardLayout {
       s.product = carver.take<double>(chunks * s.padded);
     }
     const bool transforms = tiled() && tiled_source().wants_data();
-    transformed = carver.take<Real>(transforms ? planes() * tiled_source().source->channels * p.channels : 0);
+    transposed = carver.take<Real>(transforms ? 9 * p.channels * tiled_source().padded : 0);
     map.carve(carver, padded);
     bias_sum = carver.take<double>(chunks * padded);
     zeros = carver.take<Element>(d_columns() * padded);

@@ -185,7 +185,7 @@ struct TiledBackward : BackwardLayout<Stored> {
     d.start[0] = (kPair == 1 ? planes.rows : planes.pairs) + with * planes.plane;
     const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
     multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(planes.total / kPair),
-                            area.plane_weights + k * s.source->channels * padded, padded);
+                            area.plane_weights + k * s.source->channels * padded, padded, area.added);
   }
 
   // A chunk's sums of the transformed weights' gradient -> of the weights'. axis(u, w): kSide elements to three.

@@ -16,7 +16,7 @@ struct Backward : UpsampledBackward<Stored> {
   using Base = UpsampledBackward<Stored>;
   using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
   using Base::p, Base::sources, Base::up, Base::winograd, Base::wide, Base::strided, Base::paired, Base::tiled, Base::tiled_source,
-      Base::planes, Base::chunk_top, Base::out_row, Base::transformed, Base::inputs, Base::padded, Base::grid_height,
+      Base::planes, Base::chunk_top, Base::out_row, Base::transposed, Base::groups, Base::inputs, Base::padded, Base::grid_height,
       Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map,
       Base::bias_sum, Base::zeros, Base::rows_map, Base::columns_map, Base::d_columns, Base::scratch_of, Base::vectors_of,
       Base::pack_narrow, Base::fill_map, Base::run_up, Base::run_paired, Base::run_winograd, Base::run_wide,
@@ -45,20 +45,10 @@ struct Backward : UpsampledBackward<Stored> {
     }
     map.fill(p, padded);
     const Real* weight = static_cast<const Real*>(p.weight);
-    if (tiled() && tiled_source().wants_data()) {
-      const Prepared& s = tiled_source();
-      run_tasks(p.pool, s.source->channels, [&](int64_t c) {
-        if (paired) {
-          paired_gradient_weights(weight, inputs, s.first, s.source->channels, p.channels, c, transformed);
-        } else if (strided) {
-          strided_weights(weight, inputs, p.channels, c, true, transformed);
-        } else if (wide) {
-          wide_weights(weight, inputs, p.channels, c, true, transformed);
-        } else {
-          winograd_weights(weight, inputs, p.channels, c, true, transformed);
-        }
-      });
-    }
+    if (paired) pack_tiled<PairedGradientWeights>(false);
+    else if (strided) pack_tiled<StridedGradientWeights>(false);
+    else if (wide) pack_tiled<WideWeights>(true);
+    else if (winograd) pack_tiled<WinogradWeights>(true);
     memset(zeros, 0, static_cast<size_t>(d_columns() * padded) * sizeof(Element));
     run_tasks(p.pool, total, [&](int64_t task) {
       const int i = task < jobs[0] ? 0 : 1;
@@ -67,13 +57,7 @@ struct Backward : UpsampledBackward<Stored> {
       if (s.narrow) return pack_narrow(s);
       Element* panel = s.panels + block * s.panel_size;
       const int64_t channels = s.source->channels;
-      if (tiled() && &s == &tiled_source()) {
-        int order[kMaxSegments];
-        for (int k = 0; k < planes(); ++k) order[k] = k;
-        if (paired) paired_gradient_order(order);
-        return pack_transposed<Element, Real>(p.channels, transformed, planes(), order, 0, channels, channels, block,
-                                              vectors_of(s, block), panel);
-      }
+      if (tiled() && &s == &tiled_source()) return;
       int plain[kMaxSegments];
       for (int t = 0; t < kMaxSegments; ++t) plain[t] = t;
       pack_transposed<Element, Real>(p.channels, weight, taps, &s == up ? plain : tap_order, s.first, channels, inputs, block,
@@ -87,20 +71,38 @@ struct Backward : UpsampledBackward<Stored> {
     finish();
   }
 
+  // The weights of the tiles' data gradients.
+  template <template <typename> class Transform>
+  void pack_tiled(bool turned) const {
+    const Prepared& s = tiled_source();
+    if (!s.wants_data()) return;
+    const int64_t steps = ceil_divide(s.source->channels, 16);
+    run_tasks(p.pool, 9 * steps, [&](int64_t task) {
+      transpose_tap(static_cast<const Real*>(p.weight), inputs, s.first, s.source->channels, p.channels, task / steps,
+                    task % steps * 16, s.padded, transposed);
+    });
+    const WeightView<Real> weights{transposed, p.channels * s.padded, s.padded, p.channels, s.source->channels, turned};
+    int places[kWidePlanes];
+    for (int k = 0; k < planes(); ++k) places[k] = k;
+    if (paired) paired_gradient_places(places);
+    run_tasks(p.pool, s.blocks * ceil_divide(groups, kPackedGroups), [&](int64_t task) {
+      const int block = static_cast<int>(task % s.blocks);
+      pack_tiles<Transform, Element, Real>(weights, block, vectors_of(s, block), task / s.blocks * kPackedGroups, places,
+                                           s.panels + block * s.panel_size);
+    });
+  }
+
   void run_chunk(int64_t chunk, int slot) const {
     Scratch area = scratch_of(slot);
     for (int i = 0; i < p.sources_count; ++i) {
       const Prepared& s = sources[i];
-      if (s.d_weight != nullptr) {
+      if (s.d_weight != nullptr && !(tiled() && &s == &tiled_source())) {  // which fold_weights() writes
         memset(s.d_weight + chunk * taps * s.tap_size, 0, static_cast<size_t>(taps * s.tap_size) * sizeof(Real));
       }
       memset(s.sum + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
       memset(s.product + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
     }
-    if (tiled() && p.d_weight != nullptr) {
-      const int64_t size = planes() * tiled_source().source->channels * padded;
-      memset(area.plane_weights, 0, static_cast<size_t>(size) * sizeof(Real));
-    }
+    area.added = false;
     const int64_t top = chunk_top(chunk), bottom = chunk_top(chunk + 1);
     add_bias(chunk, out_row(top), out_row(bottom));
     for (int64_t begin = 0; begin < grid_width; begin += columns) {
@@ -124,6 +126,7 @@ struct Backward : UpsampledBackward<Stored> {
         } else {
           run_plain_rows(area, chunk, row, rows, begin, end);
         }
+        area.added = true;
       }
     }
     if (tiled() && p.d_weight != nullptr) fold_weights(area, chunk);

@@ -16,7 +16,7 @@ struct Forward : UpsampledForward<Stored> {
   using Base::p, Base::sources, Base::up, Base::paired, Base::winograd, Base::wide, Base::strided, Base::blocks, Base::padded,
       Base::inputs, Base::tiled, Base::tiled_source, Base::product_planes,
       Base::grid_height, Base::grid_width, Base::chunk_rows, Base::chunk_columns, Base::row_chunks, Base::column_chunks,
-      Base::transformed, Base::bias, Base::chunk_mean, Base::chunk_m2, Base::low, Base::rows_map, Base::columns_map,
+      Base::bias, Base::chunk_mean, Base::chunk_m2, Base::low, Base::rows_map, Base::columns_map,
       Base::weight_planes, Base::vectors_of, Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments,
       Base::piece_of, Base::transform_row, Base::tile_rows, Base::tile_side, Base::winograd_planes, Base::fill_map,
       Base::run_up, Base::run_paired;
@@ -36,30 +36,25 @@ struct Forward : UpsampledForward<Stored> {
     for (int64_t c = 0; c < padded; ++c) {
       bias[c] = p.bias != nullptr && c < p.channels ? static_cast<const Real*>(p.bias)[c] : Real(0);
     }
-    if (tiled()) run_tasks(p.pool, tiled_source().source->channels, [&](int64_t c) { transform_channel(c); });
-    int order[kMaxSegments], products[kMaxSegments];
-    for (int k = 0; k < kMaxSegments; ++k) order[k] = products[k] = k;
-    if (strided) paired_gradient_order(products);
-    const int64_t layouts = up != nullptr && !paired ? grid_height : 0;
-    run_tasks(p.pool, static_cast<int64_t>(blocks) * p.sources_count + layouts, [&](int64_t task) {
-      if (task < static_cast<int64_t>(blocks) * p.sources_count) {
-        const int block = static_cast<int>(task % blocks);
-        Prepared& s = sources[task / blocks];
-        Element* panel = s.panels + block * s.panel_size;
-        const int64_t channels = s.source->channels;
-        if (tiled() && &s == &tiled_source()) {
-          pack_weights<Element, Real>(p.channels, transformed, product_planes(), products, 0, channels, channels, block,
-                                      vectors_of(block), panel);
-        } else {
-          pack_weights<Element, Real>(p.channels, static_cast<const Real*>(p.weight), weight_planes(s), order, s.first, channels,
-                                      inputs, block, vectors_of(block), panel);
-        }
-        return;
-      }
-      const int64_t y = task - static_cast<int64_t>(blocks) * p.sources_count;
-      load_row<Real, Stored>(*up->source, up->prologue, p.padding, y, 0, grid_width, 1, low + y * grid_width * up->padded,
-                             side_by_side<Real>(up->padded));
+    run_tasks(p.pool, static_cast<int64_t>(blocks) * p.sources_count, [&](int64_t task) {
+      const int block = static_cast<int>(task % blocks);
+      const Prepared& s = sources[task / blocks];
+      if (tiled() && &s == &tiled_source()) return;
+      int order[kMaxSegments];
+      for (int k = 0; k < kMaxSegments; ++k) order[k] = k;
+      pack_weights<Element, Real>(p.channels, static_cast<const Real*>(p.weight), weight_planes(s), order, s.first, s.source->channels,
+                                  inputs, block, vectors_of(block), s.panels + block * s.panel_size);
     });
+    if (paired) pack_tiled<PairedWeights>();
+    else if (strided) pack_tiled<StridedWeights>();
+    else if (wide) pack_tiled<WideWeights>();
+    else if (winograd) pack_tiled<WinogradWeights>();
+    if (up != nullptr && !paired) {
+      run_tasks(p.pool, grid_height, [&](int64_t y) {
+        load_row<Real, Stored>(*up->source, up->prologue, p.padding, y, 0, grid_width, 1, low + y * grid_width * up->padded,
+                               side_by_side<Real>(up->padded));
+      });
+    }
     if (up != nullptr && !paired) {
       fill_map(rows_map, grid_height);
       fill_map(columns_map, grid_width);
@@ -77,18 +72,21 @@ struct Forward : UpsampledForward<Stored> {
     if (p.mean != nullptr) finish_moments();
   }
 
-  // Row `c` of the channels in of the tiles' weights.
-  void transform_channel(int64_t c) const {
-    const Real* weight = static_cast<const Real*>(p.weight);
-    if (paired) {
-      paired_weights(weight, inputs, up->first, up->source->channels, p.channels, c, transformed);
-    } else if (strided) {
-      strided_weights(weight, inputs, p.channels, c, false, transformed);
-    } else if (wide) {
-      wide_weights(weight, inputs, p.channels, c, false, transformed);
-    } else {
-      winograd_weights(weight, inputs, p.channels, c, false, transformed);
-    }
+  // The weights of the tiles' products.
+  template <template <typename> class Transform>
+  void pack_tiled() const {
+    const Prepared& s = tiled_source();
+    const int64_t tap = inputs * p.channels;
+    const WeightView<Real> weights{static_cast<const Real*>(p.weight) + s.first * p.channels, tap, p.channels, s.source->channels,
+                                   p.channels, false};
+    int places[kWidePlanes];
+    for (int k = 0; k < product_planes(); ++k) places[k] = k;
+    if (strided) paired_gradient_places(places);
+    run_tasks(p.pool, blocks * ceil_divide(s.groups, kPackedGroups), [&](int64_t task) {
+      const int block = static_cast<int>(task % blocks);
+      pack_tiles<Transform, Element, Real>(weights, block, vectors_of(block), task / blocks * kPackedGroups, places,
+                                           s.panels + block * s.panel_size);
+    });
   }
 
   void run_plain(int64_t chunk, int slot) const {

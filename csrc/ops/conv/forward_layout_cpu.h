@@ -50,7 +50,6 @@ struct ForwardLayout {
   int64_t inputs = 0;
   // Chunks: rows x columns of a grid of output pixels, or of low-resolution ones.
   int64_t grid_height, grid_width, chunk_rows, chunk_columns, row_chunks, column_chunks;
-  Real* transformed;             // the weights of the tiles' products, [planes][in][out]; paired: of the upsampled source
   Real* bias;
   double *chunk_mean, *chunk_m2;  // [chunks][padded]
   Element* low;                   // the upsampled source, normalised: [height][width][padded]
@@ -107,7 +106,6 @@ struct ForwardLayout {
       sources[i].prologue.carve(carver, sources[i].padded);
       sources[i].panels = carver.take<Element>(sources[i].panel_size * blocks);
     }
-    transformed = carver.take<Real>(tiled() ? product_planes() * tiled_source().source->channels * p.channels : 0);
     bias = carver.take<Real>(padded);
     chunk_mean = carver.take<double>(row_chunks * column_chunks * padded);
     chunk_m2 = carver.take<double>(row_chunks * column_chunks * padded);

@@ -20,32 +20,30 @@ constexpr int kPairedGradientPlanes = 25;
 constexpr int kPairedSums[5] = {0, 0, 1, 2, 2};        // the element of P, and of X, that each product of an axis belongs to
 constexpr int kPairedFirst[4] = {0, 2, 3, 5};          // the products of each element of P
 
-// The products in the order in which those of one element of P lie together.
-static void paired_gradient_order(int* order) {
+// Where each product's weights lie: those of one element of P together.
+static void paired_gradient_places(int* places) {
+  int place = 0;
   for (int y = 0; y < 3; ++y) {
     for (int x = 0; x < 3; ++x) {
       for (int ky = kPairedFirst[y]; ky < kPairedFirst[y + 1]; ++ky) {
-        for (int kx = kPairedFirst[x]; kx < kPairedFirst[x + 1]; ++kx) *order++ = 5 * ky + kx;
+        for (int kx = kPairedFirst[x]; kx < kPairedFirst[x + 1]; ++kx) places[5 * ky + kx] = place++;
       }
     }
   }
 }
 
-// Row `c` of the channels in: weights [9][inputs][outputs], from channel `first` on -> U [25][channels][outputs].
-template <typename Real>
-static void paired_gradient_weights(const Real* weight, int64_t inputs, int64_t first, int64_t channels, int64_t outputs, int64_t c,
-                                    Real* to) {
-  using V = Vec<Real>;
+template <typename V>
+struct PairedGradientWeights {
+  static constexpr int kSide = 5;
   using Register = typename V::Register;
-  auto axis = [&](Register w0, Register w1, Register w2, Register* out) {
+  DIPENGINE_MEMBER void axis(Register w0, Register w1, Register w2, Register* out) {
     out[0] = V::add(w1, w2);
     out[1] = w2;
     out[2] = V::add(w0, out[0]);
     out[3] = w0;
     out[4] = V::add(w0, w1);
-  };
-  transform_weights<5>(weight + (first + c) * outputs, inputs * outputs, false, outputs, to + c * outputs, channels * outputs, axis);
-}
+  }
+};
 
 // The weights' gradient from that of U, along one axis.
 template <typename V>
@@ -108,7 +106,7 @@ static void paired_gradient_samples(const Load& load, int64_t first, int64_t til
   }
 }
 
-// One block of channels: products of D with the packed U (panel, in paired_gradient_order) to P [9][tiles][kBlock].
+// One block of channels: products of D with the packed U (panel, by paired_gradient_places) to P [9][tiles][kBlock].
 template <typename Element>
 static void multiply_paired_gradient(const Element* d, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
                                      typename Mac<Element>::Real* products) {

@@ -171,7 +171,8 @@ static void multiply(int64_t rows, const Segments<Element>& a, ptrdiff_t row_str
 // channels a.block_stride and b.block_stride elements apart, so that what a tile reads is contiguous. C is [MR][NV registers].
 template <typename Element, int MR, int NV>
 static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptrdiff_t a_offset, const Segments<Element>& b,
-                                                 ptrdiff_t b_offset, int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
+                                                 ptrdiff_t b_offset, int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride,
+                                                 bool accumulate) {
   using M = Mac<Element>;
   using V = Vec<typename M::Real>;
   constexpr int kStep = V::size * M::kPair;
@@ -201,24 +202,24 @@ static __attribute__((noinline)) void outer_tile(const Segments<Element>& a, ptr
   for (int m = 0; m < MR; ++m) {
     for (int v = 0; v < NV; ++v) {
       typename M::Real* to = c + m * c_stride + v * V::size;
-      V::store(to, V::add(V::load(to), sum[m][v]));
+      V::store(to, accumulate ? V::add(V::load(to), sum[m][v]) : sum[m][v]);
     }
   }
 }
 
 template <typename Element, int NV, int MR>
 static void outer_rest(int rows, const Segments<Element>& a, ptrdiff_t a_offset, const Segments<Element>& b, ptrdiff_t b_offset,
-                       int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
+                       int groups, typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate) {
   if constexpr (MR > 0) {
-    if (rows == MR) return outer_tile<Element, MR, NV>(a, a_offset, b, b_offset, groups, c, c_stride);
-    outer_rest<Element, NV, MR - 1>(rows, a, a_offset, b, b_offset, groups, c, c_stride);
+    if (rows == MR) return outer_tile<Element, MR, NV>(a, a_offset, b, b_offset, groups, c, c_stride, accumulate);
+    outer_rest<Element, NV, MR - 1>(rows, a, a_offset, b, b_offset, groups, c, c_stride, accumulate);
   }
 }
 
-// C[rows][columns] += ...; C's rows lie c_stride apart and are padded to whole registers, as are the operands.
+// C[rows][columns] += ... (or = ...); C's rows lie c_stride apart and are padded to whole registers, as are the operands.
 template <typename Element>
 static void multiply_outer(int rows, int columns, const Segments<Element>& a, const Segments<Element>& b, int groups,
-                           typename Mac<Element>::Real* c, ptrdiff_t c_stride) {
+                           typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate = true) {
   constexpr int kWidth = Vec<typename Mac<Element>::Real>::size, kPair = Mac<Element>::kPair;
   constexpr int kHeight = kWidth >= 16 ? 8 : kWidth >= 4 ? 4 : 2;  // divides a block of channels
   for (int n = 0; n < columns; n += kBlock<typename Mac<Element>::Real>) {
@@ -229,9 +230,9 @@ static void multiply_outer(int rows, int columns, const Segments<Element>& a, co
       const ptrdiff_t a_offset = m / kWidth * a.block_stride + m % kWidth * kPair;
       typename Mac<Element>::Real* tile = c + m * c_stride + n;
       if (wide) {
-        outer_rest<Element, 2, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride);
+        outer_rest<Element, 2, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
       } else {
-        outer_rest<Element, 1, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride);
+        outer_rest<Element, 1, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
       }
     }
   }

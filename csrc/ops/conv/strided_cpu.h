@@ -33,21 +33,31 @@ DIPENGINE_INLINE bool strided_suits(const dipengine_conv_params& p) {
          s.channels >= kWinogradLeastChannels;
 }
 
-// Row `c` of channels in: weights [9][in][out] -> U [25][in][out], forward or backward.
-template <typename Real>
-static void strided_weights(const Real* weight, int64_t inputs, int64_t outputs, int64_t c, bool backward, Real* to) {
-  using V = Vec<Real>;
+template <typename V>
+struct StridedWeights {
+  static constexpr int kSide = 5;
   using Register = typename V::Register;
-  const int64_t plane = inputs * outputs;
-  auto axis = [&](Register w0, Register w1, Register w2, Register* out) {
-    out[0] = backward ? w2 : w0;
+  DIPENGINE_MEMBER void axis(Register w0, Register w1, Register w2, Register* out) {
+    out[0] = w0;
     out[1] = w1;
     out[2] = V::add(w0, w2);
-    out[3] = backward ? w1 : w2;
-    out[4] = backward ? w0 : w1;
-  };
-  transform_weights<5>(weight + c * outputs, plane, false, outputs, to + c * outputs, plane, axis);
-}
+    out[3] = w2;
+    out[4] = w1;
+  }
+};
+
+template <typename V>
+struct StridedGradientWeights {
+  static constexpr int kSide = 5;
+  using Register = typename V::Register;
+  DIPENGINE_MEMBER void axis(Register w0, Register w1, Register w2, Register* out) {
+    out[0] = w2;
+    out[1] = w1;
+    out[2] = V::add(w0, w2);
+    out[3] = w1;
+    out[4] = w0;
+  }
+};
 
 // D of a row of tiles, to planes.put(): load(row 0..4, column, channel); the first tile's q0 is column `first`.
 template <typename Real, typename Load, typename Planes>

@@ -23,22 +23,19 @@ DIPENGINE_INLINE bool paired_suits(const dipengine_conv_params& p, const dipengi
          p.channels >= kWinogradLeastChannels && s.channels >= kWinogradLeastChannels;
 }
 
-// Row `c` of the channels in: weights [9][inputs][outputs], from channel `first` on -> U [25][channels][outputs].
-template <typename Real>
-static void paired_weights(const Real* weight, int64_t inputs, int64_t first, int64_t channels, int64_t outputs, int64_t c, Real* to) {
-  using V = Vec<Real>;
+template <typename V>
+struct PairedWeights {
+  static constexpr int kSide = 5;
   using Register = typename V::Register;
-  const Register half = V::set(Real(0.5));
-  auto axis = [&](Register w0, Register w1, Register w2, Register* out) {
-    const Register both = V::add(w0, w1), rest = V::add(w1, w2);
+  DIPENGINE_MEMBER void axis(Register w0, Register w1, Register w2, Register* out) {
+    const Register half = V::set(0.5f), both = V::add(w0, w1), rest = V::add(w1, w2);
     out[0] = w0;
     out[1] = V::mul(V::add(w0, rest), half);
     out[2] = V::mul(V::sub(w0, rest), half);
     out[3] = V::mul(V::sub(both, w2), half);
     out[4] = w2;
-  };
-  transform_weights<5>(weight + (first + c) * outputs, inputs * outputs, false, outputs, to + c * outputs, channels * outputs, axis);
-}
+  }
+};
 
 template <typename V>
 DIPENGINE_INLINE void paired_outputs(const typename V::Register* m, typename V::Register* y) {

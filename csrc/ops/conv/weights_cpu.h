@@ -115,4 +115,84 @@ static void pack_transposed(int64_t outputs, const Real* weight, int count, cons
   }
 }
 
+// A view of 3x3 weights as the B of products, of `rows` by `columns`: tap t of row k at from + t * tap + k * row.
+template <typename Real>
+struct WeightView {
+  const Real* from;
+  int64_t tap, row, rows, columns;
+  bool turned;  // the kernel is turned around
+};
+
+constexpr int64_t kPackedGroups = 16;  // of a task
+
+// The weights of products that are taken tile by tile, for block `block` of the columns and groups [first, first + kPackedGroups)
+// of the rows: [kSide * kSide planes][groups][columns][kPair], plane k in place places[k]. Transform::axis(w0, w1, w2, out) makes
+// kSide elements of three.
+template <template <typename> class Transform, typename Element, typename Real>
+static void pack_tiles(const WeightView<Real>& weights, int block, int vectors, int64_t first, const int* places, Element* to) {
+  using V = Vec<Real>;
+  using Register = typename V::Register;
+  constexpr int kPair = Mac<Element>::kPair, kSide = Transform<V>::kSide;
+  const int64_t groups = ceil_divide(weights.rows, kPair), step = static_cast<int64_t>(vectors) * V::size * kPair;
+  for (int64_t g = first; g < least(first + kPackedGroups, groups); ++g) {
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t n = block * kBlock<Real> + v * V::size;
+      Register planes[kPair][kSide * kSide];
+      for (int k = 0; k < kPair; ++k) {
+        const int64_t row = g * kPair + k;
+        const int lanes = row < weights.rows ? static_cast<int>(most(0, least(weights.columns - n, V::size))) : 0;
+        const Real* from = weights.from + row * weights.row + n;
+        Register across[3][kSide], down[kSide];
+        for (int y = 0; y < 3; ++y) {
+          Register w[3];
+          for (int x = 0; x < 3; ++x) {
+            const int tap = weights.turned ? 8 - (3 * y + x) : 3 * y + x;
+            w[x] = lanes > 0 ? V::load_part(from + tap * weights.tap, lanes) : V::zero();
+          }
+          Transform<V>::axis(w[0], w[1], w[2], across[y]);
+        }
+        for (int x = 0; x < kSide; ++x) {
+          Transform<V>::axis(across[0][x], across[1][x], across[2][x], down);
+          for (int y = 0; y < kSide; ++y) planes[k][kSide * y + x] = down[y];
+        }
+      }
+      for (int k = 0; k < kSide * kSide; ++k) {
+        Element* at = to + (places[k] * groups + g) * step + v * V::size * kPair;
+        if constexpr (kPair == 1) {
+          V::store(at, planes[0][k]);
+        } else {
+          store_pair<Element>(at, planes[0][k], planes[1][k]);
+        }
+      }
+    }
+  }
+}
+
+// Channels [c, c + 16) of a source, in tap t: weights [9][inputs][outputs], the source's from `first` on, to [9][outputs][row].
+template <typename Real>
+static void transpose_tap(const Real* weight, int64_t inputs, int64_t first, int64_t channels, int64_t outputs, int64_t t, int64_t c,
+                          int64_t row, Real* to) {
+  const Real* from = weight + (t * inputs + first + c) * outputs;
+  to += t * outputs * row + c;
+  const int64_t count = least(16, channels - c);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Real) == 4) {
+    for (int64_t o = 0; o < outputs; o += 16) {
+      __m512i words[16];
+      for (int i = 0; i < 16; ++i) {
+        words[i] = i < count ? load_words(from + i * outputs + o, outputs - o, to) : _mm512_setzero_si512();
+      }
+      transpose_words(words);
+      for (int i = 0; i < 16 && o + i < outputs; ++i) {
+        _mm512_mask_storeu_epi32(to + (o + i) * row, Vec<float>::lanes(static_cast<int>(count)), words[i]);
+      }
+    }
+    return;
+  }
+#endif
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t i = 0; i < count; ++i) to[o * row + i] = from[i * outputs + o];
+  }
+}
+
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

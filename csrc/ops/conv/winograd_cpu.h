@@ -11,7 +11,7 @@
 // Transforms run in Real from the float32 weights, so in bfloat16 each operand is rounded once.
 #pragma once
 
-#include "ops/conv/rows_cpu.h"
+#include "ops/conv/weights_cpu.h"
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
@@ -25,43 +25,18 @@ DIPENGINE_INLINE bool winograd_suits(const dipengine_conv_params& p) {
          p.sources[0].channels >= kWinogradLeastChannels;
 }
 
-// One channel in of a 3x3 kernel through `axis` (three registers to kSide), first along x, then along y: tap t of `outputs`
-// channels is read at from + t * tap (or of the kernel turned around), element k stored at to + k * plane.
-template <int kSide, typename Real, typename Axis>
-static void transform_weights(const Real* from, int64_t tap, bool turned, int64_t outputs, Real* to, int64_t plane, const Axis& axis) {
-  using V = Vec<Real>;
+template <typename V>
+struct WinogradWeights {
+  static constexpr int kSide = 4;
   using Register = typename V::Register;
-  for (int64_t o = 0; o < outputs; o += V::size) {
-    const int lanes = static_cast<int>(least(V::size, outputs - o));
-    Register rows[3][kSide], columns[kSide];
-    for (int y = 0; y < 3; ++y) {
-      Register g[3];
-      for (int x = 0; x < 3; ++x) g[x] = V::load_part(from + (turned ? 8 - (3 * y + x) : 3 * y + x) * tap + o, lanes);
-      axis(g[0], g[1], g[2], rows[y]);
-    }
-    for (int x = 0; x < kSide; ++x) {
-      axis(rows[0][x], rows[1][x], rows[2][x], columns);
-      for (int y = 0; y < kSide; ++y) V::store_part(to + (kSide * y + x) * plane + o, columns[y], lanes);
-    }
-  }
-}
-
-// Row `c` of channels in: weights [9][in][out] -> U [16][in][out] (or of the kernel turned around).
-template <typename Real>
-static void winograd_weights(const Real* weight, int64_t inputs, int64_t outputs, int64_t c, bool turned, Real* to) {
-  using V = Vec<Real>;
-  using Register = typename V::Register;
-  const int64_t plane = inputs * outputs;
-  const Register half = V::set(Real(0.5));
-  auto axis = [&](Register g0, Register g1, Register g2, Register* out) {
-    const Register even = V::mul(V::add(g0, g2), half), odd = V::mul(g1, half);
+  DIPENGINE_MEMBER void axis(Register g0, Register g1, Register g2, Register* out) {
+    const Register half = V::set(0.5f), even = V::mul(V::add(g0, g2), half), odd = V::mul(g1, half);
     out[0] = g0;
     out[1] = V::add(even, odd);
     out[2] = V::sub(even, odd);
     out[3] = g2;
-  };
-  transform_weights<4>(weight + c * outputs, plane, turned, outputs, to + c * outputs, plane, axis);
-}
+  }
+};
 
 // Where transforms put their planes, for one or more rows of tiles: as multiply() reads them, [planes][channels / V::size][tiles]
 // [V::size], and packed along the tiles for multiply_outer(), with a tile of zeros after a row of an odd number. Without pairs

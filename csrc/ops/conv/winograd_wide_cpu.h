@@ -30,25 +30,21 @@ struct WideAxis {
   int64_t first(int64_t t) const { return t == tiles() ? n : most(0, start(t)); }  // of the image, that tile t (or later ones) has
 };
 
-// Row `c` of channels in: weights [9][in][out] -> U [36][in][out] (or of the kernel turned around).
-template <typename Real>
-static void wide_weights(const Real* weight, int64_t inputs, int64_t outputs, int64_t c, bool turned, Real* to) {
-  using V = Vec<Real>;
+template <typename V>
+struct WideWeights {
+  static constexpr int kSide = 6;
   using Register = typename V::Register;
-  const int64_t plane = inputs * outputs;
-  const Register sixth = V::set(Real(-1) / 6), rest = V::set(Real(1) / 24), quarter = V::set(Real(0.25)), two = V::set(Real(2)),
-                 four = V::set(Real(4));
-  auto axis = [&](Register g0, Register g1, Register g2, Register* out) {
-    const Register even = V::add(g0, g2), far = V::fma(four, g2, g0), odd = V::mul(two, g1);
-    out[0] = V::mul(g0, quarter);
+  DIPENGINE_MEMBER void axis(Register g0, Register g1, Register g2, Register* out) {
+    const Register sixth = V::set(typename V::Real(-1) / 6), rest = V::set(typename V::Real(1) / 24);
+    const Register even = V::add(g0, g2), far = V::fma(V::set(4), g2, g0), odd = V::mul(V::set(2), g1);
+    out[0] = V::mul(g0, V::set(0.25f));
     out[1] = V::mul(V::add(even, g1), sixth);
     out[2] = V::mul(V::sub(even, g1), sixth);
     out[3] = V::mul(V::add(far, odd), rest);
     out[4] = V::mul(V::sub(far, odd), rest);
     out[5] = g2;
-  };
-  transform_weights<6>(weight + c * outputs, plane, turned, outputs, to + c * outputs, plane, axis);
-}
+  }
+};
 
 // The weights' gradient from that of U, along one axis.
 template <typename Real>
