@@ -262,6 +262,18 @@ struct BackwardLayout {
     return row;
   }
 
+  // kRows rows of d_raw from `top` on, in a block that begins at output column `left`.
+  template <int kRows>
+  TileRows<Element, kRows> rows_of_d(Scratch& area, int64_t top, int64_t left) const {
+    TileRows<Element, kRows> rows;
+    rows.columns = d_columns();
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t y = top + i;
+      rows.rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
+    }
+    return rows;
+  }
+
   void store_gradient(const Prepared& s, int64_t chunk, const Real* du, int64_t y, int64_t x, int64_t pixels, int block) const {
     const Source& source = *s.source;
     const Stored* from = static_cast<const Stored*>(source.x.data) + y * source.x.row_stride + x * source.x.pixel_stride;

@@ -47,14 +47,8 @@ struct TiledBackward : BackwardLayout<Stored> {
   // V of the data gradient of rows r and r + 1.
   template <typename Planes>
   void transform_gradient(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
-    const Element* rows[4];
-    for (int i = 0; i < 4; ++i) {
-      const int64_t y = r - 1 + i;
-      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, 2 * begin)) + (kMargin - 2 * begin) * V::size;
-    }
-    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
     const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
-    winograd_input<Real>(load, 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
+    winograd_input<Real>(this->template rows_of_d<4>(area, r - 1, 2 * begin), 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
                          {reflected && begin == 0, reflected && end == grid_width}, padded, planes);
   }
 
@@ -90,14 +84,7 @@ struct TiledBackward : BackwardLayout<Stored> {
   template <typename Planes>
   void transform_wide_gradient(Scratch& area, int64_t top, int64_t begin, int64_t end, Planes& planes) const {
     const WideAxis across{p.width};
-    const int64_t left = out_column(begin);
-    const Element* rows[6];
-    for (int i = 0; i < 6; ++i) {
-      const int64_t y = top + i;
-      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
-    }
-    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
-    wide_input<Real>(load, [&](int64_t t) { return across.start(begin + t) - 1; }, end - begin, padded, planes);
+    wide_input<Real>(this->template rows_of_d<6>(area, top, out_column(begin)), [&](int64_t t) { return across.start(begin + t) - 1; }, end - begin, padded, planes);
   }
 
   // Data gradient of tile row r from its products; samples beyond the image belong to the ones that they show.
@@ -129,13 +116,7 @@ struct TiledBackward : BackwardLayout<Stored> {
     for (int64_t i = 0; i < rows; ++i) {
       d.begin_row(i);
       const int64_t left = out_column(begin);
-      const Element* from[3];
-      for (int k = 0; k < 3; ++k) {
-        const int64_t y = 2 * (row + i) - 1 + k;
-        from[k] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
-      }
-      auto load = [&](int k, int64_t u, int64_t c) { return V::load(from[k] + u * V::size + c * d_columns()); };
-      strided_gradient_input<Real>(load, 2 * begin - 1, tiles, padded, d);
+      strided_gradient_input<Real>(this->template rows_of_d<3>(area, 2 * (row + i) - 1, left), 2 * begin - 1, tiles, padded, d);
     }
     for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
       multiply_pairs(d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);

@@ -102,14 +102,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
 
   template <typename Planes>
   void transform_pairs(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
-    const int64_t left = out_column(begin);
-    const Element* rows[6];
-    for (int i = 0; i < 6; ++i) {
-      const int64_t y = 4 * r - 3 + i;
-      rows[i] = (y < 0 || y >= p.height ? zeros : d_row(area, y, left)) + (kMargin - left) * V::size;
-    }
-    auto load = [&](int i, int64_t u, int64_t c) { return V::load(rows[i] + u * V::size + c * d_columns()); };
-    paired_gradient_input<Real>(load, 4 * begin - 3, end - begin, padded, planes);
+    paired_gradient_input<Real>(this->template rows_of_d<6>(area, 4 * r - 3, out_column(begin)), 4 * begin - 3, end - begin, padded, planes);
   }
 
   // Data gradient of samples 2 r - 1 and 2 r from P; those beyond the image belong to the ones that they repeat.

@@ -66,10 +66,11 @@ static void paired_gradient_input(const Load& load, int64_t first, int64_t tiles
     out[4] = V::sub(q[4], q[2]);
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     typename V::Register window[5][6];  // [vertical product][column]
     auto column = [&](int64_t u, int place) {
       typename V::Register q[6], out[5];
-      for (int i = 0; i < 6; ++i) q[i] = load(i, u, c);
+      for (int i = 0; i < 6; ++i) q[i] = at(i, u);
       axis(q, out);
       for (int y = 0; y < 5; ++y) window[y][place] = out[y];
     };
@@ -93,11 +94,12 @@ template <typename Real, typename Load, typename Planes>
 static void paired_gradient_samples(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     for (int64_t t = 0; t < tiles; ++t) {
       typename V::Register left[3], right[3];
       const int64_t u = first + 2 * t;
-      left[0] = load(0, u, c), left[2] = load(1, u, c), left[1] = V::add(left[0], left[2]);
-      right[0] = load(0, u + 1, c), right[2] = load(1, u + 1, c), right[1] = V::add(right[0], right[2]);
+      left[0] = at(0, u), left[2] = at(1, u), left[1] = V::add(left[0], left[2]);
+      right[0] = at(0, u + 1), right[2] = at(1, u + 1), right[1] = V::add(right[0], right[2]);
       for (int y = 0; y < 3; ++y) {
         const typename V::Register row[3] = {left[y], V::add(left[y], right[y]), right[y]};
         planes.put(c, t, 3 * y, 3, row);

@@ -71,10 +71,11 @@ static void strided_input(const Load& load, int64_t first, int64_t tiles, int64_
     out[4] = q[3];
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     typename V::Register window[5][5];  // [vertical product][column]
     auto column = [&](int64_t u, int place) {
       typename V::Register q[5], out[5];
-      for (int i = 0; i < 5; ++i) q[i] = load(i, u, c);
+      for (int i = 0; i < 5; ++i) q[i] = at(i, u);
       axis(q, out);
       for (int y = 0; y < 5; ++y) window[y][place] = out[y];
     };
@@ -102,8 +103,9 @@ static void strided_gradient_input(const Load& load, int64_t first, int64_t tile
     out[3] = V::sub(d2, d1);
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     typename V::Register window[3][4];  // [column][vertical product]
-    auto column = [&](int64_t u, int place) { axis(load(0, u, c), load(1, u, c), load(2, u, c), window[place]); };
+    auto column = [&](int64_t u, int place) { axis(at(0, u), at(1, u), at(2, u), window[place]); };
     column(first, 0);
     for (int64_t t = 0; t < tiles; ++t) {
       column(first + 2 * t + 1, 1);
@@ -130,11 +132,12 @@ static void strided_samples(const Load& load, int64_t first, int64_t tiles, int6
     out[4] = x[3];
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     for (int64_t t = 0; t < tiles; ++t) {
       typename V::Register columns[5][4];  // [vertical][column]
       for (int i = 0; i < 4; ++i) {
         typename V::Register x[4], out[5];
-        for (int y = 0; y < 4; ++y) x[y] = load(y, first + 4 * t + i, c);
+        for (int y = 0; y < 4; ++y) x[y] = at(y, first + 4 * t + i);
         axis(x, out);
         for (int y = 0; y < 5; ++y) columns[y][i] = out[y];
       }

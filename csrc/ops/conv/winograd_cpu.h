@@ -109,10 +109,11 @@ static void winograd_samples(const Load& load, int64_t first, int64_t tiles, int
     out[3] = y1;
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     for (int64_t t = 0; t < tiles; ++t) {
       typename V::Register left[4], right[4], row[4];
-      axis(load(0, first + 2 * t, c), load(1, first + 2 * t, c), left);
-      axis(load(0, first + 2 * t + 1, c), load(1, first + 2 * t + 1, c), right);
+      axis(at(0, first + 2 * t), at(1, first + 2 * t), left);
+      axis(at(0, first + 2 * t + 1), at(1, first + 2 * t + 1), right);
       for (int y = 0; y < 4; ++y) {
         axis(left[y], right[y], row);
         planes.put(c, t, 4 * y, 4, row);
@@ -151,9 +152,10 @@ static void winograd_input(const Load& load, int64_t first, int64_t tiles, Winog
                            Planes& planes) {
   using V = Vec<Real>;
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     typename V::Register window[4][4];  // [column][vertical product]
     auto column = [&](int64_t u, typename V::Register* out) {
-      winograd_axis<V>(load(0, u, c), load(1, u, c), load(2, u, c), load(3, u, c), rows, out);
+      winograd_axis<V>(at(0, u), at(1, u), at(2, u), at(3, u), rows, out);
     };
     column(first - 1, window[0]);
     column(first, window[1]);
@@ -171,6 +173,26 @@ static void winograd_input(const Load& load, int64_t first, int64_t tiles, Winog
     }
   }
 }
+
+// Rows of d_raw, as the ring holds them: [padded / V::size][columns][V::size].
+template <typename Element, int kRowsRead>
+struct TileRows {
+  using V = Vec<typename Mac<Element>::Real>;
+  const Element* rows[kRowsRead];  // at column 0
+  int64_t columns;
+
+  struct Lanes {
+    const Element* rows[kRowsRead];
+    __attribute__((always_inline)) inline typename V::Register operator()(int row, int64_t u) const {
+      return V::load(rows[row] + u * V::size);
+    }
+  };
+  Lanes at(int64_t c) const {
+    Lanes lanes;
+    for (int i = 0; i < kRowsRead; ++i) lanes.rows[i] = rows[i] + c * columns;
+    return lanes;
+  }
+};
 
 // The samples of a source that a row of tiles reads, normalised. Behind an upsampling (by the nearest sample), reflection
 // repeats the border sample.
@@ -197,13 +219,26 @@ struct TileSamples {
     return i < 0 ? 0 : n - 1;
   }
 
-  __attribute__((always_inline)) inline typename V::Register operator()(int row, int64_t u, int64_t c) const {
-    const int64_t x = place(u, source.width);
-    if (rows[row] == nullptr || x < 0) return V::zero();
-    const Stored* at = rows[row] + x * source.x.pixel_stride + c;
-    const int64_t left = source.channels - c;
-    const typename V::Register value = left >= V::size ? V::load(at) : V::load_part(at, static_cast<int>(left));
-    return normalise<Real, true, kOuter>(prologue, value, c);
+  // Those of one register of channels; what normalises them stays in registers.
+  struct Lanes {
+    const TileSamples& of;
+    int64_t c;
+    int lanes;
+    typename V::Register inner_scale, inner_shift, outer_scale, outer_shift, slope;
+
+    __attribute__((always_inline)) inline typename V::Register operator()(int row, int64_t u) const {
+      const int64_t x = of.place(u, of.source.width);
+      if (of.rows[row] == nullptr || x < 0) return V::zero();
+      const Stored* at = of.rows[row] + x * of.source.x.pixel_stride + c;
+      typename V::Register value = lanes == V::size ? V::load(at) : V::load_part(at, lanes);
+      value = V::fma(value, inner_scale, inner_shift);
+      value = V::where_positive(value, value, V::mul(value, slope));
+      return kOuter ? V::fma(value, outer_scale, outer_shift) : value;
+    }
+  };
+  Lanes at(int64_t c) const {
+    return {*this, c, static_cast<int>(least(V::size, source.channels - c)), V::load(prologue.inner_scale + c),
+            V::load(prologue.inner_shift + c), V::load(prologue.outer_scale + c), V::load(prologue.outer_shift + c), V::set(prologue.slope)};
   }
 };
 

@@ -72,6 +72,7 @@ static void wide_input(const Load& load, const Start& start, int64_t tiles, int6
     out[5] = V::fma(four, d[1], V::fma(five, d[3], d[5]));
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     typename V::Register window[6][6];  // [vertical product][column]
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = start(t);
@@ -82,7 +83,7 @@ static void wide_input(const Load& load, const Start& start, int64_t tiles, int6
       }
       for (int i = follows ? 2 : 0; i < 6; ++i) {
         typename V::Register d[6], out[6];
-        for (int y = 0; y < 6; ++y) d[y] = load(y, first + i, c);
+        for (int y = 0; y < 6; ++y) d[y] = at(y, first + i);
         axis(d, out);
         for (int y = 0; y < 6; ++y) window[y][i] = out[y];
       }
@@ -113,11 +114,12 @@ static void wide_samples(const Load& load, const Start& start, int64_t down, con
     out[5] = x[3];
   };
   for (int64_t c = 0; c < padded; c += V::size) {
+    const auto at = load.at(c);
     for (int64_t t = 0; t < tiles; ++t) {
       typename V::Register columns[6][4], row[6];  // [vertical][column]
       for (int i = 0; i < 4; ++i) {
         typename V::Register x[4], out[6];
-        for (int y = 0; y < 4; ++y) x[y] = y < down && i < across(t) ? load(y, start(t) + i, c) : V::zero();
+        for (int y = 0; y < 4; ++y) x[y] = y < down && i < across(t) ? at(y, start(t) + i) : V::zero();
         axis(x, out);
         for (int y = 0; y < 6; ++y) columns[y][i] = out[y];
       }
