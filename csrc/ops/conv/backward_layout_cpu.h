@@ -40,6 +40,7 @@ struct BackwardLayout {
     Element* panels;   // [blocks][taps][groups][columns][kPair]
     int64_t panel_size;
     bool narrow;       // few channels: all taps of a kernel row share the lanes of one product
+    bool together;     // so few that the taps of a kernel row also share a register of the weights' gradient
     bool swapped;      // weight gradient as [channels out][channels in]: fewer idle lanes where few come out
     int64_t tap_size;  // elements of one tap's weight gradient
     Real* d_weight;    // [chunks][taps][tap_size]
@@ -99,6 +100,7 @@ struct BackwardLayout {
       s.narrow = s.source->upsample == DIPENGINE_UPSAMPLE_NONE && p.stride == 1 && p.kernel > 1 &&
                  p.kernel * s.source->channels <= kBlock<Real>;
       s.swapped = p.channels < V::size && s.source->channels > p.channels;
+      s.together = s.narrow && !s.swapped && kPair == 1 && p.kernel * s.source->channels <= V::size;
       s.tap_size = s.swapped ? p.channels * s.padded : s.source->channels * padded;
       inputs += s.source->channels;
       if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) up = &s;
@@ -215,7 +217,7 @@ struct BackwardLayout {
         s.x_rows[i] = carver.take<Element>(packs ? batch_pixels() * channels : 0);
         s.x_packed[i] = carver.take<Element>(batch_pixels() * channels);
       } else {
-        s.x_rows[i] = carver.take<Element>(packs ? x_columns() * channels : 0);
+        s.x_rows[i] = carver.take<Element>(packs || sources[i].together ? x_columns() * channels : 0);
         s.x_packed[i] = carver.take<Element>(x_capacity() * x_copies() * x_copy_pixels() * channels);
         widest = most(widest, out_columns() * p.stride + p.stride + 2 * p.pad + p.kernel);
       }

@@ -63,7 +63,11 @@ struct PlainBackward : TiledBackward<Stored> {
       if (area.x_held[i][place] == y) continue;
       area.x_held[i][place] = y;
       const RowLayout side = side_by_side<Real>(s.padded);
-      if (kPair > 1) load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + span, 1, area.x_rows[i], side);
+      if (kPair > 1 || s.together) load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + span, 1, area.x_rows[i], side);
+      if (s.together) {
+        put_together(s, area.x_rows[i], width, area.x_packed[i] + place * x_size);
+        continue;
+      }
       for (int64_t copy = 0; copy < copies; ++copy) {
         Element* to = area.x_packed[i] + (place * copies + copy) * x_size;
         if (kPair == 1) {
@@ -75,13 +79,29 @@ struct PlainBackward : TiledBackward<Stored> {
         }
       }
     }
-    for (int ky = 0; ky < p.kernel; ++ky) {
+    for (int ky = 0; ky < p.kernel && s.together; ++ky) {
+      for (int64_t r = 0; r < rows; ++r) x.start[r] = area.x_packed[i] + x_place(row + r - p.pad + ky) * x_size;
+      Real* to = s.d_weight + (chunk * taps + ky * p.kernel) * s.tap_size;
+      const int lanes = p.kernel * static_cast<int>(s.source->channels);
+      multiply_outer<Element>(lanes, static_cast<int>(p.channels), x, d, static_cast<int>(width), to, padded);
+    }
+    for (int ky = 0; ky < p.kernel && !s.together; ++ky) {
       for (int kx = 0; kx < p.kernel; ++kx) {
         for (int64_t r = 0; r < rows; ++r) {
           const Element* copy = area.x_packed[i] + (x_place((row + r) * p.stride - p.pad + ky) * copies + kx % copies) * x_size;
           x.start[r] = copy + kx / copies * V::size;
         }
         add_weight(s, chunk, ky * p.kernel + kx, x, d, pixel_groups);
+      }
+    }
+  }
+
+  // Pixels as the taps of a kernel row see them, side by side in the lanes of one register: what a store leaves beyond its pixel is
+  // overwritten by the next.
+  void put_together(const Prepared& s, const Element* from, int64_t pixels, Element* to) const {
+    if constexpr (kPair == 1) {
+      for (int64_t w = 0; w < pixels; ++w, from += V::size, to += V::size) {
+        for (int kx = 0; kx < p.kernel; ++kx) V::store(to + kx * s.source->channels, V::load(from + kx * V::size));
       }
     }
   }

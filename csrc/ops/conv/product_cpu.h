@@ -222,17 +222,19 @@ static void multiply_outer(int rows, int columns, const Segments<Element>& a, co
                            typename Mac<Element>::Real* c, ptrdiff_t c_stride, bool accumulate = true) {
   constexpr int kWidth = Vec<typename Mac<Element>::Real>::size, kPair = Mac<Element>::kPair;
   constexpr int kHeight = kWidth >= 16 ? 8 : kWidth >= 4 ? 4 : 2;  // divides a block of channels
+  constexpr int kMost = kWidth >= 16 ? 12 : kHeight;               // what registers hold: all rows at once, where they are so few
+  const int height = rows <= kMost ? rows : kHeight;
   for (int n = 0; n < columns; n += kBlock<typename Mac<Element>::Real>) {
     const bool wide = columns - n > kWidth;
     const ptrdiff_t b_offset = n / kWidth * b.block_stride;
-    for (int m = 0; m < rows; m += kHeight) {
-      const int left = rows - m < kHeight ? rows - m : kHeight;
+    for (int m = 0; m < rows; m += height) {
+      const int left = rows - m < height ? rows - m : height;
       const ptrdiff_t a_offset = m / kWidth * a.block_stride + m % kWidth * kPair;
       typename Mac<Element>::Real* tile = c + m * c_stride + n;
       if (wide) {
-        outer_rest<Element, 2, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
+        outer_rest<Element, 2, kMost>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
       } else {
-        outer_rest<Element, 1, kHeight>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
+        outer_rest<Element, 1, kMost>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
       }
     }
   }
