@@ -13,7 +13,7 @@ if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD6
   set(DIPENGINE_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(DIPENGINE_FLAGS_avx512
     -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx2 -mfma -mf16c -mprefer-vector-width=512
-    -Wno-maybe-uninitialized)  # GCC 12 warns of its own intrinsics
+    -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns of its own intrinsics
   set(DIPENGINE_FLAGS_avx512bf16 ${DIPENGINE_FLAGS_avx512} -mavx512bf16)
 endif()
 string(REPLACE ";" " " DIPENGINE_ISAS_TEXT "${DIPENGINE_ISAS}")

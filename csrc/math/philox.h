@@ -9,6 +9,8 @@
 
 namespace dipengine {
 
+constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
+
 struct PhiloxBlock {
   uint32_t w0, w1, w2, w3;
 };
@@ -23,17 +25,16 @@ DIPENGINE_HD PhiloxBlock philox_round(PhiloxBlock c, uint32_t k0, uint32_t k1) {
 // The block of random words at counter `c` under key (k0, k1).
 // The rounds are written out: a loop here would keep compilers from vectorising the loop over counters around it.
 DIPENGINE_HD PhiloxBlock philox(PhiloxBlock c, uint32_t k0, uint32_t k1) {
-  constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
   c = philox_round(c, k0, k1);
-  c = philox_round(c, k0 + 1 * kWeyl0, k1 + 1 * kWeyl1);
-  c = philox_round(c, k0 + 2 * kWeyl0, k1 + 2 * kWeyl1);
-  c = philox_round(c, k0 + 3 * kWeyl0, k1 + 3 * kWeyl1);
-  c = philox_round(c, k0 + 4 * kWeyl0, k1 + 4 * kWeyl1);
-  c = philox_round(c, k0 + 5 * kWeyl0, k1 + 5 * kWeyl1);
-  c = philox_round(c, k0 + 6 * kWeyl0, k1 + 6 * kWeyl1);
-  c = philox_round(c, k0 + 7 * kWeyl0, k1 + 7 * kWeyl1);
-  c = philox_round(c, k0 + 8 * kWeyl0, k1 + 8 * kWeyl1);
-  return philox_round(c, k0 + 9 * kWeyl0, k1 + 9 * kWeyl1);
+  c = philox_round(c, k0 + 1 * kPhiloxWeyl0, k1 + 1 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 2 * kPhiloxWeyl0, k1 + 2 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 3 * kPhiloxWeyl0, k1 + 3 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 4 * kPhiloxWeyl0, k1 + 4 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 5 * kPhiloxWeyl0, k1 + 5 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 6 * kPhiloxWeyl0, k1 + 6 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 7 * kPhiloxWeyl0, k1 + 7 * kPhiloxWeyl1);
+  c = philox_round(c, k0 + 8 * kPhiloxWeyl0, k1 + 8 * kPhiloxWeyl1);
+  return philox_round(c, k0 + 9 * kPhiloxWeyl0, k1 + 9 * kPhiloxWeyl1);
 }
 
 }  // namespace dipengine
