@@ -82,6 +82,7 @@ struct BackwardLayout {
     bool added;                                              // whether there are any in them
     Element* mapped;                                         // E_t: [9][padded / V::size][batch pixels][V::size]
     Element* mapped_packed;                                  // [9] packed pixels
+    Fetch fetch;                                             // of the next rows
   };
 
   explicit BackwardLayout(const Params& params)

@@ -13,7 +13,7 @@ struct PlainBackward : TiledBackward<Stored> {
       typename Base::Source;
   using Base::p, Base::sources, Base::up, Base::inputs, Base::padded, Base::groups, Base::taps, Base::zeros,
       Base::x_capacity, Base::x_copies, Base::x_copy_pixels, Base::out_columns, Base::vectors_of, Base::d_row, Base::d_block,
-      Base::d_columns, Base::store_gradient, Base::add_weight, Base::kPair;
+      Base::d_columns, Base::map, Base::store_gradient, Base::add_weight, Base::kPair;
   using Base::Base;
 
   void pack_narrow(const Prepared& s) const {
@@ -34,7 +34,24 @@ struct PlainBackward : TiledBackward<Stored> {
 
   int narrow_vectors(const Prepared& s) const { return p.kernel * s.source->channels > V::size ? 2 : 1; }
 
+  // What rows [row, row + rows) need that the rows before them do not.
+  void fetch_rows(Scratch& area, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    area.fetch.count = 0;
+    for (int64_t r = row; r < least(row + rows, p.height); ++r) {
+      area.fetch.add(p.gradient, p.gradient_dtype == p.dtype ? sizeof(Stored) : sizeof(Real), r, begin, end);
+      if (map.folded) area.fetch.add(p.raw, sizeof(Stored), r, begin, end);
+      for (int i = 0; i < p.sources_count; ++i) {
+        const Source& s = *sources[i].source;
+        for (int64_t y = r * p.stride; y < least((r + 1) * p.stride, s.height); ++y) {
+          area.fetch.add(s.x, sizeof(Stored), y, begin * p.stride, least(end * p.stride, s.width));
+          if (sources[i].wants_data()) area.fetch.add(s.d_x, sizeof(Stored), y, begin * p.stride, least(end * p.stride, s.width));
+        }
+      }
+    }
+  }
+
   void run_plain_rows(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    if (fetches(p)) fetch_rows(area, row + rows, rows, begin, end);
     for (int i = 0; i < p.sources_count; ++i) {
       if (sources[i].d_weight != nullptr) add_plain_weights(area, i, chunk, row, rows, begin, end);
       for (int64_t r = row; r < row + rows && sources[i].wants_data(); ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
@@ -50,6 +67,7 @@ struct PlainBackward : TiledBackward<Stored> {
     d.count = x.count = static_cast<int>(rows);
     d.block_stride = kPair == 1 ? d_block() : d_pixels * V::size;
     x.block_stride = x_pixels * V::size;
+    x.beside = d.beside = fetches(p) ? &area.fetch : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
       d.start[r] = d_row(area, row + r, begin) + kMargin * V::size;
       if (kPair == 1) continue;
@@ -152,6 +170,7 @@ struct PlainBackward : TiledBackward<Stored> {
         Segments<Element> segments;
         segments.count = 0;
         segments.block_stride = d_block();
+        segments.beside = fetches(p) ? &area.fetch : nullptr;
         for (int ky = a; ky < p.kernel; ky += p.stride) {
           const int64_t r = (iy - ky) / p.stride;
           const Element* row = iy < ky || r >= p.height ? zeros : d_row(area, r, begin);

@@ -89,12 +89,26 @@ struct Forward : UpsampledForward<Stored> {
     });
   }
 
+  // What output row r needs and is not in the ring.
+  void fetch_row(Fetch& fetch, int64_t r, int64_t left, int64_t right) const {
+    fetch.count = 0;
+    if (r == p.height) return;
+    for (int i = 0; i < p.sources_count; ++i) {
+      const dipengine_conv_source& s = *sources[i].source;
+      for (int64_t y = r * p.stride; y < least((r + 1) * p.stride, s.height); ++y) {
+        fetch.add(s.x, sizeof(Stored), y, left * p.stride, least(right * p.stride, s.width));
+      }
+    }
+    fetch.add(p.raw, p.raw_dtype == p.dtype ? sizeof(Stored) : sizeof(Real), r, left, right);
+  }
+
   void run_plain(int64_t chunk, int slot) const {
     Scratch area = scratch_of(slot);
     clear_moments(chunk, 0, padded);
     const Piece piece = piece_of(chunk);
     const int64_t columns = piece.right - piece.left;
     for (int64_t r = piece.top; r < piece.bottom; ++r) {
+      if (fetches(p)) fetch_row(area.fetch, r + 1, piece.left, piece.right);
       for (int block = 0; block < blocks; ++block) {
         for (int i = 0; i < p.sources_count; ++i) add_plain(i, area, r, piece.left, columns, block, i > 0, area.sums);
         store_row(area.sums, r, piece.left, columns, block, (r - piece.top) * columns, chunk);

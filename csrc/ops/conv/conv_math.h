@@ -14,6 +14,9 @@ DIPENGINE_HD int64_t padded_index(int64_t i, int64_t n, int padding) {
   return i < 0 ? -i : 2 * (n - 1) - i;
 }
 
+// Layers of so little arithmetic a pixel that their memory is worth fetching beside the products.
+DIPENGINE_HD bool fetches(const dipengine_conv_params& p) { return p.kernel == 1; }
+
 // A few weighted samples of an axis.
 struct AxisTerms {
   static constexpr int kMost = 8;

@@ -66,6 +66,7 @@ struct ForwardLayout {
     int64_t held[DIPENGINE_CONV_MAX_SOURCES][kMostRingRows];
     Real* products;                              // [3][low columns + 2][kBlock]
     Real* mapped;                                // [3 rows][3][2 low columns][kBlock]
+    Fetch fetch;                                 // of the next rows
   };
 
   explicit ForwardLayout(const Params& params)
@@ -175,6 +176,7 @@ struct ForwardLayout {
     const int64_t row_elements = ring_columns() * s.padded, from = begin * p.stride - p.pad;
     Segments<Element> segments;
     segments.count = p.kernel * p.kernel;
+    segments.beside = fetches(p) ? &scratch_area.fetch : nullptr;
     for (int ky = 0; ky < p.kernel; ++ky) {
       const int64_t y = r * p.stride - p.pad + ky, place = (y + ring_rows()) % ring_rows();
       Element* row = scratch_area.ring[i] + place * row_elements;

@@ -71,6 +71,39 @@ constexpr int kVectors = 2;
 template <typename Real>
 constexpr int kBlock = kVectors * Vec<Real>::size;  // columns of a tile
 
+constexpr int kLine = 64;  // bytes of a cache line
+
+// Memory that the rows after those being multiplied will read or write: fetched beside the products, a few lines a register tile,
+// as a core's way to memory is idle while it multiplies. More lines at a time get in the way of the products' own loads.
+struct Fetch {
+  static constexpr int kMost = 16, kLines = 10;
+  struct Span {
+    const char *next, *past;
+  };
+  Span spans[kMost];
+  int count = 0;
+
+  // Columns [left, right) of row y of an image whose elements have `size` bytes.
+  void add(const dipengine_pixels& image, size_t size, int64_t y, int64_t left, int64_t right) {
+    const int64_t bytes = static_cast<int64_t>(size), pixel = image.pixel_stride * bytes;
+    const char* at = static_cast<const char*>(image.data) + y * image.row_stride * bytes + left * pixel;
+    if (count < kMost && left < right) spans[count++] = {at, at + (right - left) * pixel};
+  }
+  static void some(Fetch* fetch) {
+    if (fetch != nullptr) fetch->fetch_lines();
+  }
+
+ private:
+  __attribute__((noinline)) void fetch_lines() {
+    for (int lines = kLines; lines > 0 && count > 0; --lines) {
+      Span& span = spans[count - 1];
+      __builtin_prefetch(span.next, 0, 2);
+      span.next += kLine;
+      if (span.next >= span.past) --count;
+    }
+  }
+};
+
 // One operand in several segments: where each starts. Its channels lie side by side, or in blocks of one register's channels,
 // block_stride elements apart: [channels / V::size][pixels][V::size].
 constexpr int kMaxSegments = DIPENGINE_CONV_MAX_KERNEL * DIPENGINE_CONV_MAX_KERNEL;
@@ -79,6 +112,7 @@ struct Segments {
   int count;
   const Element* start[kMaxSegments];
   ptrdiff_t block_stride = 0;  // 0: side by side
+  Fetch* beside = nullptr;
 };
 
 template <typename Element, int MR, int NV>
@@ -133,8 +167,6 @@ static void multiply_rest(int rows, const Segments<Element>& a, ptrdiff_t offset
   }
 }
 
-constexpr int kLine = 64;  // bytes of a cache line
-
 // Tiles of nearly equal height: a last one of few rows would cost as much as a whole one. Beside them what follows b is
 // fetched, the panel of the next product as a rule: panels of a layer exceed the second-level cache, and a stream from the
 // third is slower than the products.
@@ -147,6 +179,7 @@ static void multiply_columns(int64_t rows, const Segments<Element>& a, ptrdiff_t
   for (int64_t m = 0, tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {
     const int height = static_cast<int>((rows - m + tiles - 1) / tiles);
     for (int64_t lines = (past - next) / (tiles * kLine); lines > 0; --lines, next += kLine) __builtin_prefetch(next, 0, 2);
+    Fetch::some(a.beside);
     multiply_rest<Element, NV, kRows>(height, a, m * row_stride, row_stride, groups, b, c + m * c_stride, c_stride, accumulate);
     m += height;
   }
@@ -231,6 +264,7 @@ static void multiply_outer(int rows, int columns, const Segments<Element>& a, co
       const int left = rows - m < height ? rows - m : height;
       const ptrdiff_t a_offset = m / kWidth * a.block_stride + m % kWidth * kPair;
       typename Mac<Element>::Real* tile = c + m * c_stride + n;
+      Fetch::some(a.beside);
       if (wide) {
         outer_rest<Element, 2, kMost>(left, a, a_offset, b, b_offset, groups, tile, c_stride, accumulate);
       } else {
