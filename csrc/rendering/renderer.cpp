@@ -152,8 +152,8 @@ void OnnxRenderer::start(const dipengine_renderer_params& params, const void* da
   }
 }
 
-Ort::Session OnnxRenderer::session_on(const std::string& provider, const dipengine_renderer_params& params, const void* data,
-                                      size_t bytes) const {
+std::unique_ptr<Ort::Session> OnnxRenderer::session_on(const std::string& provider, const dipengine_renderer_params& params,
+                                                       const void* data, size_t bytes) const {
   Ort::SessionOptions options;
   options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // its warnings speak of z and crop, which are inputs on purpose
   options.SetIntraOpNumThreads(params.threads > 0 ? params.threads : cores());
@@ -161,7 +161,7 @@ Ort::Session OnnxRenderer::session_on(const std::string& provider, const dipengi
   append(options, provider, asked == provider ? &params : nullptr);
   if (provider == "tensorrt") append(options, "cuda", nullptr);  // for what TensorRT leaves
   // From memory: then no folder is the model's, and nothing outside it can be read.
-  return Ort::Session(runtime_->env(), data, bytes, options);
+  return std::make_unique<Ort::Session>(runtime_->env(), data, bytes, options);
 }
 
 // ---- painting -------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ Ort::Value OnnxRenderer::network(int64_t x, int64_t y, int64_t width, int64_t he
       Ort::Value::CreateTensor(memory, z.data(), z.size(), z_shape, 4, static_cast<ONNXTensorElementDataType>(m.z_type)),
       Ort::Value::CreateTensor(memory, crop, sizeof(crop), crop_shape, 1, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)};
   const char *names[2] = {"z", "crop"}, *output = "image";
-  return std::move(session_.Run(Ort::RunOptions{nullptr}, names, inputs, 2, &output, 1).front());
+  return std::move(session_->Run(Ort::RunOptions{nullptr}, names, inputs, 2, &output, 1).front());
 }
 
 void OnnxRenderer::paint(const dipengine_paint_params& p) {

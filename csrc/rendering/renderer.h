@@ -26,12 +26,13 @@ class OnnxRenderer {
 
  private:
   void start(const dipengine_renderer_params& params, const void* data, size_t bytes);
-  Ort::Session session_on(const std::string& provider, const dipengine_renderer_params& params, const void* data, size_t bytes) const;
+  std::unique_ptr<Ort::Session> session_on(const std::string& provider, const dipengine_renderer_params& params, const void* data,
+                                           size_t bytes) const;
   Ort::Value network(int64_t x, int64_t y, int64_t width, int64_t height, bool whole);
 
   Runtime* runtime_;
   GeneratorModel model_;
-  Ort::Session session_{nullptr};
+  std::unique_ptr<Ort::Session> session_;
   std::string provider_, notice_;
 };
 

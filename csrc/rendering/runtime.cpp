@@ -39,7 +39,7 @@ const OrtApi* newest_api(const OrtApiBase* base, const std::string& path, const 
 
 Runtime::Runtime(const std::string& path, const OrtApiBase* base) : path_(path), version_(base->GetVersionString()) {
   Ort::InitApi(newest_api(base, path, version_));
-  env_ = Ort::Env(ORT_LOGGING_LEVEL_ERROR, "dipengine");
+  env_ = std::make_unique<Ort::Env>(ORT_LOGGING_LEVEL_ERROR, "dipengine");
 }
 
 Runtime& Runtime::open(const std::string& path) {

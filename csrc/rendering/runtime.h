@@ -1,6 +1,7 @@
 // ONNX Runtime, opened at run time.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #define ORT_API_MANUAL_INIT  // Ort's table of functions is filled by Runtime::open, not by a symbol that would have to be linked
@@ -16,14 +17,14 @@ class Runtime {
   // Throws Unusable for a path that is relative, names no ONNX Runtime, one too old, or another one than before.
   static Runtime& open(const std::string& path);
 
-  const Ort::Env& env() const { return env_; }
+  const Ort::Env& env() const { return *env_; }
   const std::string& version() const { return version_; }
 
  private:
   Runtime(const std::string& path, const OrtApiBase* base);
 
   std::string path_, version_;
-  Ort::Env env_{nullptr};
+  std::unique_ptr<Ort::Env> env_;  // objects of Ort, empty ones too, need the table to be destroyed: none before it is there
 };
 
 }  // namespace dipengine
