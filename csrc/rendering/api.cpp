@@ -1,11 +1,9 @@
 // The C interface of renderers. Pointers are checked here and nowhere else; exceptions end here.
-#include <algorithm>
 #include <exception>
 #include <memory>
 #include <new>
 
 #include "platform/arguments.h"
-#include "platform/pixels.h"
 #include "rendering/renderer.h"
 #include "rendering/unusable.h"
 
@@ -88,9 +86,6 @@ dipengine_status dipengine_renderer_paint(dipengine_renderer* renderer, const di
   DIPENGINE_REQUIRE(integers || paint->dtype == DIPENGINE_FLOAT32 || paint->dtype == DIPENGINE_FLOAT64,
                     "Painting was asked for dtype %d; it takes float32, float64, uint8 or uint16.", paint->dtype);
   DIPENGINE_REQUIRE(!integers || paint->units == DIPENGINE_UNITS_DATA, "Units in [0, 1] are painted as floats; ask for float32.");
-  const dipengine::GeneratorModel& m = renderer->renderer.model();
-  const int64_t width = paint->width == 0 ? m.width : std::min(paint->width, m.width);  // one beyond the image is refused below
-  DIPENGINE_TRY(dipengine::check_pixels(paint->pixels, width, m.channels, __func__, "pixels"));
   return guarded([&] { renderer->renderer.paint(*paint); });
 }
 

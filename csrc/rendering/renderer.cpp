@@ -7,6 +7,7 @@
 #include <limits>
 #include <thread>
 
+#include "platform/pixels.h"
 #include "rendering/unusable.h"
 
 namespace dipengine {
@@ -193,6 +194,9 @@ void OnnxRenderer::paint(const dipengine_paint_params& p) {
     throw Unusable("The region " + std::to_string(p.x) + "," + std::to_string(p.y) + "," + std::to_string(p.width) + "," +
                    std::to_string(p.height) + " does not lie within the image of " + std::to_string(m.width) + "x" +
                    std::to_string(m.height) + " pixels.");
+  }
+  if (check_pixels(p.pixels, width, m.channels, "dipengine_renderer_paint", "pixels") != DIPENGINE_OK) {
+    throw Unusable(dipengine_last_error());
   }
   const bool units = p.units == DIPENGINE_UNITS_UNIT;
   if (!units && m.curve) {
