@@ -159,6 +159,22 @@ def test_files_that_are_no_generators_are_one_error(host, runtime, files, tmp_pa
     assert any(part in sentence for part in said.split("|")) and len(sentence) < 400
 
 
+def test_no_weights_are_read_from_beside_the_model_or_the_working_directory(host, runtime, files, tmp_path, monkeypatch):
+    """ONNX Runtime itself reads them from the working directory, even of a model that it is given as bytes."""
+    import onnx
+
+    model = onnx.load(files / "nearest.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
+    (tmp_path / "weights.bin").write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    (tmp_path / "beside.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    for name in ("beside.onnx", "@beside.onnx"):
+        assert "another file" in refused(host, runtime, name, tmp_path / "raw")
+
+
 def test_truncated_and_missing_files_are_one_error(host, runtime, files, tmp_path):
     data = (files / "nearest.onnx").read_bytes()
     for length in (0, 10, 5000, len(data) // 2, len(data) - 1):

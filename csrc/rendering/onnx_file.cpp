@@ -24,6 +24,7 @@ class Fields {
   bool next() {
     if (left_.at == left_.end) return false;
     const uint64_t key = varint();
+    if (key > UINT32_MAX) damaged();  // some readers drop the upper bits, and would see another field than this one does
     number = key >> 3;
     wire_ = key & 7;
     switch (wire_) {
@@ -92,7 +93,7 @@ const char* const kOperators[] = {
     "QuantizeLinear", "Resize", "Sigmoid", "Slice", "SpaceToDepth",
 };
 
-// TensorProto: 1 dims, 2 data_type, 8 name, 9 raw_data, 13 external_data, 14 data_location (1: external).
+// TensorProto: 1 dims, 2 data_type, 8 name, 9 raw_data, 13 external_data, 14 data_location (0: here).
 OnnxTensor tensor(Bytes bytes) {
   OnnxTensor found;
   for (Fields f(bytes); f.next();) {
@@ -103,7 +104,7 @@ OnnxTensor tensor(Bytes bytes) {
       found.raw = f.content().at;
       found.raw_bytes = static_cast<size_t>(f.content().end - f.content().at);
     }
-    if (f.number == 13 || (f.number == 14 && f.whole() == 1)) found.external = true;
+    if (f.number == 13 || (f.number == 14 && f.whole() != 0)) found.external = true;
   }
   return found;
 }

@@ -161,7 +161,8 @@ std::unique_ptr<Ort::Session> OnnxRenderer::session_on(const std::string& provid
   const std::string asked = params.provider == nullptr ? "auto" : params.provider;
   append(options, provider, asked == provider ? &params : nullptr);
   if (provider == "tensorrt") append(options, "cuda", nullptr);  // for what TensorRT leaves
-  // From memory: then no folder is the model's, and nothing outside it can be read.
+  // From the bytes that were checked: a file could have changed since. (Weights elsewhere were refused: even of a model in memory the
+  // runtime reads such, from the working directory.)
   return std::make_unique<Ort::Session>(runtime_->env(), data, bytes, options);
 }
 

@@ -109,6 +109,7 @@ TEST(rendering_refuses_graphs_that_are_no_generators) {
       text(5, tensor("w", {1u << 20}, "")),                                              // more weights than the network has
       text(5, tensor("w", {UINT64_MAX}, "")),                                            // a negative side
       text(5, number(14, 1) + text(8, "w")), text(5, text(13, "") + text(8, "w")),       // outside the file
+      text(5, number(14, (uint64_t{1} << 32) + 1) + text(8, "w")), text(5, varint((uint64_t{1} << 32) + (13 << 3 | 2)) + varint(0)),
       text(15, ""),                                                                      // sparse weights
       text(11, text(1, "more")), text(12, text(1, "more")),                              // other inputs and outputs
       text(5, tensor("z", {1, 5, 8, 8}, std::string(319, 'z'))),                         // z cut off
