@@ -85,7 +85,15 @@ int cores() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-std::string first_line(const std::string& text) { return text.substr(0, std::min(text.find('\n'), size_t{200})); }
+// The runtime's own words, without the places in its source that lead to them and without its final stop.
+std::string short_words(const std::string& text) {
+  std::string line = text.substr(0, text.find('\n'));
+  const size_t code = line.find("[ONNXRuntimeError]"), end = line.rfind(" : ");
+  if (code != std::string::npos && end != std::string::npos && end > code) line = line.substr(end + 3);
+  line = line.substr(0, 200);
+  while (!line.empty() && (line.back() == '.' || line.back() == ' ')) line.pop_back();
+  return line;
+}
 
 // ---- value maps -----------------------------------------------------------------------------------------------------
 
@@ -143,9 +151,10 @@ void OnnxRenderer::start(const dipengine_renderer_params& params, const void* da
     try {
       session_ = session_on(provider_, params, data, bytes);
     } catch (const Ort::Exception& error) {
-      why = first_line(error.what());
-      if (provider_ == "cpu") throw Unusable(model_.name + " cannot be run by ONNX Runtime (" + why + ").");
-      if (params.strict != 0) throw Unusable(DIPENGINE_UNSUPPORTED, "ONNX Runtime could not use " + provider_ + " (" + why + ").");
+      const std::string words = short_words(error.what());
+      if (provider_ == "cpu") throw Unusable(model_.name + " cannot be run by ONNX Runtime (" + words + ").");
+      if (params.strict != 0) throw Unusable(DIPENGINE_UNSUPPORTED, "ONNX Runtime could not use " + provider_ + " (" + words + ").");
+      if (why.empty()) why = words;
       continue;
     }
     if (provider_ != wanted) notice_ = "ONNX Runtime could not use " + wanted + " and paints on " + provider_ + " (" + why + ").";
@@ -208,7 +217,7 @@ void OnnxRenderer::paint(const dipengine_paint_params& p) {
   try {
     image = network(p.x, p.y, width, height, whole);
   } catch (const Ort::Exception& error) {
-    throw Unusable(m.name + " cannot be painted by ONNX Runtime (" + first_line(error.what()) + ").");
+    throw Unusable(m.name + " cannot be painted by ONNX Runtime (" + short_words(error.what()) + ").");
   }
   const auto info = image.GetTensorTypeAndShapeInfo();
   if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || info.GetShape() != std::vector<int64_t>{1, m.channels, height, width}) {
