@@ -61,7 +61,7 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE", "bindings/third_party/dlpack/README.md"],
+    license_files=["LICENSE", "bindings/third_party/dlpack/README.md", "csrc/third_party/onnxruntime/LICENSE-onnxruntime"],
     python_requires=">=3.11",
     package_dir={"": "engine"},
     packages=find_packages("engine"),

@@ -6,7 +6,7 @@ install(TARGETS dipengine EXPORT dipengineTargets
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
-install(DIRECTORY csrc/include/dipengine DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.h")
+install(DIRECTORY csrc/include/dipengine DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
 foreach(op activation adam blur conv deviance masked_mse norm philox resample)
   install(FILES "csrc/ops/${op}/${op}.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
 endforeach()

@@ -1,7 +1,7 @@
 // restore: a deep image prior in a program without Python. PPM or PGM in, the same out; see README.md.
 //
-// The whole of <dipengine/fit.h> that a host needs: params, create, start, run, deliver. Images are float32 in [0, 1].
-#include <dipengine/fit.h>
+// What a host needs of <dipengine/dipengine.hpp>: dipengine::Fit, its params, start, run, deliver. Images are float32 in [0, 1].
+#include <dipengine/dipengine.hpp>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,7 +12,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <thread>
 
 #include "pnm.h"
@@ -126,27 +125,13 @@ Pnm in_values(const Pnm& input, const std::vector<float>& restored, const std::v
 
 // ---- the fit --------------------------------------------------------------------------------------------------------
 
-void check(dipengine_status status) {
-  if (status != DIPENGINE_OK) throw Failure(dipengine_last_error());
-}
-
-struct Destroy {
-  void operator()(dipengine_pool* pool) const { dipengine_pool_destroy(pool); }
-  void operator()(dipengine_fit* fit) const { dipengine_fit_destroy(fit); }
-};
-using Pool = std::unique_ptr<dipengine_pool, Destroy>;
-using Fit = std::unique_ptr<dipengine_fit, Destroy>;
-
-Pool pool_of(const Options& o) {
+dipengine::Pool pool_of(const Options& o) {
   const uint64_t threads = o.threads > 0 ? o.threads : std::clamp(std::thread::hardware_concurrency(), 1u, 1024u);
-  dipengine_pool* pool = nullptr;
-  check(dipengine_pool_create(static_cast<int32_t>(std::min<uint64_t>(threads, INT32_MAX)), &pool));
-  return Pool(pool);
+  return dipengine::Pool(static_cast<int32_t>(std::min<uint64_t>(threads, INT32_MAX)));
 }
 
 dipengine_fit_params params_of(const Options& o, const Pnm& image, dipengine_pool* pool) {
-  dipengine_fit_params p;
-  dipengine_fit_default_params(&p);  // the paper's denoising network with nearest upsampling, stopped by itself
+  dipengine_fit_params p = dipengine::Fit::default_params();  // the paper's denoising network with nearest upsampling, stopped by itself
   p.pool = pool;
   p.height = image.height;
   p.width = image.width;
@@ -193,41 +178,25 @@ struct Progress {
 
 // The restored image, float32 [height, width, channels]; empty where Ctrl-C came before there was any.
 std::vector<float> restored(const Options& o, const Pnm& image, const std::vector<float>& known) {
-  const Pool pool = pool_of(o);
+  const dipengine::Pool pool = pool_of(o);
   const dipengine_fit_params params = params_of(o, image, pool.get());
-  dipengine_fit* made = nullptr;
-  check(dipengine_fit_create(&params, &made));
-  const Fit fit(made);
-
-  std::vector<float> target = unit(image);
-  dipengine_fit_start_params start{};
-  start.struct_size = sizeof(start);
-  start.seed = o.seed;
-  start.target = target.data();
-  start.mask = known.empty() ? nullptr : known.data();
-  check(dipengine_fit_start(fit.get(), 0, &start));
-
+  dipengine::Fit fit(params);
+  fit.start(o.seed, unit(image).data(), known.empty() ? nullptr : known.data());
   std::fprintf(stderr, "%s: %lld x %lld pixels, %d threads, %s, %.0f MiB\n", o.verb.c_str(), static_cast<long long>(image.width),
-               static_cast<long long>(image.height), dipengine_pool_size(pool.get()),
+               static_cast<long long>(image.height), pool.size(),
                params.dtype == DIPENGINE_BFLOAT16 ? "bf16" : "fp32",
-               static_cast<double>(dipengine_fit_arena_bytes(fit.get())) / 0x1p20);
+               static_cast<double>(fit.arena_bytes()) / 0x1p20);
   Progress progress{o.verb.c_str(), params.iterations};
-  dipengine_fit_run_params run{};
-  run.struct_size = sizeof(run);
-  run.iterations = params.iterations;
+  dipengine_fit_run_params run = dipengine::Fit::run_params(params.iterations);
   run.report = Progress::report;
   run.poll = poll;
   run.user = &progress;
-  check(dipengine_fit_run(fit.get(), &run));
+  fit.run(run);
 
-  dipengine_fit_progress end{};
-  end.struct_size = sizeof(end);
-  check(dipengine_fit_get_progress(fit.get(), 0, &end));
+  const dipengine_fit_progress end = fit.progress();
   if (end.state == DIPENGINE_FIT_FAILED) throw Failure("The fit diverges and going back did not help; try --precision fp32.");
-  std::vector<float> output;
-  if (end.iteration == 0) return output;
-  output.resize(target.size());
-  check(dipengine_fit_deliver(fit.get(), 0, output.data(), nullptr, nullptr));
+  if (end.iteration == 0) return {};
+  std::vector<float> output = fit.deliver();
   std::fprintf(stderr, "%s%s: %lld iterations, image of iteration %lld\n", progress.terminal ? "\n" : "", o.verb.c_str(),
                static_cast<long long>(end.iteration), static_cast<long long>(end.delivered_iteration));
   return output;
@@ -264,10 +233,10 @@ int main(int argc, char** argv) {
   }
   try {
     return run(options_of(argc, argv));
-  } catch (const Failure& failure) {
-    std::fprintf(stderr, "%s\n", failure.what());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "The image needs more memory than there is; use a smaller one.\n");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
   }
   return kUnusable;
 }

@@ -1,14 +1,14 @@
 // The C interface of fits. Pointers are checked here and nowhere else; exceptions end here.
 #include <algorithm>
-#include <initializer_list>
 #include <memory>
 #include <new>
 
 #include "fit/fit.h"
 #include "fit/params.h"
-#include "platform/error.h"
+#include "platform/arguments.h"
 
 using dipengine::Fit;
+using dipengine::given;
 using dipengine::SlotArrays;
 
 struct dipengine_fit {
@@ -16,19 +16,6 @@ struct dipengine_fit {
 };
 
 namespace {
-
-struct Pointer {
-  const char* name;
-  const void* pointer;
-};
-
-// Every pointer that `function` cannot do without.
-dipengine_status given(const char* function, std::initializer_list<Pointer> pointers) {
-  for (const Pointer& p : pointers) {
-    DIPENGINE_REQUIRE(p.pointer != nullptr, "%s was given NULL for %s; pass a pointer to it.", function, p.name);
-  }
-  return DIPENGINE_OK;
-}
 
 // What `make` returns, or the status of what it throws: memory is all that can be wanting.
 template <typename Make>

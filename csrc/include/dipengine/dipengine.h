@@ -44,7 +44,8 @@ typedef enum dipengine_dtype {
   DIPENGINE_FLOAT32 = 0,
   DIPENGINE_BFLOAT16 = 1,
   DIPENGINE_FLOAT64 = 2, /* portable kernels only: for gradient checks */
-  DIPENGINE_UINT8 = 3
+  DIPENGINE_UINT8 = 3,
+  DIPENGINE_UINT16 = 4 /* painted images alone */
 } dipengine_dtype;
 
 /* The ABI version that the library was built with; compare it with DIPENGINE_ABI_VERSION. */

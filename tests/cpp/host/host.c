@@ -1,10 +1,13 @@
-/* The public headers from C: draws three uniforms on a pool of two threads, and fits a picture of one colour for two iterations. */
+/* The public headers from C: draws three uniforms on a pool of two threads, fits a picture of one colour for two iterations, and with
+ * arguments RUNTIME MODEL OUT paints a generator through ONNX Runtime, float32 units to the file OUT. */
 #include <dipengine/dipengine.h>
 #include <dipengine/fit.h>
 #include <dipengine/ops/adam.h>
 #include <dipengine/ops/masked_mse.h>
 #include <dipengine/ops/philox.h>
+#include <dipengine/render.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static int fit_two_iterations(dipengine_pool* pool) {
   enum { HEIGHT = 9, WIDTH = 10, CHANNELS = 3 };
@@ -33,7 +36,44 @@ static int fit_two_iterations(dipengine_pool* pool) {
   return inside;
 }
 
-int main(void) {
+static int paint(const char* runtime, const char* model, const char* out) {
+  dipengine_renderer_params params = {0};
+  dipengine_renderer_info info = {0};
+  dipengine_paint_params painting = {0};
+  dipengine_renderer* renderer = NULL;
+  float* pixels = NULL;
+  size_t count = 0;
+  FILE* file;
+  int good;
+  if (dipengine_renderer_create(&params, &renderer) != DIPENGINE_STRUCT_SIZE || renderer != NULL) return 0;
+  params.struct_size = sizeof(params);
+  params.runtime = runtime;
+  params.path = model;
+  params.provider = "cpu";
+  params.threads = 1;
+  if (dipengine_renderer_create(&params, &renderer) != DIPENGINE_OK) return 0;
+  info.struct_size = sizeof(info);
+  painting.struct_size = sizeof(painting);
+  painting.units = DIPENGINE_UNITS_UNIT;
+  painting.dtype = DIPENGINE_FLOAT32;
+  good = dipengine_renderer_get_info(renderer, &info) == DIPENGINE_OK;
+  if (good) {
+    count = (size_t)(info.width * info.height * info.channels);
+    pixels = malloc(count * sizeof(float));
+    painting.pixels.data = pixels;
+    painting.pixels.pixel_stride = info.channels;
+    painting.pixels.row_stride = info.width * info.channels;
+    good = pixels != NULL && dipengine_renderer_paint(renderer, &painting) == DIPENGINE_OK;
+  }
+  file = good ? fopen(out, "wb") : NULL;
+  good = file != NULL && fwrite(pixels, sizeof(float), count, file) == count;
+  if (file != NULL) good = fclose(file) == 0 && good;
+  free(pixels);
+  dipengine_renderer_destroy(renderer);
+  return good;
+}
+
+int main(int argc, char** argv) {
   float out[3];
   dipengine_pool* pool = NULL;
   dipengine_philox_params params = {0};
@@ -53,6 +93,10 @@ int main(void) {
     return 4;
   }
   dipengine_pool_destroy(pool);
+  if (argc == 4 && !paint(argv[1], argv[2], argv[3])) {
+    fprintf(stderr, "%s\n", dipengine_last_error());
+    return 5;
+  }
   printf("%.9g %.9g %.9g\n", out[0], out[1], out[2]);
   return 0;
 }
