@@ -70,7 +70,7 @@ def write(
 ) -> Export:
     """The second half of `export`: one consolidation serves files of several precisions."""
     _check_choices(generator, precision, z)
-    data, found = _verified(generator, consolidated, precision, z, threads)
+    data, found = verified(generator, consolidated, precision, z, threads)
     with atomic_path(path) as beside, open(beside, "wb") as file:
         file.write(data)
     return Export(os.fspath(path), len(data), precision, found, consolidated.iterations)
@@ -109,10 +109,10 @@ def stored_code(generator: FittedGenerator) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(values, np.float32), 1.0
 
 
-def _verified(
+def verified(
     generator: FittedGenerator, consolidated: Consolidated, precision: str, z: str, threads: int | None
 ) -> tuple[bytes, float]:
-    """The file's bytes and the PSNR of what they paint."""
+    """The file's bytes, and the PSNR of what ONNX Runtime paints from them against the delivered image."""
     from onnx import helper
 
     from dipengine.export.onnx_graph import generator_model
