@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,26 @@ def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
         onnx.save(model, source)
-        quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
+        with _hushed():
+            quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True,
+                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
         return onnx.load(target)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Within: the quantiser's advice to pre-process, and the runtime's warnings of inputs that are inputs on purpose, are not shown."""
+    import onnxruntime
+
+    root = logging.getLogger()
+    quiet = lambda record: "pre-processing before quantization" not in record.getMessage()
+    handlers = list(root.handlers)
+    root.addFilter(quiet)
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+        root.removeFilter(quiet)
+        for handler in set(root.handlers) - set(handlers):  # the advice would have made one
+            root.removeHandler(handler)
