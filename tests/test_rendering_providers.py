@@ -63,7 +63,8 @@ def claiming(monkeypatch, tmp_path):
         ortvalue_from_shape_and_type=lambda shape, kind, device, number: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind),
     )
     runtime = types.SimpleNamespace(
-        __version__="1.99", SessionOptions=onnxruntime.SessionOptions, InferenceSession=Session, OrtValue=on_host,
+        __version__="1.99", set_default_logger_severity=onnxruntime.set_default_logger_severity, SessionOptions=onnxruntime.SessionOptions,
+        InferenceSession=Session, OrtValue=on_host,
         get_available_providers=lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     monkeypatch.setattr(providers, "runtime", lambda: runtime)

@@ -6,6 +6,7 @@ The runtime never fails because a provider cannot run: it takes the next. So a s
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import subprocess
 from collections.abc import Sequence
@@ -70,8 +71,18 @@ def session(ort: Any, model: bytes, wanted: Sequence[tuple[str, dict[str, str]]]
     settings.log_severity_level = 3  # its warnings speak of z and crop, which are inputs on purpose
     settings.intra_op_num_threads = threads
     providers = [(PROVIDERS[name], given) if given else PROVIDERS[name] for name, given in wanted]
-    with contextlib.redirect_stdout(io.StringIO()):  # where it prints that it falls back
-        opened = ort.InferenceSession(model, settings, providers=providers)
+    # Where a provider cannot run it prints, on both streams, what the caller says in one sentence.
+    ort.set_default_logger_severity(4)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if wanted[0][0] != "cpu" and hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()  # CUDA and cuDNN from NVIDIA's wheels or PyTorch's, where they are installed
+            if wanted[0][0] == "tensorrt":
+                with contextlib.suppress(ImportError, OSError):
+                    importlib.import_module("tensorrt")  # its wheel loads the libraries that the provider looks for
+            opened = ort.InferenceSession(model, settings, providers=providers)
+    finally:
+        ort.set_default_logger_severity(2)
     opened.disable_fallback()  # a provider that fails later is an error, not a slower one
     return opened
 
