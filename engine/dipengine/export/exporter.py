@@ -58,6 +58,8 @@ def export(
     onnxruntime, DeviceError for a network that cannot be exported, OutputError when the file cannot be written.
     """
     _check_choices(generator, precision, z)
+    if not math.isfinite(enough):
+        raise InputError(f"Consolidation cannot end at {enough} dB; give a finite number.")
     require_onnx()
     check_target(path)
     consolidated = consolidate(generator, enough=enough, threads=threads, progress=progress)

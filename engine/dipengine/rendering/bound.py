@@ -7,23 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dipengine.rendering.model import GeneratorModel
+from dipengine.rendering.model import GeneratorModel, fixed_graph
 
 
 def fixed(model: GeneratorModel) -> bytes:
-    """The model for the whole image alone: the window is a constant and every shape is known, so that nothing of it is computed on
-    the host and a GPU can replay it. z stays an input, without a default: the network cannot be folded into a picture."""
-    found = onnx.load_model_from_string(model.data)
-    graph = found.graph
-    top, left = model.origin
-    window = np.array([top, left, top + model.size[0], left + model.size[1]], np.int64)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name in ("z", "crop")]:
-        graph.initializer.remove(tensor)
-    graph.initializer.append(onnx.numpy_helper.from_array(window, "crop"))
-    graph.input.remove(next(value for value in graph.input if value.name == "crop"))
-    _set_shape(graph.input[0], (1, *model.z.shape))
-    _set_shape(graph.output[0], (1, model.about["channels"], *model.size))
-    return found.SerializeToString()
+    """The model for the whole image alone (`model.fixed_graph`): nothing of it is computed on the host, so that a GPU can replay it."""
+    return fixed_graph(onnx.load_model_from_string(model.data), model.about, model.architecture).SerializeToString()
 
 
 class BoundPainting:
@@ -50,9 +39,3 @@ class BoundPainting:
         """The image, float32 [h, w, C], an array of its own on the device; arrays: the module that makes it (CuPy, NumPy)."""
         self._session.run_with_iobinding(self._binding)
         return arrays.array(arrays.from_dlpack(self._image)[0].transpose(1, 2, 0), order="C")  # the next painting overwrites ours
-
-
-def _set_shape(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
-    for dimension, length in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-        dimension.Clear()
-        dimension.dim_value = length

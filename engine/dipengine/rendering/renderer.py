@@ -30,12 +30,14 @@ class Renderer:
     def __init__(
         self, model: str | os.PathLike | bytes, *, provider: str = "auto", strict: bool = False, threads: int | None = None
     ) -> None:
+        if threads is not None and not 1 <= threads <= 1024:
+            raise InputError(f"threads is {threads}; ask for 1 to 1024.")
         self._ort = providers.runtime()
         from dipengine.rendering.model import read_model  # needs onnx
 
         self._names = providers.chosen(self._ort, provider)
         self.model = read_model(model)
-        self._threads = threads or environment.default_threads()
+        self._threads = environment.default_threads() if threads is None else threads
         self._bound: Any = None  # the whole image on a GPU
         self._free: Any = None  # any part of it
         self.replays = False  # whether a GPU replays the whole image as one CUDA graph
