@@ -201,6 +201,22 @@ def test_smaller_files_state_what_they_cost(result, tmp_path, precision, least, 
     assert Renderer(tmp_path / f"{precision}.onnx").model.about["psnr"] == small.psnr
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("recipe", ["hole", "large-hole"])
+def test_smaller_files_of_every_kind_of_z_can_be_painted(tmp_path, precision, recipe):
+    """A meshgrid is float32, so that the float16 converter puts a cast between it and the network."""
+    rng = np.random.default_rng(2)
+    known = np.ones((40, 44), bool)
+    known[10:20, 10:20] = False
+    generator = dipengine.inpaint(rng.integers(0, 255, (40, 44, 3), dtype=np.uint8), known, recipe=recipe, levels=2, channels=8,
+                                  iterations=3, stop="fixed", threads=1).generator
+    assert (generator.code.kind == "meshgrid") == (recipe == "hole")
+    whole = export(generator, tmp_path / "fp32.onnx", z="seed", enough=0, threads=1)
+    small = export(generator, tmp_path / "small.onnx", z="seed", precision=precision, enough=0, threads=1)
+    assert abs(small.psnr - whole.psnr) < 0.5
+    onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"), full_check=True)
+
+
 def test_an_image_as_z_is_stored_at_its_own_depth():
     rng = np.random.default_rng(2)
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):

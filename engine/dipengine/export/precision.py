@@ -29,7 +29,27 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError as error:
         raise DependencyError("This onnxruntime lacks its float16 converter; install another version.") from error
-    return convert_float_to_float16(model, keep_io_types=True)
+    found = convert_float_to_float16(model, keep_io_types=True)
+    _sort(found.graph)  # the converter puts the cast of a float z last, behind those who need it
+    return found
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Nodes in an order in which each follows those that it needs, and otherwise as they were."""
+    made = {name for node in graph.node for name in node.output}
+    there: set[str] = set()
+    left, ordered = list(graph.node), []
+    while left:
+        waiting = []
+        for node in left:
+            if all(name in there or name not in made for name in node.input):
+                ordered.append(node)
+                there.update(node.output)
+            else:
+                waiting.append(node)
+        left = waiting
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
