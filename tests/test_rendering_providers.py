@@ -60,7 +60,7 @@ def claiming(monkeypatch, tmp_path):
 
     on_host = types.SimpleNamespace(
         ortvalue_from_numpy=lambda array, device, number: onnxruntime.OrtValue.ortvalue_from_numpy(array),
-        ortvalue_from_shape_and_type=lambda shape, kind, device, number: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind),
+        ortvalue_from_shape_and_type=lambda shape, kind, *place: onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind),
     )
     runtime = types.SimpleNamespace(
         __version__="1.99", set_default_logger_severity=onnxruntime.set_default_logger_severity, SessionOptions=onnxruntime.SessionOptions,

@@ -168,12 +168,17 @@ def _row(
     }
 
 
+def _between(spread: dict[str, Any], digits: int) -> str:
+    return f"{spread['lower_quartile']:.{digits}f}-{spread['upper_quartile']:.{digits}f}"
+
+
 def table(report: dict[str, Any]) -> str:
     """Everything that was measured, as lines of at most 130 characters."""
     ceiling = report["ceilings"]["fp32"]
     giga = ", ".join("-" if ceiling[when] is None else f"{ceiling[when] / 1e9:.0f} {when}" for when in ("before", "after"))
     lines = [
-        f"{report['height']}x{report['width']}, {report['parameters']:,} parameters, {report['threads']} threads, {report['rounds']} rounds",
+        f"{report['height']}x{report['width']}, {report['parameters']:,} parameters, {report['threads']} threads, "
+        f"{report['rounds']} rounds",
         f"{report['cpu']}, ONNX Runtime {report['onnxruntime']}" + (f", PyTorch {report['torch']}" if report["torch"] else ""),
         f"float32 matrix product, GFLOP/s: {giga}",
     ]
@@ -183,8 +188,8 @@ def table(report: dict[str, Any]) -> str:
     for row in report["sides"]:
         seconds, ratio = row["seconds"], row["ratio"]
         text = f"{row['name']:<42}{1e3 * seconds['median']:>9.1f}"
-        text += f"{1e3 * seconds['lower_quartile']:.1f}-{1e3 * seconds['upper_quartile']:.1f}".rjust(17)
-        text += f"{ratio['median']:>8.2f}" + f"{ratio['lower_quartile']:.2f}-{ratio['upper_quartile']:.2f}".rjust(13) if ratio else " " * 21
+        text += f"{_between({key: 1e3 * seconds[key] for key in ('lower_quartile', 'upper_quartile')}, 1):>17}"
+        text += f"{ratio['median']:>8.2f}{_between(ratio, 2):>13}" if ratio else " " * 21
         text += f"{row['psnr']:>12.1f}" if row["psnr"] is not None else " " * 12
         text += f"{row['file_bytes'] / 1e6:>7.2f}" if row["file_bytes"] else ""
         lines.append(text.rstrip())

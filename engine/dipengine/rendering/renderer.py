@@ -68,7 +68,8 @@ class Renderer:
                 return
             except Exception as error:  # the runtime's own classes
                 if not replay:
-                    raise DeviceError(f"ONNX Runtime fails to paint on {self.provider} ({_first_line(error)}); use --provider cpu.") from error
+                    said = _first_line(error)
+                    raise DeviceError(f"ONNX Runtime fails to paint on {self.provider} ({said}); use --provider cpu.") from error
 
     def _open(self, data: bytes, names: tuple[str, ...], *, replay: bool = False) -> Any:
         precision, version = str(self.model.about["precision"]), self._ort.__version__
