@@ -71,7 +71,7 @@ setup(
     install_requires=["numpy>=1.26", "pyvips[binary]>=3.0", "safetensors>=0.4", "tifffile>=2023.1", "tqdm>=4.60"],
     extras_require={
         "cpu": [*FITTING, "onnxruntime"],
-        "gpu": [*FITTING, "onnxruntime-gpu", "cupy-cuda13x"],
+        "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
         "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],

@@ -1,6 +1,7 @@
 """Generators as ONNX files: the folded graph against PyTorch in float64, what the file says, consolidation, refusals."""
 
 import json
+import sys
 
 import numpy as np
 import onnx
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import dipengine
-from dipengine.errors import DeviceError, InputError, OutputError
+from dipengine.errors import DependencyError, InputError, OutputError
 from dipengine.export import consolidate as consolidation
 from dipengine.export import exporter
 from dipengine.export.exporter import export, stored_code
@@ -200,6 +201,22 @@ def test_smaller_files_state_what_they_cost(result, tmp_path, precision, least, 
     assert Renderer(tmp_path / f"{precision}.onnx").model.about["psnr"] == small.psnr
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("recipe", ["hole", "large-hole"])
+def test_smaller_files_of_every_kind_of_z_can_be_painted(tmp_path, precision, recipe):
+    """A meshgrid is float32, so that the float16 converter puts a cast between it and the network."""
+    rng = np.random.default_rng(2)
+    known = np.ones((40, 44), bool)
+    known[10:20, 10:20] = False
+    generator = dipengine.inpaint(rng.integers(0, 255, (40, 44, 3), dtype=np.uint8), known, recipe=recipe, levels=2, channels=8,
+                                  iterations=3, stop="fixed", threads=1).generator
+    assert (generator.code.kind == "meshgrid") == (recipe == "hole")
+    whole = export(generator, tmp_path / "fp32.onnx", z="seed", enough=0, threads=1)
+    small = export(generator, tmp_path / "small.onnx", z="seed", precision=precision, enough=0, threads=1)
+    assert abs(small.psnr - whole.psnr) < 0.5
+    onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"), full_check=True)
+
+
 def test_an_image_as_z_is_stored_at_its_own_depth():
     rng = np.random.default_rng(2)
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
@@ -240,12 +257,40 @@ def test_what_cannot_be_exported_is_refused(result, tmp_path, monkeypatch):
     flash = dipengine.flash(pixels, pixels, iterations=2, levels=2, channels=8, threads=1)
     with pytest.raises(InputError, match="no seed"):
         flash.export(tmp_path / "g.onnx", z="seed")
+    assert not list(tmp_path.iterdir())
+
+
+def wide_kernels(result):
+    """The result's generator with up kernels of 5, fresh weights and all else as it was."""
     from dataclasses import replace
 
-    wide = replace(result.generator, architecture=Hourglass.regular(2, channels=16, upsample="nearest", kernel_up=5))
-    wide = replace(wide, parameters=initial_parameters(wide.architecture, 0))
-    with pytest.raises(DeviceError, match="kernels above 3"):
-        export(wide, tmp_path / "g.onnx")
+    architecture = Hourglass.regular(2, channels=8, upsample=("nearest", "bilinear"), kernel_up=(5, 3))
+    return replace(result.generator, architecture=architecture, parameters=initial_parameters(architecture, 0))
+
+
+def test_networks_beyond_the_plan_are_consolidated_on_autograd(result, tmp_path):
+    generator = wide_kernels(result)
+    done = export(generator, tmp_path / "g.onnx", enough=30, threads=1)
+    assert done.consolidation_iterations > 0 and done.psnr > 29.9
+    network = plain_hourglass(generator.architecture)
+    consolidated = consolidation.consolidate(generator, enough=0, threads=1)
+    from dipengine.generators.authors import to_authors
+
+    network.load_state_dict({to_authors(generator.architecture)[name]: torch.from_numpy(value)
+                             for name, value in consolidated.parameters.items()}, strict=False)
+    z = torch.from_numpy(generator.code.make(generator.canvas)).permute(2, 0, 1)[None].double()
+    _, expected = plain_statistics(generator.architecture, network.double(), z)
+    assert consolidated.statistics.keys() == expected.keys()
+    for key, value in expected.items():
+        conv = key.replace("norm.gamma", "conv.bias")
+        shift = consolidated.parameters[conv] if key.endswith("gamma") and conv in consolidated.parameters else 0
+        assert np.abs(consolidated.statistics[key] - (value - shift)).max() < 2e-5 * max(1, np.abs(value).max()), key
+
+
+def test_networks_beyond_the_plan_say_that_they_need_pytorch(result, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(DependencyError, match="PyTorch"):
+        export(wide_kernels(result), tmp_path / "g.onnx")
     assert not list(tmp_path.iterdir())
 
 

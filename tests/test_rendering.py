@@ -18,7 +18,6 @@ from dipengine.export.onnx_format import KEY
 from dipengine.generators.architecture import Hourglass
 from dipengine.images import Image, read_image, write_image
 from dipengine.kernels import backend
-from dipengine.rendering import renderer as rendering
 from dipengine.rendering.regions import halo, needed, window
 from dipengine.rendering.renderer import Renderer
 
@@ -113,20 +112,14 @@ def test_a_region_outside_the_image_is_refused(files, region):
 # ---- providers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_provider_that_is_not_here_is_refused_and_a_fallback_is_told(files, monkeypatch):
-    with pytest.raises(InputError, match="no provider"):
-        Renderer(files / "nearest.onnx", provider="npu")
+def test_a_provider_that_is_not_here_is_refused(files):
     import onnxruntime
 
+    with pytest.raises(InputError, match="no provider"):
+        Renderer(files / "nearest.onnx", provider="npu")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(DeviceError, match="cuda"):
             Renderer(files / "nearest.onnx", provider="cuda")
-    # A runtime that claims CUDA and falls back without raising.
-    monkeypatch.setattr(rendering, "_wanted", lambda ort, provider: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr("warnings.warn", lambda *arguments, **options: None)
-    assert "cuda" in Renderer(files / "nearest.onnx").notice
-    with pytest.raises(DeviceError, match="could not use cuda"):
-        Renderer(files / "nearest.onnx", strict=True)
 
 
 def test_rendering_needs_no_pytorch(files):
@@ -212,10 +205,24 @@ def huge_weight(model, about):
     model.graph.initializer.append(helper.make_tensor("more", TensorProto.FLOAT, [200_000], np.zeros(200_000, np.float32)))
 
 
+def huge_padding(model, about):
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "around1")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1 << 20, 1 << 20]), "around1"))
+
+
+def hidden_tensor(model, about):
+    tensor = TensorProto(data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../trap")
+    model.graph.node[0].attribute.append(helper.make_attribute("value", tensor))
+
+
 LIES = {
     "foreign": (lambda model, about: about.clear(), "no generator of dipengine"),
     "external data": (outside, "another file"),
     "terabytes": (huge, "GiB"),
+    "terabytes of padding": (huge_padding, "more than its network has"),
+    "tensor inside a node": (hidden_tensor, "other places"),
+    "many steps": (lambda model, about: model.graph.node.extend([model.graph.node[-2]] * 300), "damaged|ONNX model"),
     "foreign operator": (foreign_node, "Expand"),
     "weights beyond the network": (huge_weight, "damaged"),
     "newer": (lambda model, about: about.update(format=2), "format 2"),
@@ -251,3 +258,53 @@ def test_truncated_files_are_one_error(files, tmp_path, length):
     (tmp_path / "cut.onnx").write_bytes(data[:length])
     with pytest.raises(InputError):
         Renderer(tmp_path / "cut.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_a_file_that_points_outside_its_folder_opens_nothing_and_writes_nothing(files, tmp_path, place):
+    """The trap is a pipe without a writer: whoever opens it, Python or C++, waits for ever."""
+
+    def trapped(model, about):
+        if place == "attribute":
+            return hidden_tensor(model, about)
+        outside(model, about)
+        next(t for t in model.graph.initializer if t.name == "head.weight").external_data[0].value = "../trap"
+
+    (tmp_path / "inside").mkdir()
+    os.mkfifo(tmp_path / "trap")
+    (tmp_path / "inside" / "lie.onnx").write_bytes(changed(files, trapped))
+    command = [sys.executable, "-m", "dipengine", "render", "lie.onnx", "-o", "out.png"]
+    done = subprocess.run(command, cwd=tmp_path / "inside", capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert [path.name for path in (tmp_path / "inside").iterdir()] == ["lie.onnx"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_a_device_and_a_folder_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(InputError, match="give a file"):
+            Renderer(path)
+
+
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_threads_beyond_reason_are_refused(files, threads):
+    with pytest.raises(InputError, match="threads"):
+        Renderer(files / "nearest.onnx", threads=threads)
+
+
+def test_the_command_renders_without_pytorch(files, tmp_path):
+    """In a process where importing PyTorch fails: the import of the package, the command line, a z drawn from its seed."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import dipengine
+from dipengine.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    assert run("export", files / "generator.safetensors", "-o", tmp_path / "seed.onnx", "--z", "seed", "--enough", "10", "--quiet") == 0
+    words = ["render", str(tmp_path / "seed.onnx"), "-o", str(tmp_path / "out.png")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_image(tmp_path / "out.png").pixels.shape == (119, 150, 3)

@@ -4,10 +4,12 @@
 |---|---|---|
 | `DIPENGINE_THREADS` | threads of native ops and of PyTorch on the CPU | the cores this process may use |
 | `DIPENGINE_ISA` | highest instruction set of native ops: `portable`, `avx2`, `avx512`, `avx512bf16` (read by the core itself) | the fastest that the CPU has |
+| `XDG_CACHE_HOME` | folder of caches (TensorRT engines lie below it) | `~/.cache` |
 | `DIPENGINE_KERNELS` | default of `--kernels`: `auto`, `native`, `torch` | `auto` |
 """
 
 import os
+from pathlib import Path
 
 from dipengine.errors import InputError
 
@@ -51,3 +53,9 @@ def default_kernels() -> str:
     if value not in ("auto", "native", "torch"):
         raise InputError(f"DIPENGINE_KERNELS is {value!r}; it takes auto, native or torch.")
     return value
+
+
+def cache_folder() -> Path:
+    """Where caches lie: an absolute `XDG_CACHE_HOME`, as its standard demands, else `~/.cache`."""
+    text = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(text) if os.path.isabs(text) else Path.home() / ".cache"

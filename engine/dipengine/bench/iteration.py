@@ -54,7 +54,7 @@ def measure(
             notes.append(str(error))
 
     before = {precision: machine.ceiling(precision, setting.threads) for precision in sorted(set(precisions.values()))}
-    with _peer_threads(setting.threads, bool(configurations)):
+    with peer_threads(setting.threads, bool(configurations)):
         say(f"building: {OURS}")
         ours = make_ours(setting)
         ours.run(1)
@@ -110,7 +110,7 @@ def _configurations(peers: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _peer_threads(threads: int, needed: bool):
+def peer_threads(threads: int, needed: bool):
     if not needed:
         yield
         return

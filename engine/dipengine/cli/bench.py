@@ -1,4 +1,4 @@
-"""`dipengine bench iteration`: an iteration of the engine measured beside plain PyTorch, in one run."""
+"""`dipengine bench`: the engine measured beside plain PyTorch, in one run: an iteration of a fit, the painting of a generator."""
 
 from __future__ import annotations
 
@@ -37,10 +37,54 @@ def add_parser(verbs: Any) -> None:
     add("--peers", choices=tuple(_PEERS), default="all", help=f"PyTorch's side. {peers} (default: all)")
     add("--layers", action="store_true", help="also each layer's time, floor and share of the iteration")
     add("--json", type=Path, metavar="FILE.json", help="write everything here: figures, raw samples, machine, versions")
-    iteration.set_defaults(run=run)
+    iteration.set_defaults(run=run_iteration)
+    _add_render(subjects)
 
 
-def run(parsed: argparse.Namespace) -> int:
+def _add_render(subjects: Any) -> None:
+    text = "painting an exported generator beside a plain torch.onnx.export and PyTorch, in turns in one run"
+    render = subjects.add_parser("render", help=text, description=text[0].upper() + text[1:] + ".")
+    add = render.add_argument
+    add("generator", nargs="?", metavar="GENERATOR.safetensors", type=Path,
+        help="a file that --generator wrote (default: the paper's network with initial weights)")
+    add("--size", type=arguments.size, default=(512, 512), metavar="N|HxW", help="of the image without a file, pixels (default: 512)")
+    add("--upsample", choices=("nearest", "bilinear"), default="nearest", help="of the network without a file (default: nearest)")
+    add("--channels", type=arguments.integer_list, metavar="128[,...]", help="channels of the network without a file")
+    add("--levels", type=int, default=5, metavar="5", help="number of scales of the network without a file")
+    add("--threads", type=int, metavar="N", help="CPU threads of every side (default: all cores)")
+    add("--rounds", type=int, default=5, metavar="N", help="turns of every side (default: 5)")
+    add("--peers", choices=("all", "none"), default="all", help="none: our own files alone (default: all)")
+    add("--json", type=Path, metavar="FILE.json", help="write everything here: figures, raw samples, machine, versions")
+    render.set_defaults(run=run_render)
+
+
+def run_render(parsed: argparse.Namespace) -> int:
+    """Measure, print the table and write the report; returns the exit status."""
+    from dipengine.bench.rendering import measure, random_generator, table
+    from dipengine.bench.setting import Setting
+    from dipengine.export.generator_file import FittedGenerator
+    from dipengine.fitting.device import memory_errors
+    from dipengine.generators.architecture import Hourglass
+    from dipengine.tasks.base import Recipe
+    from dipengine.tasks.presets import apply_overrides
+
+    check_side_file(parsed.json, ".json")
+    threads = environment.default_threads() if parsed.threads is None else parsed.threads
+    if parsed.generator is not None:
+        generator = FittedGenerator.load(parsed.generator)
+    else:
+        base = Recipe(Hourglass.regular(upsample=parsed.upsample))
+        network = apply_overrides(base, levels=parsed.levels, channels=parsed.channels).generator
+        generator = random_generator(Setting(network, *parsed.size, "fp32", threads))
+    with memory_errors():
+        report = measure(generator, threads=threads, rounds=parsed.rounds, peers=parsed.peers == "all", say=_say, arguments=parsed.words)
+    print(table(report))
+    if parsed.json:
+        write_json(parsed.json, report)
+    return 0
+
+
+def run_iteration(parsed: argparse.Namespace) -> int:
     """Measure, print the table and write the report; returns the exit status."""
     from dipengine.bench.iteration import measure
     from dipengine.bench.setting import Setting

@@ -7,13 +7,13 @@ delivered image as its target makes the generator paint it; it continues the fit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from dipengine.errors import DeviceError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics
-from dipengine.fitting.device import place
+from dipengine.fitting.device import place, require_torch
 from dipengine.fitting.native_fit import NativeFit, supports
 from dipengine.fitting.progress import ProgressCallback, Report
 from dipengine.fitting.settings import Settings
@@ -25,6 +25,23 @@ CHUNK = 25  # iterations between looks
 # Step sizes in turn, each with its most iterations: the last halvings take away what a large step leaves jittering.
 SCHEDULE = ((0.003, 400), (0.001, 300), (0.0003, 300))
 MOST_ITERATIONS = sum(most for _, most in SCHEDULE)
+
+
+class Continued(Protocol):
+    """A fit that is continued: `NativeFit`, or its twin on autograd."""
+
+    losses: list[float]
+    variances: list[float]
+
+    def run(self, iterations: int) -> None: ...
+
+    def render(self) -> np.ndarray: ...
+
+    def weights(self) -> dict[str, np.ndarray]: ...
+
+    def statistics(self) -> dict[str, np.ndarray]: ...
+
+    def load_weights(self, weights: dict[str, np.ndarray]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,8 @@ def consolidate(
 ) -> Consolidated:
     """Fit on until the generator paints the delivered image with a PSNR of `enough` dB, or the schedule ends.
 
-    progress: called after each look; its PSNR is the one against the delivered image. Raises DeviceError where the native plan
-    cannot run the network, FitError where memory is short.
+    progress: called after each look; its PSNR is the one against the delivered image. Networks that the native plan does not run
+    (up kernels above 3) go on autograd, which needs PyTorch: DependencyError without it. Raises FitError where memory is short.
     """
     best, done = _look(_fit(generator, SCHEDULE[0][0], generator.parameters, threads), generator, 0), 0
     for step_size, most in SCHEDULE:
@@ -64,7 +81,7 @@ def consolidate(
     return replace(best, iterations=done)
 
 
-def _fit(generator: FittedGenerator, step_size: float, parameters: dict[str, np.ndarray], threads: int | None) -> NativeFit:
+def _fit(generator: FittedGenerator, step_size: float, parameters: dict[str, np.ndarray], threads: int | None) -> Continued:
     """A float32 fit of the delivered image, on the generator's whole canvas, that begins with these weights."""
     (top, left), (height, width) = generator.origin, generator.crop
     shape = (*generator.canvas, generator.architecture.output_channels)
@@ -77,15 +94,19 @@ def _fit(generator: FittedGenerator, step_size: float, parameters: dict[str, np.
                     iterations=1 << 31)
     problem = Problem("consolidate", target, generator.canvas, recipe, known=known,
                       guide=code.make(generator.canvas) if as_image else None)
-    placement = place(Settings(device="cpu", precision="fp32", threads=threads, kernels="native"))
-    if not supports(problem, recipe, placement):
-        raise DeviceError("This generator has up convolutions with kernels above 3, which this version does not export.")
-    fit = NativeFit(problem, recipe, code.seed, placement, "fixed")
+    placement = place(Settings(device="cpu", precision="fp32", threads=threads, kernels=None))
+    if supports(problem, recipe, placement):
+        fit: Continued = NativeFit(problem, recipe, code.seed, placement, "fixed")
+    else:
+        require_torch()
+        from dipengine.export.autograd import AutogradFit
+
+        fit = AutogradFit(problem, recipe, code.seed, placement)
     fit.load_weights(parameters)
     return fit
 
 
-def _look(fit: NativeFit, generator: FittedGenerator, iterations: int) -> Consolidated:
+def _look(fit: Continued, generator: FittedGenerator, iterations: int) -> Consolidated:
     (top, left), (height, width) = generator.origin, generator.crop
     painted = fit.render()[top : top + height, left : left + width]
     return Consolidated(fit.weights(), fit.statistics(), metrics.psnr(painted, generator.delivered, 1.0), iterations)

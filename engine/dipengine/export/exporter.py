@@ -57,19 +57,34 @@ def export(
     which consolidation ends. progress: see `consolidate`. Raises InputError for a bad choice, DependencyError without onnx or
     onnxruntime, DeviceError for a network that cannot be exported, OutputError when the file cannot be written.
     """
+    _check_choices(generator, precision, z)
+    if not math.isfinite(enough):
+        raise InputError(f"Consolidation cannot end at {enough} dB; give a finite number.")
+    require_onnx()
+    check_target(path)
+    consolidated = consolidate(generator, enough=enough, threads=threads, progress=progress)
+    return write(generator, consolidated, path, precision=precision, z=z, threads=threads)
+
+
+def write(
+    generator: FittedGenerator, consolidated: Consolidated, path: str | os.PathLike, *, precision: str = "fp32",
+    z: str = "stored", threads: int | None = None,
+) -> Export:
+    """The second half of `export`: one consolidation serves files of several precisions."""
+    _check_choices(generator, precision, z)
+    data, found = verified(generator, consolidated, precision, z, threads)
+    with atomic_path(path) as beside, open(beside, "wb") as file:
+        file.write(data)
+    return Export(os.fspath(path), len(data), precision, found, consolidated.iterations)
+
+
+def _check_choices(generator: FittedGenerator, precision: str, z: str) -> None:
     if precision not in PRECISIONS:
         raise InputError(f"There is no precision {precision!r} for ONNX files; choose {', '.join(PRECISIONS)}.")
     if z not in CODES:
         raise InputError(f"z is {z!r}; choose stored or seed.")
     if z == "seed" and generator.code.kind == "image":
         raise InputError("The z of this generator is an image, which no seed can draw again; store it.")
-    require_onnx()
-    check_target(path)
-    consolidated = consolidate(generator, enough=enough, threads=threads, progress=progress)
-    data, found = _verified(generator, consolidated, precision, z, threads)
-    with atomic_path(path) as beside, open(beside, "wb") as file:
-        file.write(data)
-    return Export(os.fspath(path), len(data), precision, found, consolidated.iterations)
 
 
 def require_onnx() -> None:
@@ -96,10 +111,10 @@ def stored_code(generator: FittedGenerator) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(values, np.float32), 1.0
 
 
-def _verified(
+def verified(
     generator: FittedGenerator, consolidated: Consolidated, precision: str, z: str, threads: int | None
 ) -> tuple[bytes, float]:
-    """The file's bytes and the PSNR of what they paint."""
+    """The file's bytes, and the PSNR of what ONNX Runtime paints from them against the delivered image."""
     from onnx import helper
 
     from dipengine.export.onnx_graph import generator_model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,27 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError as error:
         raise DependencyError("This onnxruntime lacks its float16 converter; install another version.") from error
-    return convert_float_to_float16(model, keep_io_types=True)
+    found = convert_float_to_float16(model, keep_io_types=True)
+    _sort(found.graph)  # the converter puts the cast of a float z last, behind those who need it
+    return found
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Nodes in an order in which each follows those that it needs, and otherwise as they were."""
+    made = {name for node in graph.node for name in node.output}
+    there: set[str] = set()
+    left, ordered = list(graph.node), []
+    while left:
+        waiting = []
+        for node in left:
+            if all(name in there or name not in made for name in node.input):
+                ordered.append(node)
+                there.update(node.output)
+            else:
+                waiting.append(node)
+        left = waiting
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
@@ -42,6 +65,26 @@ def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
         onnx.save(model, source)
-        quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
+        with _hushed():
+            quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True,
+                            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
         return onnx.load(target)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Within: the quantiser's advice to pre-process, and the runtime's warnings of inputs that are inputs on purpose, are not shown."""
+    import onnxruntime
+
+    root = logging.getLogger()
+    quiet = lambda record: "pre-processing before quantization" not in record.getMessage()
+    handlers = list(root.handlers)
+    root.addFilter(quiet)
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+        root.removeFilter(quiet)
+        for handler in set(root.handlers) - set(handlers):  # the advice would have made one
+            root.removeHandler(handler)

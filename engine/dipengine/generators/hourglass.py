@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class HourglassNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._fused = FusedHourglass(architecture) if kernels == "native" and supports(architecture) else None
+        self.norm_listener: Callable[[nn.Module, Tensor], None] | None = None  # told each norm and its input, on the plain path
         for spec in architecture.parameters():
             *path, leaf = spec.name.split(".")
             owner: nn.Module = self
@@ -113,7 +114,7 @@ class HourglassNetwork(nn.Module):
         mode = arch.upsample[i]
         deep = F.interpolate(deep, scale_factor=2, mode=mode, align_corners=False if mode == "bilinear" else None)
         merged = torch.cat([self._unit(level.skip, x), deep], dim=1) if arch.channels_skip[i] else deep
-        y = self._unit(level.up, _norm(level.merge.norm, merged))
+        y = self._unit(level.up, self._norm(level.merge.norm, merged))
         return self._unit(level.point, y) if arch.one_by_one_up else y
 
     def _unit(self, unit: nn.Module, x: Tensor, halve: str = "") -> Tensor:
@@ -127,7 +128,13 @@ class HourglassNetwork(nn.Module):
         if halve == "average":
             x = F.avg_pool2d(x, 2)
         # In place is safe: BatchNorm's backward keeps its input, not its output.
-        return F.leaky_relu(_norm(unit.norm, x), self.architecture.negative_slope, inplace=True)
+        return F.leaky_relu(self._norm(unit.norm, x), self.architecture.negative_slope, inplace=True)
+
+    def _norm(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """BatchNorm of x [1, C, H, W] on its own mean and biased variance."""
+        if self.norm_listener is not None:
+            self.norm_listener(norm, x)
+        return F.batch_norm(x, None, None, norm.gamma, norm.beta, training=True, eps=NORM_EPSILON)
 
     def _check_input(self, z: Tensor) -> None:
         arch = self.architecture
@@ -141,11 +148,6 @@ class HourglassNetwork(nn.Module):
                 f"The code is {height} x {width} pixels, which is no canvas of this generator; "
                 f"make it {' x '.join(map(str, arch.canvas(height, width)))}."
             )
-
-
-def _norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """BatchNorm of x [1, C, H, W] on its own mean and biased variance."""
-    return F.batch_norm(x, None, None, norm.gamma, norm.beta, training=True, eps=NORM_EPSILON)
 
 
 def _reflect(x: Tensor, pad: int) -> Tensor:

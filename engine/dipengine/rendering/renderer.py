@@ -1,4 +1,8 @@
-"""Paint finished generators from ONNX files: whole, by regions, by tiles; without PyTorch and without fitting."""
+"""Paint finished generators from ONNX files: whole, by regions, by tiles; without PyTorch and without fitting.
+
+On the CPU one session paints everything. On a GPU the whole image has a session of its own, of fixed shapes, whose z and image stay
+on the device and which is replayed as a CUDA graph where the runtime can capture one (`bound`); regions go through a second, free one.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from dipengine import environment
-from dipengine.errors import DependencyError, DeviceError, InputError
+from dipengine.errors import DependencyError, DeviceError, DipEngineError, InputError
+from dipengine.rendering import providers
 from dipengine.rendering.regions import window
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
 class Renderer:
@@ -21,32 +24,68 @@ class Renderer:
     model: a path, or the file's bytes. provider: "auto" (CUDA where ONNX Runtime has it, else the CPU), "cpu", "cuda" or
     "tensorrt". strict: fail where the runtime falls back to another provider instead of saying so in `notice`. threads: of the
     CPU; None: all cores. Raises InputError for a file that is no generator's, DependencyError without ONNX Runtime, DeviceError
-    for a provider that is not here.
+    for a provider that is not here, or a fallback under strict.
     """
 
     def __init__(
         self, model: str | os.PathLike | bytes, *, provider: str = "auto", strict: bool = False, threads: int | None = None
     ) -> None:
-        ort = _runtime()
+        if threads is not None and not 1 <= threads <= 1024:
+            raise InputError(f"threads is {threads}; ask for 1 to 1024.")
+        self._ort = providers.runtime()
         from dipengine.rendering.model import read_model  # needs onnx
 
+        self._names = providers.chosen(self._ort, provider)
         self.model = read_model(model)
-        wanted = _wanted(ort, provider)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # its warnings speak of z and crop, which are inputs on purpose
-        options.intra_op_num_threads = threads or environment.default_threads()
+        self._threads = environment.default_threads() if threads is None else threads
+        self._bound: Any = None  # the whole image on a GPU
+        self._free: Any = None  # any part of it
+        self.replays = False  # whether a GPU replays the whole image as one CUDA graph
+        wanted = self.provider = self._names[0]
+        if wanted == "cpu":
+            self._free = self._open(self.model.data, ("cpu",))
+        else:
+            self._open_on_gpu()
+        self.notice = providers.fallback(wanted, self.provider)
+        if self.notice and strict:
+            raise DeviceError(self.notice)
+
+    def _open_on_gpu(self) -> None:
+        """The whole image's session; where the runtime gives another provider, that one's."""
+        from dipengine.rendering.bound import BoundPainting, fixed
+
+        whole = fixed(self.model)
+        for replay in (True, False):
+            opened = self._open(whole, self._names, replay=replay)
+            self.provider = providers.got(opened)
+            if self.provider == "cpu":
+                self._free = self._open(self.model.data, ("cpu",))
+                return
+            try:
+                self._bound = BoundPainting(self._ort, opened, self.model, "cuda")
+                self._bound.host()  # captures the graph
+                self.replays = replay
+                return
+            except Exception as error:  # the runtime's own classes
+                if not replay:
+                    said = _first_line(error)
+                    raise DeviceError(f"ONNX Runtime fails to paint on {self.provider} ({said}); use --provider cpu.") from error
+
+    def _open(self, data: bytes, names: tuple[str, ...], *, replay: bool = False) -> Any:
+        precision, version = str(self.model.about["precision"]), self._ort.__version__
+        wanted = [(name, providers.options(name, data, precision=precision, version=version, replay=replay)) for name in names]
         try:
-            self._session = ort.InferenceSession(self.model.data, options, providers=wanted)
-        except MemoryError:
+            return providers.session(self._ort, data, wanted, self._threads)
+        except (MemoryError, DipEngineError):
             raise
         except Exception as error:  # the runtime's own classes, which differ between builds
-            raise InputError(f"{self.model.name} cannot be run by ONNX Runtime ({str(error).splitlines()[0]}).") from error
-        self.provider = _short(self._session.get_providers()[0])
-        self.notice = ""
-        if self.provider != _short(wanted[0]):
-            self.notice = f"ONNX Runtime could not use {_short(wanted[0])} and paints on {self.provider}; see its own messages."
-            if strict:
-                raise DeviceError(self.notice)
+            raise InputError(f"{self.model.name} cannot be run by ONNX Runtime ({_first_line(error)}).") from error
+
+    def _parts(self) -> Any:
+        """The session of regions: any size of z. TensorRT would build an engine for each, so CUDA paints them in its place."""
+        if self._free is None:
+            self._free = self._open(self.model.data, tuple(name for name in self._names if name != "tensorrt"))
+        return self._free
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,6 +101,8 @@ class Renderer:
         from dipengine.rendering.model import check_memory, painting_bytes
 
         x, y, width, height = self._checked(region)
+        if region is None and self._bound is not None:
+            return self._bound.host()
         model = self.model
         top, left = y + model.origin[0], x + model.origin[1]
         rows = window(model.architecture, top, top + height - 1, model.z.shape[1])
@@ -72,8 +113,19 @@ class Renderer:
         check_memory(f"To paint {width}x{height} pixels at once needs", needed, "paint by tiles (--tile), or a smaller region")
         z = np.ascontiguousarray(model.z[None, :, rows[0] : rows[1], columns[0] : columns[1]])
         crop = np.array([top - rows[0], left - columns[0], top - rows[0] + height, left - columns[0] + width], np.int64)
-        image = self._session.run(["image"], {"z": z, "crop": crop})[0]
+        image = self._parts().run(["image"], {"z": z, "crop": crop})[0]
         return np.ascontiguousarray(image[0].transpose(1, 2, 0))
+
+    def tensor(self, region: tuple[int, int, int, int] | None = None) -> Any:
+        """As `render`, but left where it was painted: a CuPy array on a GPU, a NumPy array on the CPU, both with `__dlpack__` for
+        PyTorch, JAX and others. Raises DependencyError on a GPU without CuPy."""
+        if self.provider == "cpu":
+            return self.render(region)
+        try:
+            import cupy
+        except ImportError as error:
+            raise DependencyError('Images on a GPU need CuPy; install it with: pip install "dipengine[gpu]"') from error
+        return self._bound.there(cupy) if region is None else cupy.asarray(self.render(region))
 
     def tiles(self, side: int) -> Iterator[tuple[tuple[int, int, int, int], np.ndarray]]:
         """Regions of at most side x side pixels that cover the image, row by row, each with its pixels: memory for one at a time.
@@ -110,26 +162,5 @@ class Renderer:
         return x, y, w, h
 
 
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError('Rendering needs ONNX Runtime; install it with: pip install "dipengine[render]"') from error
-    return onnxruntime
-
-
-def _wanted(ort: Any, provider: str) -> list[str]:
-    if provider != "auto" and provider not in PROVIDERS:
-        raise InputError(f"There is no provider {provider!r}; choose auto, {', '.join(PROVIDERS)}.")
-    there = ort.get_available_providers()
-    if provider == "auto":
-        provider = "cuda" if PROVIDERS["cuda"] in there else "cpu"
-    if PROVIDERS[provider] not in there:
-        raise DeviceError(f"This ONNX Runtime has no provider {provider} (it has: {', '.join(map(_short, there))}); install "
-                          f'"dipengine[gpu]" or use --provider cpu.')
-    behind = {"cpu": [], "cuda": ["cpu"], "tensorrt": ["cuda", "cpu"]}[provider]
-    return [PROVIDERS[name] for name in (provider, *behind)]
-
-
-def _short(provider: str) -> str:
-    return next((name for name, full in PROVIDERS.items() if full == provider), provider)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
