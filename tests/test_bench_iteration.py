@@ -157,8 +157,8 @@ def test_an_iteration_of_the_papers_network_costs_what_the_design_counts():
     layers = layers_of(Hourglass.regular(upsample="nearest"), 512, 512)
     direct, fewest = iteration_operations(layers), iteration_operations(layers, reduced=True)
     assert direct == pytest.approx(0.465e12, rel=0.02)
-    # 1.99 with nine products behind upsamplings alone, 2.44 with 16 for stride 1 in all three directions; here in two.
-    assert 1.99 < direct / fewest < 2.44
+    # 1.99 with nine products a sample behind upsamplings alone, 2.44 with 16 a 2x2 tile of stride 1; here with 25, 36 and 25 a tile.
+    assert 3.0 < direct / fewest < 3.4
 
 
 def test_layers_are_named_as_the_parameters_are():

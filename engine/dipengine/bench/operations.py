@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from dipengine.generators.architecture import Hourglass
 
 
+# Of the products of a plain convolution, in all three directions, by kernel and upsampling or stride: 25 a 2x2 tile of nearest
+# samples (4x4 outputs), 9 a bilinear sample (2x2 outputs), 36 a 4x4 tile of outputs of stride 1, 25 a 2x2 tile of stride 2.
+FEWEST = {(3, "nearest"): 25 / 144, (3, "bilinear"): 9 / 36, (3, 1): 36 / 144, (3, 2): 25 / 36}
+
+
 @dataclass(frozen=True)
 class Part:
     """What a layer reads: channels at height x width pixels; `raw` where it is a convolution's output and takes a gradient."""
@@ -49,19 +54,16 @@ class Layer:
     def operations(self, reduced: bool) -> tuple[float, float]:
         """(forward, backward) floating-point operations of the products.
 
-        reduced: with the fewest products known, 9 of 36 behind an upsampling, 16 of 36 forward and to the data of a 3x3
-        convolution of stride 1 (all 36 to its weights); else every product of the plain convolution.
+        reduced: with the fewest products of the engine's forms, whichever of them the size and the instruction set allow; else
+        every product of the plain convolution.
         """
         forward = backward = 0.0
         for part in self.parts:
             direct = 2.0 * self.kernel**2 * part.channels * self.channels * self.pixels
-            both = weights = 1.0
-            if reduced and part.upsample != "none":
-                both = weights = 9 / 36
-            elif reduced and (self.kernel, self.stride, len(self.parts)) == (3, 1, 1):
-                both = 16 / 36
-            forward += both * direct
-            backward += (both * part.raw + weights) * direct
+            form = part.upsample if part.upsample != "none" or len(self.parts) > 1 else self.stride
+            direct *= FEWEST.get((self.kernel, form), 1.0) if reduced else 1.0
+            forward += direct
+            backward += (part.raw + 1) * direct
         return forward, backward
 
 
