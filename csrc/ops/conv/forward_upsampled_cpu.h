@@ -181,9 +181,10 @@ struct UpsampledForward : ForwardLayout<Stored> {
         planes.begin_row(i);
         transform_row(*up, r + 2 * i, piece.left, planes);
       }
+      fetch_rows(area.fetch, 2 * r, 2 * (r + 2 * rows), 2 * piece.left, 2 * piece.right);
       for (int block = 0; block < blocks; ++block) {
         multiply_pairs(planes.rows, planes.plane, planes.total, up->groups, up->panels + block * up->panel_size, vectors_of(block),
-                       area.products);
+                       area.products, &area.fetch);
         for (int64_t i = 0; i < rows; ++i) {
           paired_rows(area.products + i * planes.pitch(tiles) * kBlock<Real>, planes.total * kBlock<Real>, tiles,
                       vectors_of(block), area.sums, row_size);
@@ -191,6 +192,12 @@ struct UpsampledForward : ForwardLayout<Stored> {
         }
       }
     }
+  }
+
+  // Where output rows [top, bottom) go.
+  void fetch_rows(Fetch& fetch, int64_t top, int64_t bottom, int64_t left, int64_t right) const {
+    fetch.count = 0;
+    for (int64_t r = bottom; r-- > top;) fetch.add(p.raw, p.raw_dtype == p.dtype ? sizeof(Stored) : sizeof(Real), r, left, right);
   }
 
   // Four output rows from `top` on, with what other sources add to them.

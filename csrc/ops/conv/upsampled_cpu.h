@@ -48,11 +48,11 @@ DIPENGINE_INLINE void paired_outputs(const typename V::Register* m, typename V::
 // One block of channels out: products of V (TilePlanes' rows) with the packed U (panel): to [25][tiles][kBlock].
 template <typename Element>
 static void multiply_pairs(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
-                           typename Mac<Element>::Real* products) {
+                           typename Mac<Element>::Real* products, Fetch* beside = nullptr) {
   for (int k = 0; k < kPairedPlanes; ++k) {
     const int64_t panel_size = static_cast<int64_t>(groups) * vectors * Vec<typename Mac<Element>::Real>::size * Mac<Element>::kPair;
     multiply_planes(1, v + (4 * kPairedInput[k / 5] + kPairedInput[k % 5]) * plane, plane, tiles, groups, panel + k * panel_size,
-                    vectors, products + k * tiles * kBlock<typename Mac<Element>::Real>);
+                    vectors, products + k * tiles * kBlock<typename Mac<Element>::Real>, beside);
   }
 }
 

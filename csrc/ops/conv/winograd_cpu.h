@@ -86,10 +86,11 @@ struct TilePlanes {
 // Products of `tiles` tiles of all planes with one block's packed U (panel): to [planes][tiles][kBlock].
 template <typename Element>
 static void multiply_planes(int planes, const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
-                            typename Mac<Element>::Real* products) {
+                            typename Mac<Element>::Real* products, Fetch* beside = nullptr) {
   using Real = typename Mac<Element>::Real;
   Segments<Element> segments;
   segments.count = 1;
+  segments.beside = beside;
   segments.block_stride = tiles * Vec<Real>::size;
   for (int k = 0; k < planes; ++k, panel += static_cast<int64_t>(groups) * vectors * Vec<Real>::size * Mac<Element>::kPair) {
     segments.start[0] = v + k * plane;
