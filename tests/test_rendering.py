@@ -230,6 +230,10 @@ def curved(change):
     return damage
 
 
+def put(values, column, number):
+    values["inverse"][column][0] = number
+
+
 LIES = {
     "foreign": (lambda model, about: about.clear(), "no generator of dipengine"),
     "external data": (outside, "another file"),
@@ -247,14 +251,14 @@ LIES = {
     "other inputs": (lambda model, about: setattr(model.graph.input[0], "name", "y"), "ONNX model|inputs"),
     "inverse cut off": (curved(lambda values: values["inverse"]["rests"].pop()), "damaged"),
     "inverse of one row": (curved(lambda values: values["inverse"].update(means=[1.0], rests=[0.0])), "damaged"),
-    "inverse of many rows": (curved(lambda values: values["inverse"].update(means=[*range(65537)], rests=[0] * 65537)), "damaged"),
+    "inverse of many rows": (curved(lambda values: values.update(inverse={"means": [*range(65537)], "rests": [0] * 65537})), "damaged"),
     "inverse of one mean": (curved(lambda values: values["inverse"].update(means=[1.0] * 1280)), "damaged"),
-    "inverse that falls": (curved(lambda values: values["inverse"]["means"].insert(9, values["inverse"]["means"].pop(10))), "damaged"),
-    "inverse below 0": (curved(lambda values: values["inverse"]["means"].__setitem__(0, -1e-9)), "damaged"),
-    "infinite inverse": (curved(lambda values: values["inverse"]["rests"].__setitem__(7, math.inf)), "damaged"),
-    "inverse beyond floats": (curved(lambda values: values["inverse"]["rests"].__setitem__(7, 10**400)), "damaged"),
-    "inverse of texts": (curved(lambda values: values["inverse"]["means"].__setitem__(0, "0.5")), "damaged"),
-    "inverse of truths": (curved(lambda values: values["inverse"]["rests"].__setitem__(0, True)), "damaged"),
+    "inverse that falls": (curved(lambda values: values["inverse"]["means"].sort(key=lambda mean: abs(mean - 5))), "damaged"),
+    "inverse below 0": (curved(lambda values: put(values, "means", -1e-9)), "damaged"),
+    "infinite inverse": (curved(lambda values: put(values, "rests", math.inf)), "damaged"),
+    "inverse beyond floats": (curved(lambda values: put(values, "rests", 10**400)), "damaged"),
+    "inverse of texts": (curved(lambda values: put(values, "means", "0.5")), "damaged"),
+    "inverse of truths": (curved(lambda values: put(values, "rests", True)), "damaged"),
     "inverse of nothing": (curved(lambda values: values.update(inverse=None)), "damaged"),
     "inverse without its rests": (curved(lambda values: values["inverse"].pop("rests")), "damaged"),
     "inverse without a curve": (curved(lambda values: values.pop("curve")), "damaged"),

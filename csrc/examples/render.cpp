@@ -82,7 +82,7 @@ dipengine::Renderer renderer_of(const Options& o) {
   return dipengine::Renderer(params);
 }
 
-// Bytes and 16-bit integers as they are; what has another type, or a curve without inverse, as its place between 0 and 1 in 16 bits.
+// Bytes and 16-bit integers as they are; another type, or a curve without its inverse, as the place between 0 and 1 in 16 bits.
 Pnm painted(const dipengine::Renderer& renderer, const dipengine_renderer_info& about, const dipengine::Region& region) {
   Pnm image;
   image.width = region.width > 0 ? region.width : about.width;

@@ -55,7 +55,7 @@ void ValueMap::read_curve(const Json& from) {
 void ValueMap::read_table(const Json& from) {
   means = numbers(from.at("means"));
   rests = numbers(from.at("rests"));
-  if (means.size() < 2 || means.size() > kMostRows || rests.size() != means.size()) damaged("its inverse has too few or too many rows");
+  if (means.size() < 2 || means.size() > kMostRows || rests.size() != means.size()) damaged("its inverse has another number of rows");
   if (means.front() < 0 || means.back() <= means.front() || !std::is_sorted(means.begin(), means.end())) {
     damaged("the means of its inverse do not rise");
   }

@@ -20,8 +20,8 @@ Philox4x32-10 block i / 16, i = (y W + x) depth + c: key = (low, high half of th
 index, 0, 0) (J. Salmon et al., SC'11; csrc/math/philox.h has it in 30 lines). The graph multiplies by scale / 255. z of kind
 "meshgrid" is float32 [1, 2, H, W]: x / (W - 1), then y / (H - 1). An image as z is always stored.
 
-values with a curve (kind "anscombe"; gain, offset, read_noise of the sensor) were fitted through f(v) = 2 sqrt(max(0, (v - offset) gain
-+ 3/8 + r^2)), r = gain * read_noise. A stabilised value is d = max(output * (f(high) - f(low)) + f(low), means[0]), and
+values with a curve (kind "anscombe"; gain, offset, read_noise of the sensor) were fitted through f(v) = 2 sqrt(max(0, (v -
+offset) gain + 3/8 + r^2)), r = gain * read_noise. A stabilised value is d = max(output * (f(high) - f(low)) + f(low), means[0]), and
 
     data = (d * d / 4 + rest) / gain + offset
     rest = rests[i] + (d - means[i]) * ((rests[i+1] - rests[i]) / (means[i+1] - means[i])),  the last i with means[i] <= d;

@@ -1,4 +1,4 @@
-"""The exact unbiased inverse of the Anscombe transform as a table: computed once, kept in exported files, looked up alike everywhere.
+"""The exact unbiased inverse of the Anscombe transform as a table: kept in exported files, looked up alike everywhere.
 
 Of M(e), electrons e that a stabilised value d = M stands for (`anscombe`):
 
@@ -25,9 +25,10 @@ MOST_ROWS = 1 << 16  # that are read; 1280 are written
 
 @dataclass(frozen=True, eq=False)
 class InverseTable:
-    """means: stabilised values from 0 or more on, not falling, the last above the first; rests: e - M^2/4 there, which hardly varies.
+    """means: stabilised values of at least 0, not falling, the last above the first; rests: e - M^2/4 there, which hardly varies,
+    so that interpolating it is as good as exact.
 
-    Both float64 [n], n from 2 to 65536. limit: of the rest for many electrons. Raises ValueError for numbers that are no such table.
+    Both float64 [n], n from 2 to 65536. limit: of the rest for many electrons. Raises ValueError for numbers that are no table.
     """
 
     means: np.ndarray
