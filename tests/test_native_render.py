@@ -3,6 +3,7 @@ those of `dipengine.Renderer`, to the bit; runtimes and files that are none are 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -13,7 +14,12 @@ import pytest
 
 import dipengine
 from conftest import synthetic_picture
+from dipengine.export.exporter import value_record
+from dipengine.export.onnx_format import KEY
+from dipengine.images import ValueMap
 from dipengine.kernels import backend
+from dipengine.noise.anscombe import Anscombe
+from dipengine.noise.sensor import Sensor
 from native_builds import CMAKE, ROOT, build, run
 from test_native_example import read_pnm
 from test_rendering import LIES, changed
@@ -64,10 +70,15 @@ def files(tmp_path_factory) -> Path:
     for z in ("stored", "seed"):
         mesh.export(folder / f"mesh_{z}.onnx", enough=10, z=z)
     dipengine.flash(colour[:60, :70], colour[:60, :70], **QUICK).export(folder / "guided.onnx", enough=10)
+    for kind, top in (("uint8", 255), ("uint16", 65535), ("float32", 30000)):
+        counts = np.random.default_rng(3).random((41, 53, 1)) * top
+        sensor = {"noise": "poisson-gaussian", "data_term": "stabilised", "gain": 800 / top, "offset": top / 50, "read_noise": top / 300}
+        dipengine.denoise(counts.astype(kind), **sensor, **QUICK).export(folder / f"stabilised_{kind}.onnx", enough=10)
     return folder
 
 
-NAMES = ("nearest", "seed", "half", "half_stored", "int8", "bilinear", "sixteen", "floats", "mesh_stored", "mesh_seed", "guided")
+NAMES = ("nearest", "seed", "half", "half_stored", "int8", "bilinear", "sixteen", "floats", "mesh_stored", "mesh_seed", "guided",
+         "stabilised_uint8", "stabilised_uint16", "stabilised_float32")
 
 
 def painted(host: Path, runtime: Path, model: object, out: Path, kind: str, *more: object) -> np.ndarray:
@@ -81,7 +92,7 @@ def test_pixels_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, n
     python = dipengine.Renderer(path, provider="cpu", threads=2)
     whole, dtype = python.render(), np.dtype(python.model.about["dtype"])
     assert np.array_equal(painted(host, runtime, path, tmp_path / "raw", "units", 2), whole.ravel())
-    for kind in ("uint8", "uint16", "float32"):
+    for kind in ("uint8", "uint16", "float32", "float64"):
         expected = python.model.values.from_unit(whole, kind)
         assert np.array_equal(painted(host, runtime, path, tmp_path / "raw", kind, 2), expected.ravel())
         assert kind != dtype or np.array_equal(expected, python.image())
@@ -89,6 +100,48 @@ def test_pixels_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, n
     for region in ((0, 0, 1, 1), (width - 1, height - 1, 1, 1), (width // 2, 3, 7, 5), (1, height // 3, width - 2, 1), (0, 0, width, height)):
         part = painted(host, runtime, path, tmp_path / "raw", "units", 2, *region)
         assert np.array_equal(part, python.render(region).ravel()), region
+
+
+CURVES = {  # gain, offset and read noise; low and high
+    "below all light, where the table begins": (Sensor(1.0, 1000.0, 30.0), -1000.0, 122.0),
+    "without read noise": (Sensor(0.7, 3.0), 0.0, 90.0),
+    "across the table's end": (Sensor(3.0, 20.0, 1.1), 15.0, 255.0),
+    "far beyond it": (Sensor(50.0, 0.0, 2.0), 1000.0, 60000.0),
+    "read noise that the table hardly resolves": (Sensor(1.0, 0.0, 1e6), -1e6, 1e6),
+}
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_every_part_of_a_curve_is_python_to_the_bit(host, runtime, files, tmp_path, curve):
+    sensor, low, high = CURVES[curve]
+    values = ValueMap(low, high, Anscombe(sensor))
+    path = tmp_path / "curved.onnx"
+    path.write_bytes(changed(files, lambda model, about: about.update(values=value_record(values))))
+    python = dipengine.Renderer(path, provider="cpu", threads=2)
+    units = python.render()
+    for kind in ("uint8", "uint16", "float32", "float64"):
+        expected = python.model.values.from_unit(units, kind)
+        assert np.array_equal(painted(host, runtime, path, tmp_path / "raw", kind, 2), expected.ravel())
+        assert np.array_equal(expected, values.from_unit(units, kind))  # from the file as from the transform itself
+    assert np.isfinite(expected).all() and np.unique(expected).size > 1000
+
+
+def test_a_curve_without_its_inverse_is_painted_by_python_alone(host, runtime, files, tmp_path):
+    """As earlier versions exported it."""
+    import onnx
+
+    path = tmp_path / "older.onnx"
+    model = onnx.load(files / "stabilised_uint16.onnx")
+    about = json.loads(model.metadata_props[0].value)
+    del about["values"]["inverse"]
+    onnx.helper.set_model_props(model, {KEY: json.dumps(about)})
+    path.write_bytes(model.SerializeToString())
+    older, newer = (dipengine.Renderer(name, provider="cpu", threads=2) for name in (path, files / "stabilised_uint16.onnx"))
+    assert np.array_equal(older.image(), newer.image())
+    assert np.array_equal(painted(host, runtime, path, tmp_path / "units", "units", 2), newer.render().ravel())
+    result = run(host / "host_render", runtime, path, tmp_path / "raw", "uint16", 2, check=False)
+    assert result.returncode == UNSUPPORTED and "export it again" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "raw").exists()
 
 
 def test_the_model_may_be_bytes_and_threads_may_paint_at_once(host, runtime, files, tmp_path):
@@ -202,8 +255,9 @@ def test_the_example_paints_what_python_paints(examples, runtime, files, tmp_pat
     assert "150 x 119 pixels on cpu" in result.stderr and result.stdout == ""
     run(examples / "render", files / "nearest.onnx", out, "--runtime", runtime, "--region", "3,4,20,10", "--threads", "1")
     assert np.array_equal(read_pnm(out), dipengine.Renderer(files / "nearest.onnx", provider="cpu", threads=1).image((3, 4, 20, 10)))
-    run(examples / "render", files / "sixteen.onnx", out, "--runtime", runtime)
-    assert np.array_equal(read_pnm(out), dipengine.Renderer(files / "sixteen.onnx", provider="cpu").image().squeeze())
+    for name in ("sixteen", "stabilised_uint8", "stabilised_uint16"):
+        run(examples / "render", files / f"{name}.onnx", out, "--runtime", runtime)
+        assert np.array_equal(read_pnm(out), dipengine.Renderer(files / f"{name}.onnx", provider="cpu").image().squeeze())
     run(examples / "render", files / "floats.onnx", out, "--runtime", runtime)
     units = dipengine.Renderer(files / "floats.onnx", provider="cpu").render()
     assert np.array_equal(read_pnm(out), np.rint(units.astype(np.float64) * 65535))

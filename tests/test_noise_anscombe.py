@@ -1,8 +1,12 @@
 """The generalised Anscombe transform against simulated sensors: unit variance, and a way back that keeps the mean."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 
+from dipengine.export.exporter import value_record
 from dipengine.images import ValueMap
 from dipengine.noise.anscombe import Anscombe
 from dipengine.noise.sensor import Sensor
@@ -91,3 +95,52 @@ def test_sigma_is_the_deviation_of_the_stabilised_noise(level):
     known = np.ones(noisy.shape[:2], bool)
     known[0, 0] = False
     assert stabilised_sigma(values, unit, known) == pytest.approx(unit[known].std(), rel=0.05)
+
+
+@pytest.mark.parametrize("sensor", [*SENSORS, Sensor(1.0, 0.0, 1e6)])
+def test_the_table_of_a_file_goes_back_to_the_bit(sensor):
+    curve = Anscombe(sensor)
+    read = Anscombe(sensor).with_inverse(json.loads(json.dumps(curve.inverse_table.to_dict(), allow_nan=False)))
+    end = curve.inverse_table.means[-1]
+    stabilised = np.concatenate([np.linspace(-1, 2 * end, 100_001), curve.inverse_table.means, [np.nextafter(end, 0), np.nan]])
+    np.testing.assert_array_equal(read.inverse(stabilised), curve.inverse(stabilised))
+    assert read == curve and np.isfinite(read.inverse(stabilised)[:-1]).all()
+
+
+@pytest.mark.parametrize("sensor", SENSORS)
+def test_between_its_rows_the_table_is_interpolated(sensor):
+    """NumPy's own interpolation of the rest, and at the rows the electrons that they were computed for."""
+    curve = Anscombe(sensor)
+    table = curve.inverse_table
+    stabilised = np.linspace(table.means[0] - 1, table.means[-1], 10_001)
+    d = np.maximum(stabilised, table.means[0])
+    electrons = d**2 / 4 + np.interp(d, table.means, table.rests)
+    np.testing.assert_allclose(table.electrons(stabilised), electrons, rtol=0, atol=1e-12 * table.means[-1] ** 2)
+    np.testing.assert_allclose(curve.expected(table.electrons(table.means)[300:]), table.means[300:], rtol=1e-12)
+
+
+def by_the_documentation(values: dict, output: float) -> float:
+    """What export.onnx_format says to a host that has neither NumPy nor this package."""
+    curve, means, rests = values["curve"], values["inverse"]["means"], values["inverse"]["rests"]
+    r, n = curve["gain"] * curve["read_noise"], len(means)
+
+    def f(v: float) -> float:
+        return 2 * math.sqrt(max(0.0, (v - curve["offset"]) * curve["gain"] + 3 / 8 + r * r))
+
+    d = max(output * (f(values["high"]) - f(values["low"])) + f(values["low"]), means[0])
+    if d < means[n - 1]:
+        i = max(i for i in range(n) if means[i] <= d)
+        rest = rests[i] + (d - means[i]) * ((rests[i + 1] - rests[i]) / (means[i + 1] - means[i]))
+    else:
+        s, limit = means[n - 1] / d, -1 / 8 - r * r
+        rest = limit + (rests[n - 1] - limit) * (s * s)
+    return (d * d / 4 + rest) / curve["gain"] + curve["offset"]
+
+
+@pytest.mark.parametrize("sensor", SENSORS)
+def test_ten_lines_of_documentation_suffice_for_a_foreign_host(sensor):
+    values = ValueMap(-20.0, 700.0, Anscombe(sensor))
+    record = json.loads(json.dumps(value_record(values)))
+    units = np.random.default_rng(0).random(800, np.float32)
+    expected = [by_the_documentation(record, float(unit)) for unit in units]
+    np.testing.assert_array_equal(values.from_unit(units, np.float64), expected)

@@ -1,6 +1,7 @@
 """Painting ONNX generators: regions and tiles against the whole, providers, the command line, files that lie."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import dipengine
 from dipengine import environment
 from dipengine.cli.main import main
 from dipengine.errors import DeviceError, InputError
+from dipengine.export.exporter import value_record
 from dipengine.export.onnx_format import KEY
 from dipengine.generators.architecture import Hourglass
-from dipengine.images import Image, read_image, write_image
+from dipengine.images import Image, ValueMap, read_image, write_image
 from dipengine.kernels import backend
+from dipengine.noise.anscombe import Anscombe
+from dipengine.noise.sensor import Sensor
 from dipengine.rendering.regions import halo, needed, window
 from dipengine.rendering.renderer import Renderer
 
@@ -216,6 +220,20 @@ def hidden_tensor(model, about):
     model.graph.node[0].attribute.append(helper.make_attribute("value", tensor))
 
 
+def curved(change):
+    """An image fitted through the Anscombe transform, whose values `change` damages."""
+
+    def damage(model, about):
+        about["values"] = value_record(ValueMap(0.0, 255.0, Anscombe(Sensor(1.0, 10.0, 2.0))))
+        change(about["values"])
+
+    return damage
+
+
+def put(values, column, number):
+    values["inverse"][column][0] = number
+
+
 LIES = {
     "foreign": (lambda model, about: about.clear(), "no generator of dipengine"),
     "external data": (outside, "another file"),
@@ -231,6 +249,21 @@ LIES = {
     "another network": (lambda model, about: about["generator"].update(input_depth=7), "damaged"),
     "no z": (lambda model, about: model.graph.initializer.remove(next(t for t in model.graph.initializer if t.name == "z")), "damaged"),
     "other inputs": (lambda model, about: setattr(model.graph.input[0], "name", "y"), "ONNX model|inputs"),
+    "inverse cut off": (curved(lambda values: values["inverse"]["rests"].pop()), "damaged"),
+    "inverse of one row": (curved(lambda values: values["inverse"].update(means=[1.0], rests=[0.0])), "damaged"),
+    "inverse of many rows": (curved(lambda values: values.update(inverse={"means": [*range(65537)], "rests": [0] * 65537})), "damaged"),
+    "inverse of one mean": (curved(lambda values: values["inverse"].update(means=[1.0] * 1280)), "damaged"),
+    "inverse that falls": (curved(lambda values: values["inverse"]["means"].sort(key=lambda mean: abs(mean - 5))), "damaged"),
+    "inverse below 0": (curved(lambda values: put(values, "means", -1e-9)), "damaged"),
+    "infinite inverse": (curved(lambda values: put(values, "rests", math.inf)), "damaged"),
+    "inverse beyond floats": (curved(lambda values: put(values, "rests", 10**400)), "damaged"),
+    "inverse of texts": (curved(lambda values: put(values, "means", "0.5")), "damaged"),
+    "inverse of truths": (curved(lambda values: put(values, "rests", True)), "damaged"),
+    "inverse of nothing": (curved(lambda values: values.update(inverse=None)), "damaged"),
+    "inverse without its rests": (curved(lambda values: values["inverse"].pop("rests")), "damaged"),
+    "inverse without a curve": (curved(lambda values: values.pop("curve")), "damaged"),
+    "curve of no sensor": (curved(lambda values: values["curve"].update(gain=-1)), "damaged|gain"),
+    "range below all light": (curved(lambda values: values.update(low=-500.0, high=-400.0)), "damaged"),
 }
 
 

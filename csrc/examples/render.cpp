@@ -82,14 +82,15 @@ dipengine::Renderer renderer_of(const Options& o) {
   return dipengine::Renderer(params);
 }
 
-// Bytes and 16-bit integers as they are; what has another type, or a curve, as its place between 0 and 1 in 16 bits.
+// Bytes and 16-bit integers as they are; another type, or a curve without its inverse, as the place between 0 and 1 in 16 bits.
 Pnm painted(const dipengine::Renderer& renderer, const dipengine_renderer_info& about, const dipengine::Region& region) {
   Pnm image;
   image.width = region.width > 0 ? region.width : about.width;
   image.height = region.height > 0 ? region.height : about.height;
   image.channels = about.channels;
-  image.maximum = about.dtype == DIPENGINE_UINT8 && about.curve == 0 ? 255 : 65535;
-  if (about.curve == 0 && (about.dtype == DIPENGINE_UINT8 || about.dtype == DIPENGINE_UINT16)) {
+  const bool in_data_units = about.curve != DIPENGINE_CURVE_UNKNOWN;
+  image.maximum = in_data_units && about.dtype == DIPENGINE_UINT8 ? 255 : 65535;
+  if (in_data_units && (about.dtype == DIPENGINE_UINT8 || about.dtype == DIPENGINE_UINT16)) {
     image.samples = renderer.image<uint16_t>(region);
     for (uint16_t& sample : image.samples) sample = std::min(sample, static_cast<uint16_t>(image.maximum));
     return image;

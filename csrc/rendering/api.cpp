@@ -71,9 +71,9 @@ dipengine_status dipengine_renderer_get_info(const dipengine_renderer* renderer,
   DIPENGINE_TRY(dipengine::check_struct(info, __func__));
   const dipengine::OnnxRenderer& r = renderer->renderer;
   const dipengine::GeneratorModel& m = r.model();
-  *info = {sizeof(*info), m.width, m.height, static_cast<int32_t>(m.channels), dtype_of(m.dtype), m.low, m.high, m.curve ? 1 : 0,
-           m.psnr, m.task.c_str(), m.dtype.c_str(), m.precision.c_str(), r.provider().c_str(), r.notice().c_str(),
-           r.runtime_version().c_str(), m.metadata.c_str()};
+  *info = {sizeof(*info), m.width, m.height, static_cast<int32_t>(m.channels), dtype_of(m.dtype), m.values.low, m.values.high,
+           static_cast<int32_t>(m.values.curve), m.psnr, m.task.c_str(), m.dtype.c_str(), m.precision.c_str(), r.provider().c_str(),
+           r.notice().c_str(), r.runtime_version().c_str(), m.metadata.c_str()};
   return DIPENGINE_OK;
 }
 

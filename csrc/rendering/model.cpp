@@ -97,13 +97,6 @@ void read_geometry(const Json& about, GeneratorModel& m) {
   if (m.channels != g.output_channels) damaged("its image has other channels than its network");
 }
 
-void read_values(const Json& values, GeneratorModel& m) {
-  m.low = values.at("low").number();
-  m.high = values.at("high").number();
-  if (!(m.low < m.high) || !std::isfinite(m.high - m.low)) damaged("its range of values is empty");
-  m.curve = values.find("curve") != nullptr;
-}
-
 // ---- z --------------------------------------------------------------------------------------------------------------
 
 size_t element_bytes(int64_t type) {
@@ -203,7 +196,7 @@ GeneratorModel from_parts(const std::string& name, const OnnxFile& file, const J
   const double elements = static_cast<double>(m.depth()) * static_cast<double>(m.canvas_height) * static_cast<double>(m.canvas_width);
   check_memory(name + " needs", elements, "render it on a larger machine");
   check_graph(file, m);
-  read_values(about.at("values"), m);
+  m.values = ValueMap::from(about.at("values"));
   read_code(about, file, m);
   return m;
 }

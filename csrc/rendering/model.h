@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rendering/hourglass.h"
+#include "rendering/value_map.h"
 
 namespace dipengine {
 
@@ -23,8 +24,7 @@ struct GeneratorModel {
   int64_t channels;
   int64_t canvas_height, canvas_width, top, left;  // of z; of the image on it
   Hourglass hourglass;
-  double low, high;       // data units that 0 and 1 stand for
-  bool curve;             // the map is no straight line
+  ValueMap values;
   double psnr;            // dB, infinite where both are equal
   Code code;
   uint64_t seed;

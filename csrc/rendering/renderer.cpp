@@ -97,10 +97,10 @@ std::string short_words(const std::string& text) {
 
 // ---- value maps -----------------------------------------------------------------------------------------------------
 
-// As engine/dipengine/images/values.py has it: in float64, integers rounded half to even and kept within their type.
+// As engine/dipengine/images/values.py has it: integers rounded half to even and kept within their type.
 template <typename Sample>
-Sample in_data_units(float unit, double low, double span) {
-  const double value = static_cast<double>(unit) * span + low;
+Sample in_data_units(float unit, const ValueMap& values) {
+  const double value = values.data(unit);
   if constexpr (std::is_integral_v<Sample>) {
     const double most = static_cast<double>(std::numeric_limits<Sample>::max());
     return std::isnan(value) ? Sample{0} : static_cast<Sample>(std::min(std::max(std::nearbyint(value), 0.0), most));
@@ -111,14 +111,14 @@ Sample in_data_units(float unit, double low, double span) {
 
 // From [channels, height, width] into the caller's pixels.
 template <typename Sample>
-void deliver(const float* planes, int64_t channels, int64_t height, int64_t width, const dipengine_pixels& to, double low, double span,
+void deliver(const float* planes, int64_t channels, int64_t height, int64_t width, const dipengine_pixels& to, const ValueMap& values,
              bool units) {
   for (int64_t y = 0; y < height; ++y) {
     for (int64_t x = 0; x < width; ++x) {
       Sample* pixel = static_cast<Sample*>(to.data) + y * to.row_stride + x * to.pixel_stride;
       for (int64_t c = 0; c < channels; ++c) {
         const float unit = planes[(c * height + y) * width + x];
-        pixel[c] = units ? static_cast<Sample>(unit) : in_data_units<Sample>(unit, low, span);
+        pixel[c] = units ? static_cast<Sample>(unit) : in_data_units<Sample>(unit, values);
       }
     }
   }
@@ -209,9 +209,9 @@ void OnnxRenderer::paint(const dipengine_paint_params& p) {
     throw Unusable(dipengine_last_error());
   }
   const bool units = p.units == DIPENGINE_UNITS_UNIT;
-  if (!units && m.curve) {
-    throw Unusable(DIPENGINE_UNSUPPORTED, m.name + " was fitted through a curve, which Python alone undoes; paint units, or use "
-                                                   "`dipengine render`.");
+  if (!units && m.values.curve == DIPENGINE_CURVE_UNKNOWN) {
+    throw Unusable(DIPENGINE_UNSUPPORTED, m.name + " was fitted through a curve and lacks its inverse, which Python alone computes; "
+                                                   "export it again, or paint units.");
   }
   Ort::Value image{nullptr};
   try {
@@ -224,12 +224,11 @@ void OnnxRenderer::paint(const dipengine_paint_params& p) {
     throw Unusable(m.name + " is damaged as a generator (its image has another shape); export it again.");
   }
   const float* planes = image.GetTensorData<float>();
-  const double span = m.high - m.low;
   switch (p.dtype) {
-    case DIPENGINE_FLOAT32: return deliver<float>(planes, m.channels, height, width, p.pixels, m.low, span, units);
-    case DIPENGINE_FLOAT64: return deliver<double>(planes, m.channels, height, width, p.pixels, m.low, span, units);
-    case DIPENGINE_UINT8: return deliver<uint8_t>(planes, m.channels, height, width, p.pixels, m.low, span, false);
-    default: return deliver<uint16_t>(planes, m.channels, height, width, p.pixels, m.low, span, false);
+    case DIPENGINE_FLOAT32: return deliver<float>(planes, m.channels, height, width, p.pixels, m.values, units);
+    case DIPENGINE_FLOAT64: return deliver<double>(planes, m.channels, height, width, p.pixels, m.values, units);
+    case DIPENGINE_UINT8: return deliver<uint8_t>(planes, m.channels, height, width, p.pixels, m.values, false);
+    default: return deliver<uint16_t>(planes, m.channels, height, width, p.pixels, m.values, false);
   }
 }
 

@@ -47,13 +47,19 @@ typedef struct dipengine_renderer dipengine_renderer;
 DIPENGINE_API dipengine_status dipengine_renderer_create(const dipengine_renderer_params* params, dipengine_renderer** renderer);
 DIPENGINE_API void dipengine_renderer_destroy(dipengine_renderer* renderer); /* NULL is allowed */
 
+typedef enum dipengine_curve {
+  DIPENGINE_CURVE_NONE = 0,   /* along a straight line */
+  DIPENGINE_CURVE_TABLE = 1,  /* along a curve whose inverse the file holds */
+  DIPENGINE_CURVE_UNKNOWN = 2 /* along a curve whose inverse an older file lacks: units alone can be painted */
+} dipengine_curve;
+
 typedef struct dipengine_renderer_info {
   size_t struct_size;
   int64_t width, height; /* of the image, pixels */
   int32_t channels;
   int32_t dtype;         /* of the restored image: a dipengine_dtype, or -1 for one that has none (int16 ...) */
   double low, high;      /* the data values that 0 and 1 stand for */
-  int32_t curve;         /* other than 0: not along a straight line, so that units alone can be painted */
+  int32_t curve;         /* dipengine_curve: how values lie between them */
   double psnr;           /* dB of what the file paints against the delivered image (peak 1); infinite where they are equal */
   /* As long as the renderer lives: */
   const char *task, *dtype_name, *precision;

@@ -21,7 +21,9 @@ from dipengine.export.generator_file import FittedGenerator
 from dipengine.export.onnx_format import FORMAT, KEY
 from dipengine.fitting import metrics
 from dipengine.fitting.progress import ProgressCallback
+from dipengine.images import ValueMap
 from dipengine.images.atomic import atomic_path, check_target
+from dipengine.noise.anscombe import Anscombe
 
 PRECISIONS = ("fp32", "fp16", "int8")
 CODES = ("stored", "seed")
@@ -136,6 +138,14 @@ def verified(
     return model.SerializeToString(), found
 
 
+def value_record(values: ValueMap) -> dict[str, Any]:
+    """The map with all that a host needs to take it back: the table of an Anscombe curve's inverse too."""
+    found = values.to_dict()
+    if isinstance(values.curve, Anscombe):
+        found["inverse"] = values.curve.inverse_table.to_dict()
+    return found
+
+
 def _about(generator: FittedGenerator, precision: str, z: str, consolidated: Consolidated) -> dict[str, Any]:
     height, width = generator.crop
     return {
@@ -147,7 +157,7 @@ def _about(generator: FittedGenerator, precision: str, z: str, consolidated: Con
         "height": height,
         "channels": generator.architecture.output_channels,
         "dtype": generator.dtype,
-        "values": generator.values.to_dict(),
+        "values": value_record(generator.values),
         "canvas": list(generator.canvas),
         "origin": list(generator.origin),
         "generator": generator.architecture.to_dict(),

@@ -9,17 +9,19 @@ Poisson-Gaussian noise", IEEE TIP 2013 (and "Optimal inversion of the Anscombe t
 
 M is computed, not approximated: a sum over photon counts of an integral over the read noise, up to 200 electrons;
 beyond, e = M^2/4 - 1/8 - r^2 + O(1/M^2), continued from the table's end. Where no light could have led (M below M(0),
-a sky whose level was subtracted too far) the read noise alone continues M, so that means are kept there too.
+a sky whose level was subtracted too far) the read noise alone continues M, so that means are kept there too. The table
+is made with matrix products, whose last bits differ between machines: exported files hold it (`inverse_table`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dipengine.noise.inverse_table import InverseTable
 from dipengine.noise.sensor import Sensor
 
 _TABLE_END = 200.0  # electrons
@@ -32,6 +34,7 @@ class Anscombe:
     """A `Curve` (images.values): data values to stabilised ones of unit noise, and back without bias."""
 
     sensor: Sensor
+    stored: InverseTable | None = field(default=None, compare=False)  # read from a file
 
     def forward(self, data: Any) -> Any:
         """f of data values, float64 of the same shape."""
@@ -39,14 +42,16 @@ class Anscombe:
 
     def inverse(self, stabilised: Any) -> Any:
         """Data values whose mean stabilised value is the given one, float64 of the same shape."""
+        return self.sensor.data(self.inverse_table.electrons(stabilised))
+
+    @cached_property
+    def inverse_table(self) -> InverseTable:
+        """The inverse for exported files: `stored`, or as this machine's library computes it."""
+        if self.stored is not None:
+            return self.stored
         electrons, means, _ = self._table
-        d = np.maximum(np.asarray(stabilised, np.float64), means[0])
-        # e - M^2/4 hardly varies, so that interpolating it is as good as exact.
-        rest = np.interp(d, means, electrons - means**2 / 4)
-        limit = -1 / 8 - self.sensor.read_electrons**2
-        end = means[-1]
-        beyond = limit + (electrons[-1] - end**2 / 4 - limit) * (end / np.maximum(d, end)) ** 2
-        return self.sensor.data(d**2 / 4 + np.where(d > end, beyond, rest))
+        means = np.maximum.accumulate(means)  # where neighbours differ by less than rounding
+        return InverseTable(means, electrons - means**2 / 4, self._limit)
 
     def expected(self, electrons: Any) -> Any:
         """M(e) = E[f | e] for 0 <= e <= 200 electrons."""
@@ -69,13 +74,25 @@ class Anscombe:
             raise ValueError(f"unknown curve {values.get('kind')!r}")
         return cls(Sensor(**settings))
 
+    def with_inverse(self, record: dict[str, Any]) -> "Anscombe":
+        """The same curve, which goes back by the table of a file. Raises as `InverseTable.from_dict`."""
+        return replace(self, stored=InverseTable.from_dict(record, self._limit))
+
+    @property
+    def _limit(self) -> float:
+        return -1 / 8 - self._read_variance
+
+    @property
+    def _read_variance(self) -> float:
+        return self.sensor.read_electrons * self.sensor.read_electrons  # not **, which a library may round otherwise
+
     def _stabilise(self, k: Any) -> Any:
-        return 2 * np.sqrt(np.maximum(k + 3 / 8 + self.sensor.read_electrons**2, 0))
+        return 2 * np.sqrt(np.maximum(k + 3 / 8 + self._read_variance, 0))
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Electrons (ascending, from where the transform reaches 0), M and variance there."""
-        dark = np.linspace(-3 / 8 - self.sensor.read_electrons**2, 0, _NEGATIVE, endpoint=False)
+        dark = np.linspace(-3 / 8 - self._read_variance, 0, _NEGATIVE, endpoint=False)
         light = np.linspace(0, np.sqrt(_TABLE_END), _POSITIVE) ** 2
         counts = np.arange(int(_TABLE_END + 12 * np.sqrt(_TABLE_END)) + 20)
         log_factorial = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])

@@ -99,13 +99,23 @@ def _from_parts(data: bytes, name: str, model: onnx.ModelProto, about: dict[str,
         raise ValueError("the image does not lie on the canvas")
     check_memory(f"{name} needs", architecture.input_depth * height * width, "render it on a larger machine")
     _check_graph(name, model, about, architecture)
-    record = about["values"]
-    curve = record.get("curve")
     stored = next((tensor for tensor in model.graph.initializer if tensor.name == "z"), None)
     return GeneratorModel(
-        data, name, about, architecture, ValueMap.from_dict(record, Anscombe.from_dict(curve) if curve else None),
-        _code(about, architecture, (height, width), stored),
+        data, name, about, architecture, _values(about["values"]), _code(about, architecture, (height, width), stored),
     )
+
+
+def _values(record: dict[str, Any]) -> ValueMap:
+    curve = Anscombe.from_dict(record["curve"]) if record.get("curve") else None
+    if "inverse" in record:
+        if curve is None:
+            raise ValueError("its values have an inverse without a curve")
+        curve = curve.with_inverse(record["inverse"])
+    values = ValueMap.from_dict(record, curve)
+    start, end = values.fitted_range
+    if not start < end:
+        raise ValueError("its range of values is empty behind its curve")
+    return values
 
 
 def _code(about: dict[str, Any], architecture: Hourglass, canvas: tuple[int, int], stored: onnx.TensorProto | None) -> np.ndarray:

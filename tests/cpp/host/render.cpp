@@ -1,4 +1,4 @@
-// dipengine.hpp from an installed package: render RUNTIME MODEL OUT units|uint8|uint16|float32 THREADS [X Y W H]
+// dipengine.hpp from an installed package: render RUNTIME MODEL OUT units|uint8|uint16|float32|float64 THREADS [X Y W H]
 // Writes the raw pixels to OUT; the model is given by its bytes where its name begins with '@'.
 #include <dipengine/dipengine.hpp>
 
@@ -27,6 +27,12 @@ void paint(const dipengine::Renderer& renderer, const char* out, const std::stri
   if (kind == "uint8") write(out, renderer.image<uint8_t>(region));
   if (kind == "uint16") write(out, renderer.image<uint16_t>(region));
   if (kind == "float32") write(out, renderer.image<float>(region));
+  if (kind == "float64") {  // the whole image
+    const auto info = renderer.info();
+    std::vector<double> pixels(static_cast<size_t>(info.width * info.height * info.channels));
+    renderer.paint(DIPENGINE_UNITS_DATA, DIPENGINE_FLOAT64, {pixels.data(), info.width * info.channels, info.channels}, region);
+    write(out, pixels);
+  }
   if (kind == "at once") {  // by two threads; the same pixels are expected from both
     std::vector<float> first, second;
     std::thread other([&] { first = renderer.units(region); });
