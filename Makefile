@@ -1,20 +1,24 @@
 # make demo    create the environment, build, restore a photograph, leave demo/out/before_after.png
 # make test    create the environment, build, run every test that needs no GPU and less than five minutes
 # make test-emulator   the CUDA kernels on this CPU, and what nvcc makes of them where there is one; needs no network
+# make gpu-acceptance  an environment of its own (one folder holds one ONNX Runtime), the CUDA kernels compiled in, and the tests marked
+#              `gpu`; needs nvcc, a GPU and NVIDIA's package index
 # make clean   remove the environment, builds and outputs
 #
 # PYTHON       interpreter that creates the environment (3.11 or newer)
 # TORCH_INDEX  package index for PyTorch; by default its CPU wheels where there is no GPU, else the default index
 # VENV         folder of the environment
+# GPU_VENV     folder of that of gpu-acceptance
 
 PYTHON ?= python3
 VENV ?= .venv
+GPU_VENV ?= .venv-gpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc bindings cmake -type f 2>/dev/null) CMakeLists.txt setup.py pyproject.toml engine/dipengine/_version.py
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: demo test test-emulator env clean
+.PHONY: demo test test-emulator gpu-acceptance env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/built
@@ -26,11 +30,17 @@ test: $(VENV)/tested-with
 test-emulator: $(VENV)/tested-with
 	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_gates.py
 
+gpu-acceptance: $(GPU_VENV)/torch
+	CMAKE_ARGS="-DDIPENGINE_CUDA=ON $(CMAKE_ARGS)" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \
+	  -c constraints.txt --extra-index-url https://pypi.nvidia.com ".[gpu,test]" tensorrt-cu13
+	$(GPU_VENV)/bin/dipengine doctor
+	$(GPU_VENV)/bin/python -m pytest -m gpu -rs tests
+
 env: $(VENV)/built
 
-$(VENV)/torch: constraints.txt tools/install_torch.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python tools/install_torch.py $(TORCH_VERSION) $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+$(VENV)/torch $(GPU_VENV)/torch: constraints.txt tools/install_torch.py
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python tools/install_torch.py $(TORCH_VERSION) $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
 	touch $@
 
 $(VENV)/built: $(VENV)/torch $(SOURCES)
@@ -43,4 +53,4 @@ $(VENV)/tested-with: $(VENV)/torch $(SOURCES)
 	touch $(VENV)/built $@
 
 clean:
-	rm -rf $(VENV) build dist demo/out engine/dipengine/_native*.so engine/*.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist demo/out engine/dipengine/_native*.so engine/*.egg-info

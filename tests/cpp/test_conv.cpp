@@ -68,6 +68,28 @@ Layer draw_layer(uint64_t seed) {
   return layer;
 }
 
+// Layers large enough for outputs to be taken tile by tile at stride 2, or four by four (where products are in a finer type than
+// images, or in float64): two or three registers of channels, and sides that need more than one block of columns.
+Layer draw_large_layer(uint64_t seed) {
+  check::Numbers numbers(seed + 1000);
+  const auto coin = [&] { return numbers.next() > 0; };
+  const bool strided = seed % 2 == 0;
+  Layer layer{};
+  layer.kernel = 3, layer.pad = 1, layer.stride = strided ? 2 : 1;
+  layer.padding = static_cast<int>(seed / 2 % 2);
+  layer.height = 32 + pick(numbers, {0, strided ? 2 : 4, 4});
+  layer.width = seed == 0 ? 132 : seed == 1 ? 260 : 32 + pick(numbers, {0, strided ? 2 : 4, 4});
+  layer.channels = pick(numbers, {32, 33});
+  layer.inputs.push_back({layer.stride * layer.height, layer.stride * layer.width, pick(numbers, {32, 33, 40}), 0, coin(), coin(),
+                          coin() || coin() || seed < 2, coin(), coin(), static_cast<double>(pick(numbers, {1, 2, 8})) / 8});
+  layer.bias = coin();
+  layer.moments = coin();
+  layer.coefficients = coin();
+  layer.d_weight = coin() || coin() || seed < 2;
+  layer.wide = coin();
+  return layer;
+}
+
 // Memory of an image [height][width][channels] between gaps, which must stay as they are.
 template <typename T>
 struct Image {
@@ -206,7 +228,9 @@ Expected plain_loops(const P& p) {
               // Operands are rounded before they are added up, so each counts in full.
               e.raw[out].add(u * p.weight[w + o], (std::fabs(u) + 1) * std::fabs(p.weight[w + o]));
               e.d_weight[w + o].add(u * d_raw[out].value, (std::fabs(u) + 1) * d_raw[out].size);
-              for (int k = 0; k < 4; ++k) du[static_cast<size_t>(at[k])].add(d_raw[out], share[k] * p.weight[w + o]);
+              for (int k = 0; k < 4; ++k) {
+                if (share[k] != 0) du[static_cast<size_t>(at[k])].add(d_raw[out], share[k] * p.weight[w + o]);
+              }
             }
           }
         }
@@ -380,9 +404,9 @@ std::string run(const Problem<Real, Stored>& p, dipengine_dtype dtype, dipengine
 
 // Every instruction set agrees with the loops; within one, the pool's size changes no bit.
 template <typename Real, typename Stored>
-void random_layers_match_plain_loops(dipengine_dtype dtype, double tolerance, uint64_t seeds) {
+void random_layers_match_plain_loops(dipengine_dtype dtype, double tolerance, uint64_t seeds, Layer (*draw)(uint64_t) = draw_layer) {
   for (uint64_t seed = 0; seed < seeds; ++seed) {
-    const Problem<Real, Stored> problem(draw_layer(seed), seed);
+    const Problem<Real, Stored> problem(draw(seed), seed);
     const Expected expected = plain_loops(problem);
     std::string isa, bits;
     const int failures = check::failures();
@@ -403,6 +427,12 @@ void random_layers_match_plain_loops(dipengine_dtype dtype, double tolerance, ui
 TEST(conv_matches_plain_loops_in_float64) { random_layers_match_plain_loops<double, double>(DIPENGINE_FLOAT64, 1e-14, 32); }
 TEST(conv_matches_plain_loops_in_float32) { random_layers_match_plain_loops<float, float>(DIPENGINE_FLOAT32, 2e-6, 32); }
 TEST(conv_matches_plain_loops_in_bfloat16) { random_layers_match_plain_loops<float, uint16_t>(DIPENGINE_BFLOAT16, 0.012, 32); }
+
+TEST(conv_matches_plain_loops_in_large_layers) {
+  random_layers_match_plain_loops<double, double>(DIPENGINE_FLOAT64, 1e-14, 6, draw_large_layer);
+  random_layers_match_plain_loops<float, float>(DIPENGINE_FLOAT32, 2e-6, 6, draw_large_layer);
+  random_layers_match_plain_loops<float, uint16_t>(DIPENGINE_BFLOAT16, 0.012, 6, draw_large_layer);
+}
 
 TEST(conv_refuses_what_it_cannot_do) {
   std::vector<float> x(6 * 7 * 4), weight(9 * 4 * 5), out(6 * 7 * 5);

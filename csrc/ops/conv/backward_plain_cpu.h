@@ -81,7 +81,9 @@ struct PlainBackward : TiledBackward<Stored> {
       if (area.x_held[i][place] == y) continue;
       area.x_held[i][place] = y;
       const RowLayout side = side_by_side<Real>(s.padded);
-      if (kPair > 1 || s.together) load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + span, 1, area.x_rows[i], side);
+      if (kPair > 1 || s.together) {
+        load_row<Real, Stored>(*s.source, s.prologue, p.padding, y, from, from + span, 1, area.x_rows[i], side);
+      }
       if (s.together) {
         put_together(s, area.x_rows[i], width, area.x_packed[i] + place * x_size);
         continue;

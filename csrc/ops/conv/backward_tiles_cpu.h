@@ -1,4 +1,4 @@
-// The convolutions backward where outputs are taken tile by tile: Winograd's forms of a plain source, and what they share with
+// The convolutions backward where outputs are taken tile by tile: Winograd's forms and stride 2, and what they share with
 // paired_gradient_cpu.h. Both gradients take the same transform of d_raw.
 #pragma once
 
@@ -48,7 +48,8 @@ struct TiledBackward : BackwardLayout<Stored> {
   template <typename Planes>
   void transform_gradient(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
     const bool reflected = p.padding == DIPENGINE_PADDING_REFLECTION;
-    winograd_input<Real>(this->template rows_of_d<4>(area, r - 1, 2 * begin), 2 * begin, end - begin, {reflected && r == 0, reflected && r + 2 == p.height},
+    winograd_input<Real>(this->template rows_of_d<4>(area, r - 1, 2 * begin), 2 * begin, end - begin,
+                         {reflected && r == 0, reflected && r + 2 == p.height},
                          {reflected && begin == 0, reflected && end == grid_width}, padded, planes);
   }
 
@@ -84,7 +85,8 @@ struct TiledBackward : BackwardLayout<Stored> {
   template <typename Planes>
   void transform_wide_gradient(Scratch& area, int64_t top, int64_t begin, int64_t end, Planes& planes) const {
     const WideAxis across{p.width};
-    wide_input<Real>(this->template rows_of_d<6>(area, top, out_column(begin)), [&](int64_t t) { return across.start(begin + t) - 1; }, end - begin, padded, planes);
+    wide_input<Real>(this->template rows_of_d<6>(area, top, out_column(begin)),
+                     [&](int64_t t) { return across.start(begin + t) - 1; }, end - begin, padded, planes);
   }
 
   // Data gradient of tile row r from its products; samples beyond the image belong to the ones that they show.

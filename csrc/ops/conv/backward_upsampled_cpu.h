@@ -102,7 +102,8 @@ struct UpsampledBackward : PlainBackward<Stored> {
 
   template <typename Planes>
   void transform_pairs(Scratch& area, int64_t r, int64_t begin, int64_t end, Planes& planes) const {
-    paired_gradient_input<Real>(this->template rows_of_d<6>(area, 4 * r - 3, out_column(begin)), 4 * begin - 3, end - begin, padded, planes);
+    paired_gradient_input<Real>(this->template rows_of_d<6>(area, 4 * r - 3, out_column(begin)), 4 * begin - 3, end - begin, padded,
+                                planes);
   }
 
   // Data gradient of samples 2 r - 1 and 2 r from P; those beyond the image belong to the ones that they repeat.

@@ -22,8 +22,9 @@
  *
  * Nine products a *low-resolution* pixel in all three, against 36: 4x fewer, with the raw taps and no cancellation in
  * rounded operands, for nearest and bilinear alike. A CPU takes two by two samples of nearest sources in 25 products instead of
- * 36, in all three directions (upsampled_cpu.h, paired_gradient_cpu.h), and stride-1 layers of kernel 3 in 16 for four outputs
- * or 36 for sixteen (winograd_cpu.h); stride 2 takes 25 for four outputs (strided_cpu.h).
+ * 36, in all three directions (upsampled_cpu.h, paired_gradient_cpu.h), and layers of kernel 3 and many channels likewise: of
+ * stride 1 in 16 products for four outputs or 36 for sixteen (winograd_cpu.h, winograd_wide_cpu.h), of stride 2 in 25 for four
+ * (strided_cpu.h).
  *
  * Images are [height, width, channels], channels contiguous. The products run in bfloat16 with float32 sums where the
  * images are bfloat16 and the CPU has such products, else in float32 (float64). Same bits at any number of threads.

@@ -11,7 +11,6 @@
 
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
-
 constexpr int64_t kChunkPixels = 2048;  // of a chunk of plain rows, about
 constexpr int64_t kPlainColumns = 256;  // of a chunk, at most: what is held of a row stays in the second-level cache
 constexpr int64_t kWinogradColumns = 128;

@@ -53,7 +53,7 @@ DIPENGINE_INLINE void paired_weight_axis(const typename V::Register* u, typename
   w[2] = V::add(V::add(u[0], u[1]), u[2]);
 }
 
-// D of a row of tiles, to planes.put(). load(row 0..5, column, channel) gives q of the tile row's samples; the first tile's q0
+// D of a row of tiles, to planes.put(). load.at(channel)(row 0..5, column) gives q of the tile row's samples; the first tile's q0
 // is column `first`.
 template <typename Real, typename Load, typename Planes>
 static void paired_gradient_input(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
@@ -89,7 +89,7 @@ static void paired_gradient_input(const Load& load, int64_t first, int64_t tiles
   }
 }
 
-// X of a row of tiles: load(row 0..1, column, channel); nine planes, those of an axis being (x[a], x[a] + x[a+1], x[a+1]).
+// X of a row of tiles: load.at(channel)(row 0..1, column); nine planes, those of an axis being (x[a], x[a] + x[a+1], x[a+1]).
 template <typename Real, typename Load, typename Planes>
 static void paired_gradient_samples(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;

@@ -1,7 +1,7 @@
 // Matrix products of the convolutions on a CPU: register tiles over packed operands.
 //
 //   multiply        C[m][n] (+)= sum_s sum_k A_s[m][k] B[s][k][n]     rows of A anywhere, a constant stride apart
-//   multiply_outer  C[m][n]  += sum_s sum_k A_s[k][m] B_s[k][n]       both operands packed along k (pixels), in blocks of m, n
+//   multiply_outer  C[m][n] (+)= sum_s sum_k A_s[k][m] B_s[k][n]       both operands packed along k (pixels), in blocks of m, n
 //
 // k runs in groups of kPair elements, what one multiply-accumulate takes: two bfloat16 (vdpbf16ps), one float32. A tile
 // is kRows x kVectors registers; measured on Zen 4, 8 x 2 with B streaming from the second-level cache reaches the ceiling

@@ -59,7 +59,7 @@ struct StridedGradientWeights {
   }
 };
 
-// D of a row of tiles, to planes.put(): load(row 0..4, column, channel); the first tile's q0 is column `first`.
+// D of a row of tiles, to planes.put(): load.at(channel)(row 0..4, column); the first tile's q0 is column `first`.
 template <typename Real, typename Load, typename Planes>
 static void strided_input(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
@@ -92,7 +92,7 @@ static void strided_input(const Load& load, int64_t first, int64_t tiles, int64_
   }
 }
 
-// V of a row of tiles: load(row 0..2, column, channel) gives d; the first tile's d0 is column `first`.
+// V of a row of tiles: load.at(channel)(row 0..2, column) gives d; the first tile's d0 is column `first`.
 template <typename Real, typename Load, typename Planes>
 static void strided_gradient_input(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
@@ -120,7 +120,7 @@ static void strided_gradient_input(const Load& load, int64_t first, int64_t tile
   }
 }
 
-// X of a row of tiles: load(row 0..3, column, channel) gives the samples; the first tile's is column `first`.
+// X of a row of tiles: load.at(channel)(row 0..3, column) gives the samples; the first tile's is column `first`.
 template <typename Real, typename Load, typename Planes>
 static void strided_samples(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;

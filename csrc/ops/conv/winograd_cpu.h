@@ -99,7 +99,7 @@ static void multiply_planes(int planes, const Element* v, int64_t plane, int64_t
 }
 
 // Planes of the weight gradient's other operand: of two samples (y0, y0 + y1, y0 - y1, y1) per axis.
-// load(row 0..1, column, channel); columns from `first` on.
+// load.at(channel)(row 0..1, column); columns from `first` on.
 template <typename Real, typename Load, typename Planes>
 static void winograd_samples(const Load& load, int64_t first, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
@@ -146,7 +146,7 @@ DIPENGINE_INLINE void winograd_axis(const typename V::Register d0, const typenam
   out[3] = V::sub(fold.first ? V::zero() : d1, d3);
 }
 
-// V of a row of `tiles` tiles, to planes.put(): load(row 0..3, column, channel) gives sample (2 i - 1 + row, column), columns
+// V of a row of `tiles` tiles, to planes.put(): load.at(channel)(row 0..3, column) gives sample (2 i - 1 + row, column), columns
 // from -1 + `first` on.
 template <typename Real, typename Load, typename Planes>
 static void winograd_input(const Load& load, int64_t first, int64_t tiles, WinogradFold rows, WinogradFold columns, int64_t padded,

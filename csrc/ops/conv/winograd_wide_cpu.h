@@ -57,7 +57,7 @@ DIPENGINE_INLINE void wide_weight_axis(const typename Vec<Real>::Register* u, ty
   g[2] = V::add(u[5], V::mul(sixth, V::sub(near, far)));
 }
 
-// V of a row of tiles, to planes.put(): load(row 0..5, column, channel); tile t's first column is start(t).
+// V of a row of tiles, to planes.put(): load.at(channel)(row 0..5, column); tile t's first column is start(t).
 template <typename Real, typename Load, typename Start, typename Planes>
 static void wide_input(const Load& load, const Start& start, int64_t tiles, int64_t padded, Planes& planes) {
   using V = Vec<Real>;
@@ -96,7 +96,7 @@ static void wide_input(const Load& load, const Start& start, int64_t tiles, int6
   }
 }
 
-// Planes of the weight gradient's other operand. load(row 0..3, column, channel) gives a sample; of tile t those from column
+// Planes of the weight gradient's other operand. load.at(channel)(row 0..3, column) gives a sample; of tile t those from column
 // start(t) on, `down` rows and across(t) columns of them, the others counting as zero.
 template <typename Real, typename Load, typename Start, typename Across, typename Planes>
 static void wide_samples(const Load& load, const Start& start, int64_t down, const Across& across, int64_t tiles, int64_t padded,

@@ -21,13 +21,15 @@ namespace {
 #if defined(__AVX512F__)
 // Eight blocks at a time, a word of each in every 64-bit lane: a widening product there is one instruction, and leaves the word
 // and its other half where the next round takes them. What lies above a word is never read.
+static_assert(kPhiloxChunk % 32 == 0, "whole steps of eight blocks");
 void make_words(PhiloxSequence sequence, uint64_t first, uint32_t* __restrict words) {
   const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
   const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
   for (int i = 0; i < kPhiloxChunk / 4; i += 8) {
     const __m512i block = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(first + static_cast<uint64_t>(i))),
                                            _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-    __m512i w0 = block, w1 = _mm512_srli_epi64(block, 32), w2 = _mm512_set1_epi64(sequence.step), w3 = _mm512_set1_epi64(sequence.stream);
+    __m512i w0 = block, w1 = _mm512_srli_epi64(block, 32);
+    __m512i w2 = _mm512_set1_epi64(sequence.step), w3 = _mm512_set1_epi64(sequence.stream);
     uint32_t k0 = static_cast<uint32_t>(sequence.seed), k1 = static_cast<uint32_t>(sequence.seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += kPhiloxWeyl0, k1 += kPhiloxWeyl1) {
       const __m512i p0 = _mm512_mul_epu32(multiplier0, w0), p1 = _mm512_mul_epu32(multiplier1, w2);
