@@ -36,7 +36,14 @@ const struct {
     {"SpaceToDepth", "blocksize", kWhole},
 };
 
-std::string label(const OnnxNode& node) { return node.outputs.empty() ? node.kind : node.outputs[0].substr(0, 60); }
+// Names come from the file: for messages of one line they are cut, and so is what does not print.
+std::string printed(std::string name) {
+  name = name.substr(0, 60);
+  std::replace_if(name.begin(), name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return name;
+}
+
+std::string label(const OnnxNode& node) { return printed(node.outputs.empty() ? node.kind : node.outputs[0]); }
 
 [[noreturn]] void untold(const OnnxNode& node) {
   throw std::invalid_argument("the shape of its " + label(node) + " cannot be told");
@@ -110,7 +117,7 @@ class Walk {
  private:
   void put(const std::string& name, Shape shape) {
     if (name.empty()) throw std::invalid_argument("a tensor of it has no name");
-    if (shapes_.count(name) > 0) throw std::invalid_argument("it has " + name.substr(0, 60) + " twice");
+    if (shapes_.count(name) > 0) throw std::invalid_argument("it has " + printed(name) + " twice");
     shapes_[name] = std::move(shape);
   }
 

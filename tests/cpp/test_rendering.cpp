@@ -54,7 +54,8 @@ std::string tensor(const std::string& name, const std::vector<uint64_t>& dims, c
   return bytes + number(2, 2) + text(8, name) + text(9, raw);
 }
 
-std::string node(const std::string& kind, const std::vector<std::string>& inputs, const std::string& output, const std::string& more = "") {
+std::string node(const std::string& kind, const std::vector<std::string>& inputs, const std::string& output,
+                 const std::string& more = "") {
   std::string bytes;
   for (const std::string& input : inputs) bytes += text(1, input);
   return text(1, bytes + text(2, output) + text(4, kind) + more);
@@ -151,19 +152,22 @@ TEST(rendering_refuses_steps_that_are_no_generators) {
   const std::string pads = whole_numbers("pads", {0, 0, 3, 3, 0, 0, 3, 3}), weight = text(5, tensor("w", {2, 5, 3, 3}, ""));
   const std::string ends = whole_numbers("starts", {1, 1}) + whole_numbers("ends", {-1, -1}) + whole_numbers("axes", {2, 3});
   std::string twice_doubled = text(5, number(1, 4) + number(2, 1) + text(8, "twice") +
-                                       text(9, std::string("\0\0\x80\x3f\0\0\x80\x3f\0\0\0\x40\0\0\0\x40", 16)));
+                                       text(9, std::string("\0\0\x80\x3f\0\0\x80\x3f\0\0\0\x40\0\0\0\x40", 16)));  // 1, 1, 2, 2
   twice_doubled += node("Resize", {"z", "", "twice"}, "d1") + node("Resize", {"d1", "", "twice"}, "d2");
   const std::string join = setting("axis", 1), block = setting("blocksize", 2);
   const std::string good[] = {
       pads + node("Pad", {"z", "pads"}, "y"), weight + node("Conv", {"z", "w"}, "y", settings("pads", {1, 1, 1, 1})),
       ends + node("Slice", {"z", "starts", "ends", "axes"}, "y"), twice_doubled, node("Concat", {"z", "z"}, "y", join),
-      node("SpaceToDepth", {"z"}, "y", block) + node("DepthToSpace", {"y"}, "x", block), node("Cast", {"z"}, "y", setting("to", 10)),
+      node("SpaceToDepth", {"z"}, "y", block) + node("DepthToSpace", {"y"}, "x", block),
+      node("Cast", {"z"}, "y", setting("to", 10)),
       whole_numbers("i", {0, 1}) + node("Gather", {"crop", "i"}, "y") + node("Slice", {"z", "y", "y", "i"}, "image"),
       node("Slice", {"z", "crop", "crop", "crop"}, "y") + node("Cast", {"y"}, "image", setting("to", 1)),
   };
   for (const std::string& more : good) CHECK(!refuses([&] { read(model(more)); }));
   std::string chain, doubling;
-  for (int i = 0; i < 400; ++i) chain += node("Sigmoid", {i == 0 ? "z" : "s" + std::to_string(i - 1)}, "s" + std::to_string(i));
+  for (int i = 0; i < 400; ++i) {
+    chain += node("Sigmoid", {i == 0 ? "z" : "s" + std::to_string(i - 1)}, "s" + std::to_string(i));
+  }
   for (int i = 0; i < 60; ++i) {
     const std::string from = i == 0 ? "z" : "s" + std::to_string(i - 1);
     doubling += node("Concat", {from, from}, "s" + std::to_string(i), join);
@@ -180,7 +184,8 @@ TEST(rendering_refuses_steps_that_are_no_generators) {
       weight + node("Conv", {"z", "w"}, "y", settings("dilations", {1, 1})),
       weight + node("Conv", {"z", "w"}, "y", setting("pads", 1)),                           // of another type
       node("AveragePool", {"z"}, "y", settings("kernel_shape", {1, 1})),
-      ends + node("Slice", {"z", "starts", "axes", "ends"}, "y"), ends + node("Slice", {"z", "crop", "ends", "axes"}, "y") + node("Pad", {"y", "pads"}, "x"),
+      ends + node("Slice", {"z", "starts", "axes", "ends"}, "y"),
+      pads + ends + node("Slice", {"z", "crop", "ends", "axes"}, "y") + node("Pad", {"y", "pads"}, "x"),
       node("Slice", {"z", "crop", "crop", "crop"}, "image") + node("Sigmoid", {"image"}, "y"),  // a step behind the window
       node("Sigmoid", {"later"}, "y") + node("Sigmoid", {"z"}, "later"), node("Sigmoid", {}, "y"),
       node("Sigmoid", {"z"}, "z"), weight + weight, text(5, tensor("", {1}, "")),
