@@ -18,6 +18,7 @@
 #include "platform/error.h"
 #include "rendering/json.h"
 #include "rendering/onnx_file.h"
+#include "rendering/steps.h"
 #include "rendering/unusable.h"
 
 namespace dipengine {
@@ -179,7 +180,9 @@ void check_graph(const OnnxFile& file, GeneratorModel& m) {
   if (!file.foreign.empty() || file.functions) {
     throw Unusable(foreign + "it holds " + (file.foreign.empty() ? "functions" : file.foreign) + ".");
   }
+  if (file.hides) throw Unusable(foreign + "it keeps tensors in other places than its weights.");
   if (file.weights > 4 * parameter_count(m.hourglass) + 4096) damaged("its weights are more than its network has");
+  check_steps(file, m);
 }
 
 GeneratorModel from_parts(const std::string& name, const OnnxFile& file, const Json& about) {

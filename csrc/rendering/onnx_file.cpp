@@ -7,6 +7,7 @@ namespace dipengine {
 namespace {
 
 constexpr size_t kMostNames = 16, kMostText = 1 << 20, kMostDims = 8;
+constexpr size_t kMostNodes = 4096, kMostTensors = 4 * kMostNodes;  // no generator of any number of levels has as many
 
 struct Bytes {
   const uint8_t *at, *end;
@@ -55,7 +56,7 @@ class Fields {
       Fields packed(content());
       while (packed.left_.at != packed.left_.end && values.size() <= kMostDims) values.push_back(static_cast<int64_t>(packed.varint()));
     }
-    if (values.size() > kMostDims) throw std::invalid_argument("a tensor of it has more axes than any generator's");
+    if (values.size() > kMostDims) throw std::invalid_argument("a list of numbers in it is longer than any generator's");
   }
 
   uint64_t number = 0;
@@ -93,12 +94,21 @@ const char* const kOperators[] = {
     "QuantizeLinear", "Resize", "Sigmoid", "Slice", "SpaceToDepth",
 };
 
-// TensorProto: 1 dims, 2 data_type, 8 name, 9 raw_data, 13 external_data, 14 data_location (0: here).
+// For what a file holds by the hundreds: where it holds many more, keeping them would cost many times its size.
+template <typename Item>
+void keep(std::vector<Item>& items, Item item, size_t most) {
+  if (items.size() == most) throw std::invalid_argument("it has more parts than any generator");
+  items.push_back(std::move(item));
+}
+
+// TensorProto: 1 dims, 2 data_type, 4 to 7, 10 and 11 values by type, 8 name, 9 raw_data, 13 external_data, 14 data_location (0:
+// here).
 OnnxTensor tensor(Bytes bytes) {
   OnnxTensor found;
   for (Fields f(bytes); f.next();) {
     if (f.number == 1) f.append_to(found.dims);
     if (f.number == 2) found.type = f.whole();
+    if ((f.number >= 4 && f.number <= 7) || f.number == 10 || f.number == 11) found.typed = true;
     if (f.number == 8) found.name = f.content().text();
     if (f.number == 9) {
       found.raw = f.content().at;
@@ -109,21 +119,38 @@ OnnxTensor tensor(Bytes bytes) {
   return found;
 }
 
-// NodeProto: 4 op_type, 5 attribute. AttributeProto: 5 t, 6 g, 10 tensors, 11 graphs, 22 and 23 sparse tensors, which no operator
-// of a generator has and in which more could hide.
-void node(Bytes bytes, OnnxFile& file) {
-  std::string kind;
-  bool hides = false;
+// AttributeProto: 1 name, 2 f, 3 i, 4 s, 8 ints, 13 doc_string, 20 type. In all others, which no operator of a generator has,
+// tensors and graphs could hide.
+OnnxAttribute attribute(Bytes bytes, OnnxFile& file) {
+  OnnxAttribute found;
   for (Fields f(bytes); f.next();) {
-    if (f.number == 4) kind = f.content().text();
-    if (f.number != 5) continue;
-    for (Fields attribute(f.content()); attribute.next();) {
-      const uint64_t n = attribute.number;
-      hides = hides || n == 5 || n == 6 || n == 10 || n == 11 || n == 22 || n == 23;
+    switch (f.number) {
+      case 1: found.name = f.content().text(); break;
+      case 3: found.whole = f.whole(); break;
+      case 8: f.append_to(found.wholes); break;
+      case 20: found.type = f.whole(); break;
+      case 2: case 4: case 13: break;
+      default: file.hides = true;
     }
   }
-  const bool known = std::find(std::begin(kOperators), std::end(kOperators), kind) != std::end(kOperators);
-  if ((!known || hides) && file.foreign.empty()) file.foreign = kind.empty() ? "a nameless operator" : kind.substr(0, 40);
+  return found;
+}
+
+// NodeProto: 1 input, 2 output, 4 op_type, 5 attribute, 7 domain.
+OnnxNode node(Bytes bytes, OnnxFile& file) {
+  OnnxNode found;
+  for (Fields f(bytes); f.next();) {
+    if (f.number == 1) keep(found.inputs, f.content().text(), kMostNames);
+    if (f.number == 2) keep(found.outputs, f.content().text(), kMostNames);
+    if (f.number == 4) found.kind = f.content().text();
+    if (f.number == 5) keep(found.attributes, attribute(f.content(), file), kMostNames);
+    if (f.number == 7) found.domain = f.content().text();
+  }
+  const bool known = std::find(std::begin(kOperators), std::end(kOperators), found.kind) != std::end(kOperators);
+  if ((!known || (!found.domain.empty() && found.domain != "ai.onnx")) && file.foreign.empty()) {
+    file.foreign = found.kind.empty() ? "a nameless operator" : found.kind.substr(0, 40);
+  }
+  return found;
 }
 
 // ValueInfoProto: 1 name.
@@ -138,17 +165,29 @@ std::string name_of(Bytes bytes) {
 // GraphProto: 1 node, 5 initializer, 11 input, 12 output, 15 sparse_initializer.
 void graph(Bytes bytes, OnnxFile& file) {
   for (Fields f(bytes); f.next();) {
-    if (f.number == 1) node(f.content(), file);
+    if (f.number == 1) keep(file.nodes, node(f.content(), file), kMostNodes);
     if (f.number == 5) {
       OnnxTensor found = tensor(f.content());
       file.external = file.external || found.external;
-      if (found.name != "z") file.weights += found.elements();
-      else if (file.z.size() < kMostNames) file.z.push_back(std::move(found));
+      const bool is_z = found.name == "z";
+      if (!is_z) file.weights += found.elements();
+      keep(is_z ? file.z : file.tensors, std::move(found), kMostTensors);
     }
     if (f.number == 11 && file.inputs.size() < kMostNames) file.inputs.push_back(name_of(f.content()));
     if (f.number == 12 && file.outputs.size() < kMostNames) file.outputs.push_back(name_of(f.content()));
-    if (f.number == 15 && file.foreign.empty()) file.foreign = "sparse weights";
+    if (f.number == 15) file.hides = true;
   }
+}
+
+// OperatorSetIdProto: 1 domain, 2 version.
+void opset(Bytes bytes, OnnxFile& file) {
+  std::string domain;
+  int64_t version = 0;
+  for (Fields f(bytes); f.next();) {
+    if (f.number == 1) domain = f.content().text();
+    if (f.number == 2) version = f.whole();
+  }
+  if (domain.empty() || domain == "ai.onnx") keep(file.opsets, version, kMostNames);
 }
 
 }  // namespace
@@ -162,12 +201,15 @@ double OnnxTensor::elements() const {
   return count;
 }
 
-// ModelProto: 7 graph, 14 metadata_props (1 key, 2 value), 25 functions. What is given twice is merged, as protobuf does.
+// ModelProto: 7 graph, 8 opset_import, 14 metadata_props (1 key, 2 value), 20 training_info, 25 functions. What is given twice is
+// merged, as protobuf does.
 OnnxFile read_onnx(const void* data, size_t bytes, const std::string& key) {
   const auto* start = static_cast<const uint8_t*>(data);
   OnnxFile file;
   for (Fields f({start, start + bytes}); f.next();) {
     if (f.number == 7) graph(f.content(), file);
+    if (f.number == 8) opset(f.content(), file);
+    if (f.number == 20) file.hides = true;
     if (f.number == 25) file.functions = true;
     if (f.number != 14) continue;
     std::string name, value;

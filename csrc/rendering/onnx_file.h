@@ -16,7 +16,21 @@ struct OnnxTensor {
   const uint8_t* raw = nullptr;   // within the file's bytes
   size_t raw_bytes = 0;
   bool external = false;
+  bool typed = false;             // it has values outside raw, or claims to
   double elements() const;
+};
+
+struct OnnxAttribute {
+  std::string name;
+  int64_t type = 0;               // AttributeProto.AttributeType
+  int64_t whole = 0;
+  std::vector<int64_t> wholes;
+};
+
+struct OnnxNode {
+  std::string kind, domain;
+  std::vector<std::string> inputs, outputs;
+  std::vector<OnnxAttribute> attributes;
 };
 
 struct OnnxFile {
@@ -26,7 +40,11 @@ struct OnnxFile {
   bool external = false;          // some weight lies outside the file
   bool functions = false;
   std::string foreign;            // first operator that no generator has; empty where there is none
+  bool hides = false;             // tensors or graphs elsewhere than among the initializers
+  std::vector<int64_t> opsets;    // versions of ONNX's own operators, as imported
+  std::vector<OnnxNode> nodes;    // in their order
   double weights = 0;             // elements of all initializers but z
+  std::vector<OnnxTensor> tensors;  // initializers but z
   std::vector<OnnxTensor> z;      // initializers of that name
 };
 

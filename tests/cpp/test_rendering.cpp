@@ -54,10 +54,30 @@ std::string tensor(const std::string& name, const std::vector<uint64_t>& dims, c
   return bytes + number(2, 2) + text(8, name) + text(9, raw);
 }
 
-std::string model(const std::string& more_graph, const std::string& about = kAbout) {
-  const std::string graph = text(1, text(4, "Conv") + text(5, text(1, "kernel_shape"))) + text(11, text(1, "z")) +
+std::string node(const std::string& kind, const std::vector<std::string>& inputs, const std::string& output,
+                 const std::string& more = "") {
+  std::string bytes;
+  for (const std::string& input : inputs) bytes += text(1, input);
+  return text(1, bytes + text(2, output) + text(4, kind) + more);
+}
+std::string setting(const std::string& name, uint64_t value) { return text(5, text(1, name) + number(3, value) + number(20, 2)); }
+std::string settings(const std::string& name, const std::vector<uint64_t>& values) {
+  std::string bytes = text(1, name) + number(20, 7);
+  for (uint64_t value : values) bytes += number(8, value);
+  return text(5, bytes);
+}
+
+std::string model(const std::string& more_graph, const std::string& about = kAbout, uint64_t opset = 17) {
+  const std::string graph = node("LeakyRelu", {"z"}, "first", text(5, text(1, "alpha") + number(20, 1))) + text(11, text(1, "z")) +
                             text(11, text(1, "crop")) + text(12, text(1, "image"));
-  return number(1, 8) + text(7, graph + more_graph) + text(14, text(1, "dipengine") + text(2, about));
+  return number(1, 8) + text(7, graph + more_graph) + text(8, number(2, opset)) + text(14, text(1, "dipengine") + text(2, about));
+}
+
+// int64 [values]
+std::string whole_numbers(const std::string& name, const std::vector<int64_t>& values) {
+  std::string raw(8 * values.size(), '\0');
+  std::memcpy(raw.data(), values.data(), raw.size());
+  return text(5, number(1, values.size()) + number(2, 7) + text(8, name) + text(9, raw));
 }
 
 dipengine::GeneratorModel read(const std::string& bytes) { return dipengine::read_model("it", bytes.data(), bytes.size()); }
@@ -105,7 +125,9 @@ TEST(rendering_refuses_graphs_that_are_no_generators) {
   CHECK(!refuses([] { read(model("")); }));
   const std::string cases[] = {
       text(1, text(4, "If")),                                                            // an operator of others
-      text(1, text(4, "Conv") + text(5, text(6, ""))),                                   // a graph in an attribute
+      node("Sigmoid", {"z"}, "y", text(7, "com.microsoft")),                             // of another domain
+      node("Sigmoid", {"z"}, "y", text(5, text(1, "alpha") + text(6, ""))),              // a graph in an attribute
+      node("Sigmoid", {"z"}, "y", text(5, text(1, "alpha") + text(5, ""))),              // a tensor in one
       text(5, tensor("w", {1u << 20}, "")),                                              // more weights than the network has
       text(5, tensor("w", {UINT64_MAX}, "")),                                            // a negative side
       text(5, number(14, 1) + text(8, "w")), text(5, text(13, "") + text(8, "w")),       // outside the file
@@ -123,6 +145,55 @@ TEST(rendering_refuses_graphs_that_are_no_generators) {
       {"\"noise\"", "\"image\""}, {"\"depth\": 5", "\"depth\": 4"}, {"255.0", "0.0"}, {"[3, 3]", "[3]"}, {"0.2", "1.0"},
       {"\"kind\": \"hourglass\"", "\"kind\": \"tower\""}, {"\"task\"", "\"tusk\""}, {"[1, 0]", "[1e3, 0]"}};
   for (const auto& [from, to] : lies) CHECK(refuses([&] { read(model("", replaced(kAbout, from, to))); }));
+}
+
+// z is [1, 5, 8, 8]; a network of two channels and z of five holds 2 * 5 * 40 * 40 = 16000 elements at most.
+TEST(rendering_refuses_steps_that_are_no_generators) {
+  const std::string pads = whole_numbers("pads", {0, 0, 3, 3, 0, 0, 3, 3}), weight = text(5, tensor("w", {2, 5, 3, 3}, ""));
+  const std::string ends = whole_numbers("starts", {1, 1}) + whole_numbers("ends", {-1, -1}) + whole_numbers("axes", {2, 3});
+  std::string twice_doubled = text(5, number(1, 4) + number(2, 1) + text(8, "twice") +
+                                       text(9, std::string("\0\0\x80\x3f\0\0\x80\x3f\0\0\0\x40\0\0\0\x40", 16)));  // 1, 1, 2, 2
+  twice_doubled += node("Resize", {"z", "", "twice"}, "d1") + node("Resize", {"d1", "", "twice"}, "d2");
+  const std::string join = setting("axis", 1), block = setting("blocksize", 2);
+  const std::string good[] = {
+      pads + node("Pad", {"z", "pads"}, "y"), weight + node("Conv", {"z", "w"}, "y", settings("pads", {1, 1, 1, 1})),
+      ends + node("Slice", {"z", "starts", "ends", "axes"}, "y"), twice_doubled, node("Concat", {"z", "z"}, "y", join),
+      node("SpaceToDepth", {"z"}, "y", block) + node("DepthToSpace", {"y"}, "x", block),
+      node("Cast", {"z"}, "y", setting("to", 10)),
+      whole_numbers("i", {0, 1}) + node("Gather", {"crop", "i"}, "y") + node("Slice", {"z", "y", "y", "i"}, "image"),
+      node("Slice", {"z", "crop", "crop", "crop"}, "y") + node("Cast", {"y"}, "image", setting("to", 1)),
+  };
+  for (const std::string& more : good) CHECK(!refuses([&] { read(model(more)); }));
+  std::string chain, doubling;
+  for (int i = 0; i < 400; ++i) {
+    chain += node("Sigmoid", {i == 0 ? "z" : "s" + std::to_string(i - 1)}, "s" + std::to_string(i));
+  }
+  for (int i = 0; i < 60; ++i) {
+    const std::string from = i == 0 ? "z" : "s" + std::to_string(i - 1);
+    doubling += node("Concat", {from, from}, "s" + std::to_string(i), join);
+  }
+  const std::string bad[] = {
+      chain, doubling, twice_doubled + node("Resize", {"d2", "", "twice"}, "d3"),
+      whole_numbers("pads", {0, 0, 0, 0, 0, 0, 50, 50}) + node("Pad", {"z", "pads"}, "y"),
+      whole_numbers("pads", {0, 0, 0, 0, 0, 0, INT64_MAX, INT64_MAX}) + node("Pad", {"z", "pads"}, "y"),
+      whole_numbers("pads", {0, 0, 0, 0, 0, 0, -1, 0}) + node("Pad", {"z", "pads"}, "y"),
+      node("Cast", {"z"}, "pads", setting("to", 7)) + node("Pad", {"z", "pads"}, "y"),      // padding that z tells
+      node("Pad", {"z", "crop"}, "y"),                                                      // or the host
+      weight + node("Conv", {"z", "w"}, "y", settings("pads", {0, 0, 99, 99})),
+      weight + node("Conv", {"z", "w"}, "y", settings("strides", {0, 0})),
+      weight + node("Conv", {"z", "w"}, "y", settings("dilations", {1, 1})),
+      weight + node("Conv", {"z", "w"}, "y", setting("pads", 1)),                           // of another type
+      node("AveragePool", {"z"}, "y", settings("kernel_shape", {1, 1})),
+      ends + node("Slice", {"z", "starts", "axes", "ends"}, "y"),
+      pads + ends + node("Slice", {"z", "crop", "ends", "axes"}, "y") + node("Pad", {"y", "pads"}, "x"),
+      node("Slice", {"z", "crop", "crop", "crop"}, "image") + node("Sigmoid", {"image"}, "y"),  // a step behind the window
+      node("Sigmoid", {"later"}, "y") + node("Sigmoid", {"z"}, "later"), node("Sigmoid", {}, "y"),
+      node("Sigmoid", {"z"}, "z"), weight + weight, text(5, tensor("", {1}, "")),
+      text(5, tensor("a", {60, 1, 1, 1}, "")) + node("Add", {"z", "a"}, "y"),
+  };
+  for (const std::string& more : bad) CHECK(refuses([&] { read(model(more)); }));
+  CHECK(refuses([] { read(model("", kAbout, 18)); }) && refuses([] { read(model("") + text(8, number(2, 13))); }));
+  CHECK(refuses([] { read(model("") + text(20, "")); }));  // training
 }
 
 TEST(rendering_draws_any_window_of_z_as_the_fit_draws_it) {

@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dipengine.export.frozen import Folded
 from dipengine.generators.architecture import Hourglass
 
-OPSET = 17
+OPSET = 17  # the core, which tells the shapes of these operators (csrc/rendering/steps.cpp), takes no other
 IR_VERSION = 8
 
 
