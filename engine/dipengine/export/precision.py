@@ -57,18 +57,29 @@ def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
 
     class Once(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = [{"z": z}]
+            self.left = [feed]
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return self.left.pop() if self.left else None
 
+    # The quantiser takes a float z that has a default for weights, and leaves it no input: the defaults stay out of its sight.
+    inputs = {value.name for value in model.graph.input}
+    defaults = [tensor for tensor in model.graph.initializer if tensor.name in inputs]
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in [tensor for tensor in bare.graph.initializer if tensor.name in inputs]:
+        bare.graph.initializer.remove(tensor)
+    feed = {"z": z} | {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in defaults if tensor.name != "z"}
+
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
-        onnx.save(model, source)
+        onnx.save(bare, source)
         with _hushed():
             quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True,
                             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"])
-        return onnx.load(target)
+        found = onnx.load(target)
+    found.graph.initializer.extend(defaults)
+    return found
 
 
 @contextmanager
