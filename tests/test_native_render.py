@@ -81,8 +81,8 @@ NAMES = ("nearest", "seed", "half", "half_stored", "int8", "bilinear", "sixteen"
          "stabilised_uint8", "stabilised_uint16", "stabilised_float32")
 
 
-def painted(host: Path, runtime: Path, model: object, out: Path, kind: str, *more: object) -> np.ndarray:
-    run(host / "host_render", runtime, model, out, kind, *more)
+def painted(host: Path, runtime: Path, model: object, out: Path, kind: str, *more: object, **environment: str) -> np.ndarray:
+    run(host / "host_render", runtime, model, out, kind, *more, **environment)
     return np.fromfile(out, np.float32 if kind in ("units", "at once") else kind)
 
 
@@ -100,6 +100,15 @@ def test_pixels_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, n
     for region in ((0, 0, 1, 1), (width - 1, height - 1, 1, 1), (width // 2, 3, 7, 5), (1, height // 3, width - 2, 1), (0, 0, width, height)):
         part = painted(host, runtime, path, tmp_path / "raw", "units", 2, *region)
         assert np.array_equal(part, python.render(region).ravel()), region
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_on_a_gpu_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, name):
+    python = dipengine.Renderer(files / f"{name}.onnx", provider="cuda", strict=True)
+    for region in ((), (5, 3, 11, 9)):
+        part = painted(host, runtime, files / f"{name}.onnx", tmp_path / "raw", "units", 2, *region, RENDER_PROVIDER="cuda")
+        assert np.array_equal(part, python.render(*([region] if region else [])).ravel()), region
 
 
 CURVES = {  # gain, offset and read noise; low and high

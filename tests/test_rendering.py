@@ -90,8 +90,9 @@ def test_a_pixel_depends_on_no_more_than_its_window(changes):
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-def test_regions_have_the_pixels_of_the_whole(files, mode):
-    renderer = Renderer(files / f"{mode}.onnx", provider="cpu", threads=1)
+@pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_regions_have_the_pixels_of_the_whole(files, mode, provider):
+    renderer = Renderer(files / f"{mode}.onnx", provider=provider, strict=True, threads=1)
     whole = renderer.render()
     assert whole.shape == (119, 150, 3) and whole.dtype == np.float32
     smaller = 0

@@ -197,8 +197,9 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_paints_what_the_cpu_paints(model, provider, tmp_path, monkeypatch):
-    cupy = pytest.importorskip("cupy")
-    torch = pytest.importorskip("torch")
+    import cupy
+    import torch
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     renderer, cpu = Renderer(model, provider=provider, strict=True), Renderer(model, provider="cpu").render()
     assert renderer.provider == provider

@@ -61,6 +61,7 @@ struct ProviderOptions {
     const auto count = static_cast<size_t>(params.options_count);
     if (count > 0) Ort::ThrowOnError(change(options, params.option_names, params.option_values, count));
   }
+  void set(Update change, const char* name, const char* value) { Ort::ThrowOnError(change(options, &name, &value, 1)); }
   void (ORT_API_CALL* release)(Options*);
   Options* options = nullptr;
 };
@@ -74,6 +75,7 @@ void append(Ort::SessionOptions& session, const std::string& provider, const dip
     session.AppendExecutionProvider_TensorRT_V2(*made.options);
   } else if (provider == "cuda") {
     ProviderOptions<OrtCUDAProviderOptionsV2> made(api.CreateCUDAProviderOptions, api.ReleaseCUDAProviderOptions);
+    made.set(api.UpdateCUDAProviderOptions, "use_tf32", "0");  // a float32 file is painted in float32, as by Python
     if (params != nullptr) made.update(api.UpdateCUDAProviderOptions, *params);
     session.AppendExecutionProvider_CUDA_V2(*made.options);
   }

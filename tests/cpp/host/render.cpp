@@ -1,5 +1,5 @@
 // dipengine.hpp from an installed package: render RUNTIME MODEL OUT units|uint8|uint16|float32|float64 THREADS [X Y W H]
-// Writes the raw pixels to OUT; the model is given by its bytes where its name begins with '@'.
+// Writes the raw pixels to OUT; the model is given by its bytes where its name begins with '@'. RENDER_PROVIDER: and no other.
 #include <dipengine/dipengine.hpp>
 
 #include <cstdio>
@@ -58,6 +58,10 @@ int main(int argc, char** argv) {
       params.path = argv[2];
     }
     params.threads = std::atoi(argv[5]);
+    if (const char* provider = std::getenv("RENDER_PROVIDER")) {
+      params.provider = provider;
+      params.strict = 1;
+    }
     const dipengine::Renderer renderer(params);
     bytes.clear();  // nothing of them is needed any more
     bytes.shrink_to_fit();
