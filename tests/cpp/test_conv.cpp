@@ -78,14 +78,14 @@ Layer draw_large_layer(uint64_t seed) {
   layer.kernel = 3, layer.pad = 1, layer.stride = strided ? 2 : 1;
   layer.padding = static_cast<int>(seed / 2 % 2);
   layer.height = 32 + pick(numbers, {0, strided ? 2 : 4, 4});
-  layer.width = seed == 0 ? 132 : seed == 1 ? 260 : 32 + pick(numbers, {0, strided ? 2 : 4, 4});
+  layer.width = seed == 4 ? 132 : seed == 5 ? 260 : 32 + pick(numbers, {0, strided ? 2 : 4, 4});
   layer.channels = pick(numbers, {32, 33});
   layer.inputs.push_back({layer.stride * layer.height, layer.stride * layer.width, pick(numbers, {32, 33, 40}), 0, coin(), coin(),
-                          coin() || coin() || seed < 2, coin(), coin(), static_cast<double>(pick(numbers, {1, 2, 8})) / 8});
+                          coin() || coin() || seed < 2 || seed >= 4, coin(), coin(), static_cast<double>(pick(numbers, {1, 2, 8})) / 8});
   layer.bias = coin();
   layer.moments = coin();
   layer.coefficients = coin();
-  layer.d_weight = coin() || coin() || seed < 2;
+  layer.d_weight = coin() || coin() || seed < 2 || seed >= 4;
   layer.wide = coin();
   return layer;
 }
@@ -429,9 +429,14 @@ TEST(conv_matches_plain_loops_in_float32) { random_layers_match_plain_loops<floa
 TEST(conv_matches_plain_loops_in_bfloat16) { random_layers_match_plain_loops<float, uint16_t>(DIPENGINE_BFLOAT16, 0.012, 32); }
 
 TEST(conv_matches_plain_loops_in_large_layers) {
-  random_layers_match_plain_loops<double, double>(DIPENGINE_FLOAT64, 1e-14, 6, draw_large_layer);
-  random_layers_match_plain_loops<float, float>(DIPENGINE_FLOAT32, 2e-6, 6, draw_large_layer);
-  random_layers_match_plain_loops<float, uint16_t>(DIPENGINE_BFLOAT16, 0.012, 6, draw_large_layer);
+#if defined(__SANITIZE_THREAD__)
+  constexpr uint64_t kLayers = 2;  // one of each form: the loops of six take minutes there
+#else
+  constexpr uint64_t kLayers = 6;
+#endif
+  random_layers_match_plain_loops<double, double>(DIPENGINE_FLOAT64, 1e-14, kLayers, draw_large_layer);
+  random_layers_match_plain_loops<float, float>(DIPENGINE_FLOAT32, 2e-6, kLayers, draw_large_layer);
+  random_layers_match_plain_loops<float, uint16_t>(DIPENGINE_BFLOAT16, 0.012, kLayers, draw_large_layer);
 }
 
 TEST(conv_refuses_what_it_cannot_do) {
