@@ -119,62 +119,56 @@ struct Forward : UpsampledForward<Stored> {
   // ---- Winograd -----------------------------------------------------------------------------------------------------
 
   void run_winograd(int64_t chunk, int slot) const {
-    Scratch area = scratch_of(slot);
-    const Prepared& s = sources[0];
-    const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, row_size = columns * kBlock<Real>;
-    clear_moments(chunk, 0, padded);
-    for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
-      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
-      TilePlanes<Element, kWinogradPlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
-      for (int64_t i = 0; i < rows; ++i) {
-        planes.begin_row(i);
-        transform_row(s, r + 2 * i, piece.left, planes);
-      }
-      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
-        winograd_outputs(products, size, tiles, vectors_of(block), area.sums, area.sums + row_size);
-      });
-    }
+    run_tiles<kWinogradPlanes>(
+        chunk, slot, [&](int64_t r, int64_t left, auto& planes) { transform_row(sources[0], r, left, planes); },
+        [&](const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
+          winograd_outputs(products, size, tiles, vectors, rows, rows + row_size);
+        });
   }
 
   void run_wide(int64_t chunk, int slot) const {
-    Scratch area = scratch_of(slot);
-    const Prepared& s = sources[0];
-    const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 4, row_size = columns * kBlock<Real>;
-    clear_moments(chunk, 0, padded);
-    for (int64_t r = piece.top; r < piece.bottom; r += 4 * tile_rows()) {
-      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 4);
-      TilePlanes<Element, kWidePlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
-      for (int64_t i = 0; i < rows; ++i) {
-        planes.begin_row(i);
-        with_samples<Real, Stored, 6>(*s.source, s.prologue, p.padding, r + 4 * i, [&](const auto& samples) {
-          wide_input<Real>(samples, [&](int64_t t) { return piece.left + 4 * t - 1; }, tiles, s.padded, planes);
+    run_tiles<kWidePlanes>(
+        chunk, slot,
+        [&](int64_t r, int64_t left, auto& planes) {
+          with_samples<Real, Stored, 6>(*sources[0].source, sources[0].prologue, p.padding, r, [&](const auto& samples) {
+            wide_input<Real>(samples, [&](int64_t t) { return left + 4 * t - 1; }, planes.tiles, sources[0].padded, planes);
+          });
+        },
+        [&](const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
+          wide_outputs(products, size, tiles, vectors, rows, row_size, [](int64_t t) { return 4 * t; });
         });
-      }
-      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
-        wide_outputs(products, size, tiles, vectors_of(block), area.sums, row_size, [](int64_t t) { return 4 * t; });
-      });
-    }
   }
 
   void run_strided(int64_t chunk, int slot) const {
+    run_tiles<kStridedPlanes>(
+        chunk, slot,
+        [&](int64_t r, int64_t left, auto& planes) {
+          with_samples<Real, Stored, 5>(*sources[0].source, sources[0].prologue, p.padding, 2 * r, [&](const auto& samples) {
+            strided_input<Real>(samples, 2 * left - 1, planes.tiles, sources[0].padded, planes);
+          });
+        },
+        [&](const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
+          paired_gradient_rows(products, size, tiles, vectors, rows, rows + row_size);
+        });
+  }
+
+  // A chunk tile by tile: transform(r, left, planes) fills a row of tiles whose outputs begin at row r and column `left`,
+  // outputs(products, size, tiles, vectors, rows, row_size) makes one block of their rows.
+  template <int kPlanes, typename Transform, typename Outputs>
+  void run_tiles(int64_t chunk, int slot, const Transform& transform, const Outputs& outputs) const {
     Scratch area = scratch_of(slot);
-    const Prepared& s = sources[0];
     const Piece piece = piece_of(chunk);
-    const int64_t columns = piece.right - piece.left, tiles = columns / 2, row_size = columns * kBlock<Real>;
+    const int64_t side = tile_side(), columns = piece.right - piece.left, tiles = columns / side, row_size = columns * kBlock<Real>;
     clear_moments(chunk, 0, padded);
-    for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
-      const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
-      TilePlanes<Element, kStridedPlanes> planes(area.tiles, nullptr, tiles, rows, s.padded);
+    for (int64_t r = piece.top; r < piece.bottom; r += side * tile_rows()) {
+      const int64_t rows = least(tile_rows(), (piece.bottom - r) / side);
+      TilePlanes<Element, kPlanes> planes(area.tiles, nullptr, tiles, rows, sources[0].padded);
       for (int64_t i = 0; i < rows; ++i) {
         planes.begin_row(i);
-        with_samples<Real, Stored, 5>(*s.source, s.prologue, p.padding, 2 * (r + 2 * i), [&](const auto& samples) {
-          strided_input<Real>(samples, 2 * piece.left - 1, tiles, s.padded, planes);
-        });
+        transform(r + side * i, piece.left, planes);
       }
       each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
-        paired_gradient_rows(products, size, tiles, vectors_of(block), area.sums, area.sums + row_size);
+        outputs(products, size, tiles, vectors_of(block), area.sums, row_size);
       });
     }
   }

@@ -168,23 +168,7 @@ static void strided_gradient_rows(const Real* products, int64_t size, int64_t ti
     y[2] = m[3];
     y[3] = V::add(m[2], m[4]);
   };
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
-      const Real* from = products + t * kBlock<Real> + lane;
-      typename V::Register down[4][5];  // [row][product across]
-      for (int x = 0; x < 5; ++x) {
-        typename V::Register m[5], y[4];
-        for (int i = 0; i < 5; ++i) m[i] = V::load(from + (5 * i + x) * size);
-        axis(m, y);
-        for (int i = 0; i < 4; ++i) down[i][x] = y[i];
-      }
-      for (int y = 0; y < 4; ++y) {
-        typename V::Register out[4];
-        axis(down[y], out);
-        for (int x = 0; x < 4; ++x) V::store(rows + y * row_size + (4 * t + x) * kBlock<Real> + lane, out[x]);
-      }
-    }
-  }
+  tiles_to_rows<5, 4>(products, size, tiles, vectors, rows, row_size, axis, [](int64_t t) { return 4 * t; });
 }
 
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

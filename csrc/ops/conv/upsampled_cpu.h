@@ -37,14 +37,6 @@ struct PairedWeights {
   }
 };
 
-template <typename V>
-DIPENGINE_INLINE void paired_outputs(const typename V::Register* m, typename V::Register* y) {
-  y[0] = V::add(V::add(m[0], m[1]), m[2]);
-  y[1] = V::sub(m[1], m[3]);
-  y[2] = V::sub(m[1], m[2]);
-  y[3] = V::sub(V::add(m[1], m[3]), m[4]);
-}
-
 // One block of channels out: products of V (TilePlanes' rows) with the packed U (panel): to [25][tiles][kBlock].
 template <typename Element>
 static void multiply_pairs(const Element* v, int64_t plane, int64_t tiles, int groups, const Element* panel, int vectors,
@@ -60,24 +52,13 @@ static void multiply_pairs(const Element* v, int64_t plane, int64_t tiles, int g
 template <typename Real>
 static void paired_rows(const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
   using V = Vec<Real>;
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
-      const Real* m = products + t * kBlock<Real> + lane;
-      typename V::Register down[5][4];  // [product across][row]
-      for (int x = 0; x < 5; ++x) {
-        typename V::Register column[5];
-        for (int y = 0; y < 5; ++y) column[y] = V::load(m + (5 * y + x) * size);
-        paired_outputs<V>(column, down[x]);
-      }
-      Real* to = rows + 4 * t * kBlock<Real> + lane;
-      for (int y = 0; y < 4; ++y) {
-        const typename V::Register across[5] = {down[0][y], down[1][y], down[2][y], down[3][y], down[4][y]};
-        typename V::Register out[4];
-        paired_outputs<V>(across, out);
-        for (int x = 0; x < 4; ++x) V::store(to + y * row_size + x * kBlock<Real>, out[x]);
-      }
-    }
-  }
+  auto axis = [](const typename V::Register* m, typename V::Register* y) {
+    y[0] = V::add(V::add(m[0], m[1]), m[2]);
+    y[1] = V::sub(m[1], m[3]);
+    y[2] = V::sub(m[1], m[2]);
+    y[3] = V::sub(V::add(m[1], m[3]), m[4]);
+  };
+  tiles_to_rows<5, 4>(products, size, tiles, vectors, rows, row_size, axis, [](int64_t t) { return 4 * t; });
 }
 
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE

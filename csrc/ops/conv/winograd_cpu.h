@@ -98,6 +98,31 @@ static void multiply_planes(int planes, const Element* v, int64_t plane, int64_t
   }
 }
 
+// One block of channels: from the products of a row of tiles, planes `size` apart, kOut rows of kOut columns a tile, rows row_size
+// elements apart; tile t's columns from place(t) on, later tiles over earlier ones. axis(m, y) makes kOut registers of kIn.
+template <int kIn, int kOut, typename Real, typename Axis, typename Place>
+DIPENGINE_INLINE void tiles_to_rows(const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size,
+                                    const Axis& axis, const Place& place) {
+  using V = Vec<Real>;
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
+      const Real* from = products + t * kBlock<Real> + lane;
+      typename V::Register down[kOut][kIn];  // [row][product across]
+      for (int x = 0; x < kIn; ++x) {
+        typename V::Register m[kIn], y[kOut];
+        for (int i = 0; i < kIn; ++i) m[i] = V::load(from + (kIn * i + x) * size);
+        axis(m, y);
+        for (int i = 0; i < kOut; ++i) down[i][x] = y[i];
+      }
+      for (int y = 0; y < kOut; ++y) {
+        typename V::Register out[kOut];
+        axis(down[y], out);
+        for (int x = 0; x < kOut; ++x) V::store(rows + y * row_size + (place(t) + x) * kBlock<Real> + lane, out[x]);
+      }
+    }
+  }
+}
+
 // Planes of the weight gradient's other operand: of two samples (y0, y0 + y1, y0 - y1, y1) per axis.
 // load.at(channel)(row 0..1, column); columns from `first` on.
 template <typename Real, typename Load, typename Planes>

@@ -144,23 +144,7 @@ static void wide_outputs(const Real* products, int64_t size, int64_t tiles, int 
     y[2] = V::fma(four, e, s);
     y[3] = V::add(V::fma(eight, f, d), m[5]);
   };
-  for (int64_t t = 0; t < tiles; ++t) {
-    for (int lane = 0; lane < vectors * V::size; lane += V::size) {
-      const Real* from = products + t * kBlock<Real> + lane;
-      typename V::Register down[4][6];  // [row][product across]
-      for (int x = 0; x < 6; ++x) {
-        typename V::Register m[6], y[4];
-        for (int i = 0; i < 6; ++i) m[i] = V::load(from + (6 * i + x) * size);
-        axis(m, y);
-        for (int i = 0; i < 4; ++i) down[i][x] = y[i];
-      }
-      for (int y = 0; y < 4; ++y) {
-        typename V::Register out[4];
-        axis(down[y], out);
-        for (int x = 0; x < 4; ++x) V::store(rows + y * row_size + (place(t) + x) * kBlock<Real> + lane, out[x]);
-      }
-    }
-  }
+  tiles_to_rows<6, 4>(products, size, tiles, vectors, rows, row_size, axis, place);
 }
 
 }  // namespace dipengine::DIPENGINE_ISA_NAMESPACE
