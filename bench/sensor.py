@@ -25,9 +25,8 @@ import numpy as np
 from dipengine.fitting.device import threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.metrics import psnr
-from dipengine.fitting.run import RESIDUAL_INTERVAL
 from dipengine.fitting.settings import Settings
-from dipengine.fitting.stopping import StopRule
+from dipengine.fitting.stopping import RESIDUAL_INTERVAL, StopRule
 from dipengine.images import Image
 from dipengine.noise.sensor import Sensor
 from dipengine.restoration import plan_restoration

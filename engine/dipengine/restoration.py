@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics, native_fit
-from dipengine.fitting.device import Placement, memory_errors, place, require_torch
-from dipengine.fitting.outcome import History, Outcome
+from dipengine.fitting.device import Placement, place, require_torch
+from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
-from dipengine.fitting.run import run
+from dipengine.fitting.run import FitRun
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, ValueMap
 from dipengine.images.image import opaque
@@ -74,6 +73,84 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
     return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, placement)
 
 
+class RunningRestoration:
+    """A restoration whose fit somebody else advances: `run` is the fit, `finish` makes of it what the user is given."""
+
+    def __init__(
+        self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None
+    ) -> None:
+        self.image = image
+        self.task = task
+        self.settings = settings
+        self.plan = plan
+        self.truth = truth
+        if truth is not None:
+            self._check_truth(truth)
+            self._peak = _peak(plan.values, settings, image, truth)
+        self.run = FitRun(
+            plan.problem,
+            plan.recipe,
+            stop=plan.stop,
+            seed=settings.seed,
+            placement=plan.placement,
+            measure=self._psnr if truth is not None else None,
+        )
+
+    def _check_truth(self, truth: Image) -> None:
+        shape = self.plan.problem.shape
+        if truth.pixels.shape != shape:
+            raise InputError(
+                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(shape)}; "
+                f"they must agree in size and channels."
+            )
+        _check_units(self.image, truth)
+
+    def _psnr(self, unit: np.ndarray) -> float:
+        return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak)
+
+    def finish(self, reason_if_unfinished: str = "interrupted") -> Restoration:
+        """What the fit delivers as it stands, in the image's units, with its record. At least one iteration must have run."""
+        image, plan, fit = self.image, self.plan, self.run.fit
+        problem, values = plan.problem, plan.values
+        outcome = self.run.outcome(reason_if_unfinished)
+        pixels = values.from_unit(outcome.image, image.pixels.dtype)
+        if problem.keep_known and problem.known is not None:
+            pixels = np.where(problem.known[:, :, None], image.pixels, pixels)
+        generator = FittedGenerator(
+            task=self.task,
+            architecture=fit.recipe.generator,
+            parameters=outcome.weights,
+            code=fit.code,
+            canvas=fit.canvas,
+            crop=problem.shape[:2],
+            origin=problem.origin,
+            values=values,
+            dtype=str(image.pixels.dtype),
+            delivered=outcome.image,
+            source_sha256=image.sha256,
+            iteration=outcome.best_iteration,
+            seed=self.settings.seed,
+        )
+        measured = _measure(pixels, image, self.truth, self._peak) if self.truth is not None else {}
+        record = make_record(image, self.task, self.settings, plan, self.run, outcome, measured)
+        return Restoration(pixels, _delivered_alpha(image, problem), problem.scale, outcome.history, generator, record)
+
+
+def begin_restoration(
+    image: Image,
+    task: str,
+    options: Mapping[str, Any],
+    settings: Settings,
+    plan: Plan | None = None,
+    *,
+    truth: Image | None = None,
+) -> RunningRestoration:
+    """Plan the restoration (unless that is done) and take the fit's memory; nothing is run. Arguments and errors as of
+    `restore_image`.
+    """
+    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth)
+
+
 def restore_image(
     image: Image,
     task: str,
@@ -87,56 +164,17 @@ def restore_image(
 ) -> Restoration:
     """Restore one image.
 
-    `options` are the task's own (`Task.options`, masks as bool arrays); `truth` is measured against and never fitted to.
+    `options` are the task's own (`Task.options`, masks as bool arrays); `truth` is measured against and never fitted to. With
+    `keep_on_interrupt` a KeyboardInterrupt ends the fit and delivers what there is; otherwise it propagates.
     Raises InputError for wrong options, DeviceError for a device that is not here, FitError for a fit beyond repair.
     """
-    plan = plan or plan_restoration(image, task, options, settings)
-    problem, values = plan.problem, plan.values
-    measure = None
-    if truth is not None:
-        if truth.pixels.shape != problem.shape:
-            raise InputError(
-                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(problem.shape)}; "
-                f"they must agree in size and channels."
-            )
-        _check_units(image, truth)
-        peak = _peak(values, settings, image, truth)
-
-        def measure(unit: np.ndarray) -> float:
-            return metrics.psnr(values.from_unit(unit, np.float64), truth.pixels, peak)
-
-    with memory_errors():
-        fit, outcome = run(
-            problem,
-            plan.recipe,
-            stop=plan.stop,
-            seed=settings.seed,
-            placement=plan.placement,
-            measure=measure,
-            progress=progress,
-            keep_on_interrupt=keep_on_interrupt,
-        )
-    pixels = values.from_unit(outcome.image, image.pixels.dtype)
-    if problem.keep_known and problem.known is not None:
-        pixels = np.where(problem.known[:, :, None], image.pixels, pixels)
-    generator = FittedGenerator(
-        task=task,
-        architecture=fit.recipe.generator,
-        parameters=outcome.weights,
-        code=fit.code,
-        canvas=fit.canvas,
-        crop=problem.shape[:2],
-        origin=problem.origin,
-        values=values,
-        dtype=str(image.pixels.dtype),
-        delivered=outcome.image,
-        source_sha256=image.sha256,
-        iteration=outcome.best_iteration,
-        seed=settings.seed,
-    )
-    measured = _measure(pixels, image, truth, peak) if truth is not None else {}
-    record = make_record(image, task, settings, plan, fit, outcome, measured)
-    return Restoration(pixels, _delivered_alpha(image, problem), problem.scale, outcome.history, generator, record)
+    restoring = begin_restoration(image, task, options, settings, plan, truth=truth)
+    try:
+        restoring.run.advance(restoring.run.ceiling, progress)
+    except KeyboardInterrupt:
+        if not keep_on_interrupt or restoring.run.iteration == 0:
+            raise
+    return restoring.finish()
 
 
 def _peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,9 +62,9 @@ class NativeFit:
         self.losses: list[float] = []  # of each iteration, at the weights before its update
         self.variances: list[float] = []  # ES-EMV's V after each
         pool.set_threads(placement.threads)
-        settings = _settings(problem, recipe, self.code, placement, stop)
-        _check_memory(native.fit_memory(_generator(generator), settings, pool.get()))
-        self._native = native.Fit(pool.get(), _generator(generator), settings)
+        self._settings = _settings(problem, recipe, self.code, placement, stop)
+        _check_memory(native.fit_memory(_generator(generator), self._settings, pool.get()))
+        self._native = native.Fit(pool.get(), _generator(generator), self._settings)
         self.arena_bytes: int = self._native.bytes
         mask = None
         if problem.known is not None and not problem.known.all():
@@ -105,6 +105,18 @@ class NativeFit:
                 f"--precision fp32."
             )
 
+    def set_threads(self, count: int) -> None:
+        """CPU threads from the next run on; the bits stay the same. An arena has room for one number of threads: it is made anew."""
+        if count == self.placement.threads:
+            return
+        state = self.save_state()
+        self._native = None  # its memory is needed for the next
+        self.placement = replace(self.placement, threads=count)
+        pool.set_threads(count)
+        self._native = native.Fit(pool.get(), _generator(self.recipe.generator), self._settings)
+        self.arena_bytes = self._native.bytes
+        self.load_state(state)
+
     def progress(self) -> dict[str, Any]:
         """state ("running", "done", ...), reason, iteration, delivered_iteration, rollbacks, loss, variance, ..."""
         return self._native.progress(0)
@@ -113,6 +125,15 @@ class NativeFit:
     def iteration(self) -> int:
         """Iterations run."""
         return self._native.progress(0)["iteration"]
+
+    @property
+    def reason(self) -> str:
+        """Why the fit stopped by itself: "iterations", "variance", "discrepancy"; empty while it has not."""
+        return self._native.progress(0)["reason"]
+
+    @property
+    def rollbacks(self) -> int:
+        return self._native.progress(0)["rollbacks"]
 
     def steps(self) -> list[str]:
         """The names of an iteration's steps, in their order."""
@@ -167,6 +188,20 @@ class NativeFit:
     def load_state(self, state: bytes) -> None:
         """Go on from a saved state. Raises InputError for bytes that are no whole state of a fit of the same settings."""
         self._native.load_state(0, state)
+
+    def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All of the fit as an array of bytes, `state`; see `AutogradLoop.pack`."""
+        return {"state": np.frombuffer(self.save_state(), np.uint8)}, {}
+
+    def unpack(
+        self, weights: dict[str, np.ndarray], tensors: Mapping[str, np.ndarray], numbers: Mapping[str, Any], iteration: int
+    ) -> None:
+        """Go on from a packed state; see `AutogradLoop.unpack`. The weights are in the state."""
+        before = self.save_state()
+        self.load_state(np.ascontiguousarray(tensors["state"], np.uint8).tobytes())
+        if (found := self.iteration) != iteration:
+            self.load_state(before)
+            raise ValueError(f"it is of iteration {found}, not {iteration}")
 
     def _image(self) -> np.ndarray:
         return np.empty((*self.problem.output_shape, self.problem.channels), np.float32)

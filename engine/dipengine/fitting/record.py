@@ -14,6 +14,7 @@ from dipengine._version import __version__
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.native_fit import NativeFit
 from dipengine.fitting.outcome import Outcome
+from dipengine.fitting.run import FitRun
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.stopping import StopRule
 from dipengine.images import Image
@@ -30,12 +31,12 @@ def make_record(
     task: str,
     settings: Settings,
     plan: "Plan",
-    fit: Fit | NativeFit,
+    run: FitRun,
     outcome: Outcome,
     measured: dict[str, float | None],
 ) -> dict[str, Any]:
     """The record of a finished fit (JSON-able; `psnr` and `ssim` are null without the truth)."""
-    recipe = fit.recipe
+    fit, recipe = run.fit, run.fit.recipe
     known = plan.problem.known
     losses = outcome.history.loss
     height, width, channels = image.pixels.shape
@@ -73,6 +74,7 @@ def make_record(
         "delivered_iteration": outcome.best_iteration,
         "stop_reason": outcome.stop_reason,
         "rollbacks": outcome.rollbacks,
+        "resumed_at": run.resumed_at,  # the iteration at which a saved fit was taken up last
         "seconds": outcome.seconds,
         "seconds_per_iteration": outcome.seconds / outcome.iterations if outcome.iterations else None,
         "loss": _finite(losses[-1]) if losses else None,

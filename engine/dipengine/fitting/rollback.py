@@ -9,6 +9,7 @@ and again the step size is halved. In the end a finite loss is taken for the fit
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from dipengine.errors import FitError
 
@@ -52,6 +53,27 @@ class Rollback:
             return False
         self._return(loss)
         return True
+
+    @property
+    def snapshot(self):
+        """What `restore` of the fit would return to; None before the first iteration."""
+        return self._snapshot
+
+    def state(self) -> dict[str, float | int | None]:
+        """All but the snapshot (JSON-able)."""
+        taken = self._snapshot is not None
+        return {
+            "mean": self._mean if taken else None,
+            "snapshot_mean": self._snapshot_mean if taken else None,
+            "failures": self._failures,
+            "count": self.count,
+        }
+
+    def load_state(self, state: Mapping[str, float | int | None], snapshot) -> None:
+        """Go on from a saved state and its snapshot (None where there was none)."""
+        means = [float(state[name]) if snapshot is not None else math.nan for name in ("mean", "snapshot_mean")]
+        self._failures, self.count = int(state["failures"]), int(state["count"])
+        (self._mean, self._snapshot_mean), self._snapshot = means, snapshot
 
     def _take(self, mean: float) -> None:
         self._snapshot = self._fit.snapshot()

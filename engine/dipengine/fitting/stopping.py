@@ -23,6 +23,7 @@ better in the photographs and 0.2 to 0.7 dB worse in the stars, so the worst cas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dipengine.tasks.base import Recipe
@@ -30,6 +31,7 @@ from dipengine.tasks.base import Recipe
 PATIENCE_SHARE = 1 / 5  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
 WARM_UP_SHARE = 1 / 12  # V starts at 0 and the first outputs are flat: a minimum there means nothing
 MIN_WARM_UP = 20
+RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known
 
 
 @dataclass(frozen=True)
@@ -82,3 +84,12 @@ class VarianceWatch:
     def exhausted(self, iteration: int) -> bool:
         """True when the lowest variance lies further back than the patience."""
         return self.minimum > 0 and iteration - self.minimum >= self.rule.patience
+
+    def state(self) -> dict[str, float | int | None]:
+        """What was seen so far (JSON-able)."""
+        return {"lowest": self._lowest if self.minimum else None, "minimum": self.minimum}
+
+    def load_state(self, state: Mapping[str, float | int | None]) -> None:
+        """Go on from a saved state."""
+        self.minimum = int(state["minimum"])
+        self._lowest = float(state["lowest"]) if self.minimum else float("inf")
