@@ -86,7 +86,7 @@ struct Settings {
 
 // Too large a fit is none of the device's faults.
 void check_made(dipengine_status status) {
-  if (status == DIPENGINE_OUT_OF_RESOURCES) raise("FitError", "%s", dipengine_last_error());
+  if (status == DIPENGINE_OUT_OF_RESOURCES) raise("OutOfMemory", "%s", dipengine_last_error());
   check(status);
 }
 

@@ -35,3 +35,7 @@ class FitError(DipEngineError, RuntimeError):
     """A fit went wrong and could not be rolled back."""
 
     exit_status = 1
+
+
+class OutOfMemory(FitError):
+    """A fit needs more memory than there is."""

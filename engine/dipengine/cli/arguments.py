@@ -49,3 +49,11 @@ def size(text: str) -> tuple[int, int]:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 256 or 256x384 (height x width)")
     return int(found[1]), int(found[2] or found[1])
+
+
+def memory_size(text: str) -> int:
+    """`8G`, `500M` or bytes; powers of 1024."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory such as 8G or 500M")
+    return int(float(found[1]) * 1024 ** ("KMGT".find(found[2].upper()) + 1 if found[2] else 0))

@@ -11,15 +11,18 @@ import sys
 from collections.abc import Sequence
 
 from dipengine._version import __version__
-from dipengine.cli import bench, doctor, export, render, restore
+from dipengine.cli import batch, bench, doctor, export, render, restore
 from dipengine.errors import DipEngineError
 from dipengine.tasks import TASKS
 
 INTERRUPTED = 130
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; task verbs and their options come from `dipengine.tasks`."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The whole command line; task verbs and their options come from `dipengine.tasks`.
+
+    words: what is going to be parsed: the options of `batch` are those of the task that they name.
+    """
     parser = argparse.ArgumentParser(
         prog="dipengine",
         description="Deep image prior: restore an image with no training data, by fitting a network to it alone.",
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         if task.python_only:
             continue
         restore.add_parser(verbs, task)
+    batch.add_parser(verbs, words)
     export.add_parser(verbs)
     render.add_parser(verbs)
     doctor.add_parser(verbs)
@@ -49,7 +53,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = _joined(sys.argv[1:] if arguments is None else arguments)
-    parsed = build_parser().parse_args(words)
+    parsed = build_parser(words).parse_args(words)
     parsed.words = words  # for reports
     try:
         return parsed.run(parsed)

@@ -28,12 +28,14 @@ def add_parser(verbs: Any, task: Task) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the format follows the ending")
     own = parser.add_argument_group(f"options of {task.name}")
     for option in task.options:
-        _add_task_option(own, option)
-    _add_common_options(parser.add_argument_group("fit"), parser.add_argument_group("files"))
+        add_task_option(own, option, required=option.required)
+    add_fit_options(parser.add_argument_group("fit"))
+    _add_file_options(parser.add_argument_group("files"))
     parser.set_defaults(run=lambda parsed: run(task, parsed))
 
 
-def _add_task_option(group: Any, option: TaskOption) -> None:
+def add_task_option(group: Any, option: TaskOption, *, required: bool) -> None:
+    """One option of a task, as it declares it."""
     name = f"--{option.name}"
     if option.kind is bool:
         group.add_argument(name, action="store_true", help=option.help)
@@ -44,13 +46,14 @@ def _add_task_option(group: Any, option: TaskOption) -> None:
         type=Path if option.kind in _FILES else option.kind,
         default=option.default,
         choices=option.choices,
-        required=option.required,
+        required=required,
         metavar=None if option.choices else _METAVARS[option.kind],
         help=shown,
     )
 
 
-def _add_common_options(fit: Any, files: Any) -> None:
+def add_fit_options(fit: Any) -> None:
+    """What every fit may be told, whatever the task."""
     presets = "; ".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
     fit.add_argument("--preset", choices=tuple(PRESETS), default="balanced", help=f"{presets} (default: balanced)")
     fit.add_argument("--iterations", type=int, metavar="N", help="length of the fit, or its ceiling with --stop auto")
@@ -69,6 +72,9 @@ def _add_common_options(fit: Any, files: Any) -> None:
     fit.add_argument("--skips", type=arguments.integer_list, metavar="4[,...]", help="channels of the skips (0: none)")
     fit.add_argument("--levels", type=int, metavar="5", help="number of scales of the generator")
     fit.add_argument("--range", type=arguments.value_range, metavar="LO,HI", help="data values that map to 0 and 1")
+
+
+def _add_file_options(files: Any) -> None:
     files.add_argument("--truth", type=Path, metavar="GT", help="the undamaged image: PSNR and SSIM are reported")
     files.add_argument("--record", type=Path, metavar="FILE.json", help="write every parameter and measurement here")
     files.add_argument("--generator", type=Path, metavar="FILE.safetensors", help="keep the fitted generator here")
@@ -87,7 +93,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     from dipengine.images import check_writable, read_image, write_image
     from dipengine.restoration import plan_restoration, restore_image
 
-    settings = _settings(parsed)
+    settings = settings_of(parsed)
     check_writable(parsed.output)
     for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors"), (parsed.export, ".onnx")):
         check_side_file(path, ending)
@@ -123,7 +129,8 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     return INTERRUPTED if restored.record["stop_reason"] == "interrupted" else 0
 
 
-def _settings(parsed: argparse.Namespace) -> Settings:
+def settings_of(parsed: argparse.Namespace) -> Settings:
+    """The settings that `add_fit_options` asks for."""
     names = ("preset", "iterations", "stop", "seed", "device", "precision", "kernels", "threads", "upsample", "channels",
              "skips", "levels")
     return Settings(**{name: getattr(parsed, name) for name in names}, value_range=parsed.range)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from dipengine import environment
-from dipengine.errors import DependencyError, DeviceError, FitError
+from dipengine.errors import DependencyError, DeviceError, OutOfMemory
 from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
@@ -67,7 +67,7 @@ def threads(placement: Placement, *, torch_is_idle: bool) -> Iterator[None]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns what PyTorch and NumPy raise when memory runs out, on the CPU or a GPU, into a FitError."""
+    """Turns what PyTorch and NumPy raise when memory runs out, on the CPU or a GPU, into OutOfMemory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -75,7 +75,7 @@ def memory_errors() -> Iterator[None]:
         said = str(error)
         if not (isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said):
             raise
-        raise FitError("The fit needs more memory than there is; use a smaller image, fewer channels or the preset fast, "
+        raise OutOfMemory("The fit needs more memory than there is; use a smaller image, fewer channels or the preset fast, "
                        "or another device.") from error
 
 
@@ -105,6 +105,14 @@ def _device(wish: str) -> str:
         found = f"{count} CUDA device(s) are" if count else "no CUDA device is"
         raise DeviceError(f"Device {wish} is not available: {found} usable here; use --device cpu.")
     return f"cuda:{index}"
+
+
+def cuda_devices() -> list[str]:
+    """The GPUs that PyTorch can use here: "cuda:0", ..."""
+    if not _nvidia_driver() or find_spec("torch") is None:
+        return []
+    torch = require_torch()
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
 def _nvidia_driver() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dipengine import environment
-from dipengine.errors import FitError
+from dipengine.errors import FitError, OutOfMemory
 from dipengine.fitting.device import Placement
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
@@ -41,6 +41,24 @@ def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
     )
 
 
+def planned_bytes(problem: Problem, recipe: Recipe, placement: Placement, stop: str) -> tuple[int, int]:
+    """Bytes of the arena that a NativeFit of these would take, and of its state within, before anything is taken."""
+    code, recipe = _resolved(problem, recipe, seed=0)
+    settings, generator = _settings(problem, recipe, code, placement, stop), _generator(recipe.generator)
+    one, two = (native.fit_memory(generator, settings | {"slots": slots}, pool.get()) for slots in (1, 2))
+    return one, two - one
+
+
+def _resolved(problem: Problem, recipe: Recipe, seed: int) -> tuple[Code, Recipe]:
+    """z, and the recipe with the network's ends as the problem has them."""
+    if recipe.code == "image":
+        code = Code.of_image(problem.guide)
+    else:
+        code = Code(kind=recipe.code, depth=recipe.generator.input_depth, seed=seed)
+    generator = replace(recipe.generator, input_depth=code.depth, output_channels=problem.channels)
+    return code, replace(recipe, generator=generator)
+
+
 class NativeFit:
     """State of one fit in the core; `fitting.fit.Fit` is its twin on autograd.
 
@@ -51,12 +69,8 @@ class NativeFit:
         self.problem = problem
         self.placement = placement
         self.seed = seed
-        if recipe.code == "image":
-            self.code = Code.of_image(problem.guide)
-        else:
-            self.code = Code(kind=recipe.code, depth=recipe.generator.input_depth, seed=seed)
-        generator = replace(recipe.generator, input_depth=self.code.depth, output_channels=problem.channels)
-        self.recipe = recipe = replace(recipe, generator=generator)
+        self.code, self.recipe = _resolved(problem, recipe, seed)
+        recipe, generator = self.recipe, self.recipe.generator
         self.canvas = generator.canvas(*problem.output_shape)
         self.es_alpha = ES_ALPHA
         self.losses: list[float] = []  # of each iteration, at the weights before its update
@@ -221,7 +235,7 @@ def _check_memory(needed: int) -> None:
     """Refused before it is taken: an operating system that promises more than it has would end the process instead."""
     there = environment.memory()
     if there is not None and needed > there:
-        raise FitError(
+        raise OutOfMemory(
             f"The fit needs {needed / 2**30:.1f} GiB of memory and this machine gives {there / 2**30:.1f}; use a smaller image, "
             f"fewer channels or the preset fast."
         )

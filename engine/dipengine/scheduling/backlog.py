@@ -1,0 +1,48 @@
+"""The jobs that wait: by priority, then by the order of the ledger; those of one canvas can be had together."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+
+from dipengine.scheduling.ledger import Row
+
+Key = tuple[int, int]
+
+
+class Backlog:
+    """A job is in two heaps, that of all and that of its canvas; whichever gives it first, the other skips it."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, int, Row]] = []
+        self._lanes: defaultdict[object, list[tuple[int, int, Row]]] = defaultdict(list)
+        self._waiting: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, row: Row) -> None:
+        """A redo keeps its place in front of those that never ran."""
+        item = (-row.job.priority, row.id, row)
+        self._waiting.add(row.id)
+        heapq.heappush(self._all, item)
+        if row.canvas is not None:
+            heapq.heappush(self._lanes[row.canvas], item)
+
+    def take(self, canvas: object = None) -> Row | None:
+        """The next job; one of `canvas` where there is one of the same priority."""
+        first = self._first(self._all)
+        if first is None:
+            return None
+        if canvas is not None:
+            lane = self._lanes.get(canvas)
+            same = self._first(lane) if lane else None
+            if same is not None and same[0] == first[0]:
+                first = same
+        self._waiting.discard(first[1])
+        return first[2]
+
+    def _first(self, heap: list[tuple[int, int, Row]]) -> tuple[int, int, Row] | None:
+        while heap and heap[0][1] not in self._waiting:
+            heapq.heappop(heap)
+        return heap[0] if heap else None

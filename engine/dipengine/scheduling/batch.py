@@ -1,0 +1,184 @@
+"""A batch: many files, one ledger, one driver, one summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dipengine._version import __version__
+from dipengine.scheduling.driver import Driver
+from dipengine.scheduling.jobs import FileFacts, Job
+from dipengine.scheduling.ledger import Ledger, Row
+from dipengine.scheduling.messages import Done
+from dipengine.scheduling.places import Places
+from dipengine.scheduling.pool import Executors
+from dipengine.scheduling.work import facts_of
+
+_PATIENCE = 3600  # seconds in which a worker may end its iteration and write a checkpoint
+_LOOK = 0.2  # seconds between looks at the workers where nothing happens, so that progress shows
+
+
+@dataclass
+class Tally:
+    """What a batch has come to."""
+
+    total: int = 0
+    already_done: int = 0
+    done: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)  # (input, reason), of this run and those before
+    changed: list[str] = field(default_factory=list)  # why jobs that were done are done again
+    seconds: float = 0.0
+    halted: str | None = None
+    interrupted: bool = False
+
+    @property
+    def finished(self) -> int:
+        return self.already_done + self.done + len(self.failed)
+
+
+class Batch:
+    """Jobs with their ledger, ready to be run."""
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        folder: str | os.PathLike,
+        *,
+        ledger: str | os.PathLike | None = None,
+        resume: bool = True,
+        retry_failed: bool = False,
+    ) -> None:
+        """Open the ledger, take over what it knows, queue the rest.
+
+        folder: of the outputs. ledger: by default below it. resume: False does everything again. retry_failed: those that failed
+        are tried again. Raises InputError and OutputError.
+        """
+        self.places = Places(folder)
+        self.tally = Tally()
+        self.ledger = Ledger(ledger or self.places.ledger)
+        try:
+            self.places.prepare()
+            self._queued = self._take_over(jobs, resume, retry_failed)
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    def _take_over(self, jobs: Iterable[Job], resume: bool, retry_failed: bool) -> list[Row]:
+        queued = []
+        with self.ledger.transaction():
+            for row, changed in self.ledger.enter(jobs):
+                self.tally.total += 1
+                why = self._why_again(row, changed, resume, retry_failed)
+                if why is not None:
+                    if row.state == "done":
+                        self.tally.changed.append(f"{row.job.input}: {why}")
+                    if changed or row.state == "done":
+                        self.places.forget(row.id)
+                    self.ledger.requeue(row, why or None)
+                if row.state == "done":
+                    self.tally.already_done += 1
+                elif row.state == "failed":
+                    self.tally.failed.append((row.job.input, self.ledger.error(row)))
+                else:
+                    if row.state == "running":
+                        self.ledger.back(row, "The engine ended while it ran.")
+                    queued.append(row)
+        return queued
+
+    def _why_again(self, row: Row, changed: bool, resume: bool, retry_failed: bool) -> str | None:
+        """The reason to queue a job that is in the ledger already; None leaves it as it is."""
+        if row.attempts == 0 and not changed:
+            return None
+        if not resume:
+            return "asked to do all again"
+        if changed:
+            return "its parameters have changed"
+        if row.state == "failed" and retry_failed:
+            return ""
+        if row.state == "done":
+            if not (self.places.folder / row.job.output).exists():
+                return "its output is gone"
+            return self._changed_file(row)
+        return None
+
+    def _changed_file(self, row: Row) -> str | None:
+        """Sizes and times first; where these differ, digests."""
+        files = [FileFacts(*values) for values in json.loads(row.files or "[]")]
+        touched = False
+        for place, old in enumerate(files):
+            try:
+                status = os.stat(old.path)
+            except OSError:
+                continue  # what was restored stays restored when its input is cleared away
+            if (status.st_size, status.st_mtime_ns) == (old.size, old.modified_ns):
+                continue
+            new = facts_of(old.path)
+            if new.sha256 != old.sha256:
+                return f"{old.path} has changed"
+            files[place], touched = new, True
+        if touched:
+            self.ledger.set_files(row, json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files]))
+        return None
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def run(
+        self, executors: Executors, *, retries: int = 2, progress: Callable[[Tally, float], bool | None] | None = None
+    ) -> Tally:
+        """All that is queued. progress: told the tally, and the jobs under way in jobs, some times a second.
+
+        Where it returns True the workers write checkpoints and leave, and the run ends (`tally.interrupted`). A KeyboardInterrupt
+        ends it at once; nothing that was done is lost, and what ran goes on from its last checkpoint the next time.
+        """
+        tally, begin = self.tally, time.monotonic()
+        driver = Driver(self.ledger, executors, self, places=self.places, retries=retries) if self._queued else None
+        try:
+            for row in self._queued:
+                driver.add(row)
+            while driver is not None and not driver.idle and not tally.interrupted:
+                driver.step(_LOOK)
+                tally.interrupted = progress is not None and bool(progress(tally, driver.progress()))
+            if driver is not None:
+                driver.stop(_PATIENCE)
+                tally.halted = driver.halted
+        except BaseException:
+            if driver is not None:
+                driver.stop(0)
+            raise
+        finally:
+            tally.seconds = time.monotonic() - begin
+        return tally
+
+    def done(self, row: Row, message: Done) -> None:
+        self.tally.done += 1
+
+    def failed(self, row: Row, error: str, cause: BaseException | None) -> None:
+        self.tally.failed.append((row.job.input, error))
+
+    def summary(self) -> dict[str, Any]:
+        """The batch as one JSON object: counts, and a line a job from the ledger."""
+        names = ("input", "output", "state", "attempts", "error", "note", "seconds")
+        jobs = []
+        for row in self.ledger.rows():
+            result = json.loads(row["result"]) if row["result"] else {}
+            files = json.loads(row["files"]) if row["files"] else []
+            jobs.append({**{name: row[name] for name in names}, **result, "sha256": files[0][3] if files else None})
+        return {"format": 1, "version": __version__, "counts": self.ledger.counts(), "jobs": jobs}
+
+    def write_summary(self) -> Path:
+        from dipengine.cli.side_files import write_json
+
+        path = self.places.folder / "summary.json"
+        write_json(path, self.summary())
+        return path
+
+    def close(self) -> None:
+        self.places.tidy()
+        self.ledger.close()
+
+

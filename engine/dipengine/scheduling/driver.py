@@ -1,0 +1,311 @@
+"""The driver: one step() is schedule, run, postprocess. It alone writes the ledger and puts outputs in their places.
+
+A job: waiting -> planned by a worker (its image read, its bytes known) -> running, once its device has room -> done or failed. What
+a step decides is written to the ledger in one transaction before anybody is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dipengine.scheduling.backlog import Backlog
+from dipengine.scheduling.ledger import Ledger, Row
+from dipengine.scheduling.messages import Died, Done, Failed, Go, Planned, Progressed, Ready, Start, Threads
+from dipengine.scheduling.places import Places
+from dipengine.scheduling.pool import DevicePlan, Executor, Executors
+
+
+class Listener(Protocol):
+    """Who is told what became of jobs, after the ledger knows."""
+
+    def done(self, row: Row, message: Done) -> None: ...
+
+    def failed(self, row: Row, error: str, cause: BaseException | None) -> None: ...
+
+
+@dataclass(slots=True)
+class Held:
+    """A job that a worker has."""
+
+    row: Row
+    executor: Executor
+    bytes: int = 0
+    admitted: bool = False
+    iteration: int = 0
+    ceiling: int = 0
+
+
+class Device:
+    """What the fits of one device hold together."""
+
+    def __init__(self, plan: DevicePlan) -> None:
+        self.plan = plan
+        self.limit = plan.workers * plan.slots  # jobs at once; halved when memory runs out all the same
+        self.held = 0
+        self.used = 0
+        self.running = 0
+        self.deferred: deque[Held] = deque()  # planned, waiting for memory
+        self.threads = max(1, plan.threads // plan.workers)  # of each worker, as last told
+
+    def has_room_for(self, needed: int) -> bool:
+        """A job that is alone is always tried: it may be refused by its own check of the machine's memory."""
+        budget = self.plan.budget
+        return self.running == 0 or (self.running < self.limit and (budget is None or self.used + needed <= budget))
+
+
+class Driver:
+    """Takes rows of the ledger through executors."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        executors: Executors,
+        listener: Listener,
+        *,
+        places: Places | None = None,
+        retries: int = 2,
+        start: Callable[[Row], dict[str, Any]] | None = None,
+    ) -> None:
+        """places: None where results come back instead of being written. retries: of accidents, each job, each run.
+
+        start: further fields of a job's Start message.
+        """
+        self._ledger = ledger
+        self._pool = executors
+        self._listener = listener
+        self._places = places
+        self._retries = retries
+        self._more = start or (lambda row: {})
+        self._backlog = Backlog()
+        self._devices = {plan.name: Device(plan) for plan in executors.devices}
+        self._executors = executors.start()
+        self._held: dict[Executor, dict[int, Held]] = {executor: {} for executor in self._executors}
+        self._environments: dict[Executor, dict[str, Any]] = {}
+        self._accidents: defaultdict[int, int] = defaultdict(int)
+        self._writes: list[Callable[[], None]] = []
+        self._said: list[Callable[[], None]] = []
+        self.halted: str | None = None  # why nothing can go on
+
+    # ---- from outside -------------------------------------------------------------------------------------------
+
+    def add(self, row: Row) -> None:
+        """Queue a job that is in the ledger as queued."""
+        self._backlog.put(row)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._backlog)
+
+    @property
+    def held(self) -> int:
+        return sum(len(jobs) for jobs in self._held.values())
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to be done, or can be."""
+        return (self.waiting == 0 or self.halted is not None) and self.held == 0
+
+    def progress(self) -> float:
+        """Of the jobs under way, in jobs."""
+        return sum(
+            held.iteration / held.ceiling for jobs in self._held.values() for held in jobs.values() if held.ceiling
+        )
+
+    def step(self, timeout: float | None = None) -> None:
+        """Hear what the workers say, decide what comes next, write it down, say it."""
+        for executor, message in self._pool.events(timeout):
+            self._hear(executor, message)
+        orders = self._schedule()
+        if self._writes:
+            with self._ledger.transaction():
+                for write in self._writes:
+                    write()
+            self._writes = []
+        for executor, message in orders:
+            executor.send(message)
+        said, self._said = self._said, []
+        for say in said:
+            say()
+
+    def stop(self, patience: float) -> None:
+        """Ctrl-C: workers write checkpoints and leave; their jobs wait in the ledger."""
+        self._pool.close(patience)
+        with self._ledger.transaction():
+            for jobs in self._held.values():
+                for held in jobs.values():
+                    self._ledger.back(held.row)
+        self._held = {executor: {} for executor in self._executors}
+
+    # ---- hearing ------------------------------------------------------------------------------------------------
+
+    def _hear(self, executor: Executor, message: Any) -> None:
+        if isinstance(message, Ready):
+            self._environments[executor] = message.environment
+            executor.send(Threads(self._devices[executor.device].threads))
+            return
+        if isinstance(message, Died):
+            self._environments.pop(executor, None)
+            for held in list(self._held[executor].values()):
+                self._release(held)
+                if message.memory and self._fewer_slots(executor.device):
+                    self._again(held.row, message.reason)
+                else:
+                    self._accident(held.row, message.reason, None)
+            return
+        held = self._held[executor].get(message.job)
+        if held is None or held.row.attempts != message.attempt:
+            return  # of an attempt that was given up
+        if isinstance(message, Planned):
+            held.bytes, held.ceiling = message.bytes, message.iterations
+            self._devices[executor.device].deferred.append(held)
+        elif isinstance(message, Progressed):
+            held.iteration = message.iteration
+        elif isinstance(message, Done):
+            self._release(held)
+            self._done(held, message)
+        elif isinstance(message, Failed):
+            self._release(held)
+            self._failed(held, message)
+
+    def _done(self, held: Held, message: Done) -> None:
+        row = held.row
+        if self._places is not None:
+            try:
+                self._places.publish(row.id, message.attempt, message.staged)
+            except OSError as error:
+                self._accident(row, f"{row.job.output} cannot be put in its place ({error.strerror or error})", error)
+                return
+        self._writes.append(lambda: self._ledger.done(row, list(message.files), message.result))
+        self._said.append(lambda: self._settled(row, lambda: self._listener.done(row, message)))
+
+    def _failed(self, held: Held, message: Failed) -> None:
+        row = held.row
+        if message.kind == "memory" and self._fewer_slots(held.executor.device):
+            self._again(row, message.error)
+        elif message.kind == "disk":
+            self.halted = message.error
+            self._again(row, message.error)
+        elif message.kind == "accident":
+            self._accident(row, message.error, message.cause)
+        else:
+            self._give_up(row, message.error, message.cause, keep=message.kind == "time")
+
+    def _fewer_slots(self, name: str) -> bool:
+        """Memory ran out: halve what runs at once on the device; False where nothing else ran there."""
+        device = self._devices[name]
+        if device.held == 0:
+            return False
+        device.limit = max(1, min(device.limit, device.held + 1) // 2)
+        return True
+
+    def _accident(self, row: Row, error: str, cause: BaseException | None) -> None:
+        self._accidents[row.id] += 1
+        tries = self._accidents[row.id]
+        if tries <= self._retries:
+            self._again(row, error)
+        else:
+            times = "once" if tries == 1 else f"{tries} times"
+            self._give_up(row, f"Tried {times}: {error}", cause, keep=False)
+
+    def _again(self, row: Row, error: str) -> None:
+        if self._places is not None:
+            self._places.discard(row.id, row.attempts)
+        self._writes.append(lambda: self._ledger.back(row, error))
+        self._backlog.put(row)
+
+    def _give_up(self, row: Row, error: str, cause: BaseException | None, *, keep: bool) -> None:
+        if self._places is not None:
+            self._places.discard(row.id, row.attempts)
+        self._writes.append(lambda: self._ledger.failed(row, error))
+        self._said.append(lambda: self._settled(row, lambda: self._listener.failed(row, error, cause), keep=keep))
+
+    def _settled(self, row: Row, tell: Callable[[], None], *, keep: bool = False) -> None:
+        if self._places is not None and not keep:
+            self._places.forget(row.id)
+        self._accidents.pop(row.id, None)
+        tell()
+
+    def _release(self, held: Held) -> None:
+        device = self._devices[held.executor.device]
+        del self._held[held.executor][held.row.id]
+        device.held -= 1
+        if held.admitted:
+            device.used -= held.bytes
+            device.running -= 1
+        elif held in device.deferred:
+            device.deferred.remove(held)
+
+    # ---- deciding -----------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> list[tuple[Executor, Any]]:
+        orders: list[tuple[Executor, Any]] = []
+        for device in self._devices.values():
+            while device.deferred and device.has_room_for(device.deferred[0].bytes):
+                held = device.deferred.popleft()
+                held.admitted = True
+                device.used += held.bytes
+                device.running += 1
+                orders.append((held.executor, Go(held.row.id)))
+        if self.halted is None:
+            orders += self._assign()
+        return self._share_threads() + orders
+
+    def _assign(self) -> list[tuple[Executor, Any]]:
+        orders = []
+        for executor in self._executors:
+            environment = self._environments.get(executor)
+            device, jobs = self._devices[executor.device], self._held[executor]
+            while environment is not None and self._backlog and self._takes_more(device, executor, jobs):
+                canvas = next((held.row.canvas for held in jobs.values()), None)
+                row = self._backlog.take(canvas)
+                if jobs and row.id in self._accidents:
+                    self._backlog.put(row)
+                    break
+                orders.append((executor, self._start(row, executor, environment)))
+        return orders
+
+    def _takes_more(self, device: Device, executor: Executor, jobs: dict[int, Held]) -> bool:
+        # A job with an accident behind it has a worker to itself, so that the next one is no other image's.
+        alone = any(number in self._accidents for number in jobs)
+        return device.held < device.limit and len(jobs) < executor.slots and not alone
+
+    def _start(self, row: Row, executor: Executor, environment: dict[str, Any]) -> Start:
+        precision = row.job.request.settings.precision
+        if precision == "auto":
+            precision = "bf16" if environment.get("bf16") else "fp32"
+        here = json.dumps({**environment, "precision": precision, "tiling": None}, sort_keys=True)
+        note = None
+        if row.environment is not None and row.environment != here:
+            note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
+        attempt = row.attempts + 1
+        self._held[executor][row.id] = Held(row, executor)
+        self._devices[executor.device].held += 1
+        # Now, not with the write: what the worker answers is compared with it.
+        row.state, row.attempts = "running", attempt
+        self._writes.append(lambda: self._ledger.started(row, here, note))
+        files: dict[str, Any] = {"output": None, "staging": None, "checkpoint": None, "resume": None}
+        if self._places is not None:
+            files = {
+                "output": row.job.output,
+                "staging": self._places.staging(row.id, attempt),
+                "resume": self._places.latest(row.id),
+                "checkpoint": self._places.checkpoint(row.id, attempt),
+            }
+        return Start(row.id, attempt, row.job.input, row.job.request, **files, **self._more(row))
+
+    def _share_threads(self) -> list[tuple[Executor, Any]]:
+        """Cores that no job waits for go to the fits that run: their bits do not depend on it."""
+        orders: list[tuple[Executor, Any]] = []
+        for device in self._devices.values():
+            workers = device.plan.workers if self._backlog else min(device.plan.workers, max(1, device.held))
+            threads = max(1, device.plan.threads // workers)
+            if threads != device.threads:
+                orders += [(executor, Threads(threads)) for executor in self._executors if executor.device == device.plan.name]
+            device.threads = threads
+        return orders
+
+

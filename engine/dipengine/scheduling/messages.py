@@ -1,0 +1,106 @@
+"""What the driver and its workers say to each other: picklable, over one pipe a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dipengine.images import Image
+from dipengine.scheduling.jobs import FileFacts, Request
+
+# ---- to a worker ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Read a job's image and plan its fit; answered by Planned, then runs when it is told to Go."""
+
+    job: int
+    attempt: int
+    input: str
+    request: Request
+    output: str | None  # name of the output in the staging folder; None: the result itself comes back
+    staging: str | None  # folder of this attempt
+    checkpoint: str | None  # to be written now and then, by this attempt alone
+    resume: str | None  # checkpoint of an earlier attempt
+    image: Image | None = None  # instead of `input`
+    sides: dict[str, Any] = field(default_factory=dict)  # arrays of the task's options, where they are no files
+
+
+@dataclass(frozen=True)
+class Go:
+    """The memory that was planned is granted."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Threads:
+    """CPU threads of each fit from the next iteration on."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Write checkpoints and leave."""
+
+
+# ---- from a worker --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """First word of a worker. environment: what the bits of its fits depend on."""
+
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """bytes: that the fit will hold; iterations: at most."""
+
+    job: int
+    attempt: int
+    bytes: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    job: int
+    attempt: int
+    iteration: int
+    resumed_at: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """staged: files of the staging folder, to be renamed in this order; result: for the ledger; value: what was asked back."""
+
+    job: int
+    attempt: int
+    staged: tuple[str, ...]
+    files: tuple[FileFacts, ...]
+    result: dict[str, Any]
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """kind: "final" (the same again would come to the same), "time" (the checkpoint stays), "memory", "disk" (nobody can write),
+    or "accident"."""
+
+    job: int
+    attempt: int
+    error: str
+    kind: str
+    cause: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Died:
+    """Said by the pool for a worker whose process ended; memory: the system's own hand, for want of memory."""
+
+    reason: str
+    memory: bool = False

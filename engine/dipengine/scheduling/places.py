@@ -1,0 +1,103 @@
+"""Where the files of a batch lie: outputs, what is being written, checkpoints. Names carry job and attempt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from dipengine.errors import OutputError
+from dipengine.scheduling.sources import OWN_FOLDER
+
+_CHECKPOINT = re.compile(r"(\d+)\.(\d+)\.safetensors")
+
+
+class Places:
+    """`folder`/<outputs>, and below `folder`/.dipengine: ledger.sqlite, staging/<job>.<attempt>/, checkpoints/."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        """Makes the folders; what was being written when an earlier engine ended is removed. Raises OutputError."""
+        self.folder = Path(folder)
+        self.own = self.folder / OWN_FOLDER
+        self.ledger = self.own / "ledger.sqlite"
+        self._staging = self.own / "staging"
+        self._checkpoints = self.own / "checkpoints"
+        self._attempts: defaultdict[int, list[int]] = defaultdict(list)
+
+    def prepare(self) -> None:
+        """To be called with the ledger open: until then another engine may be at work here."""
+        try:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            for place in (self._staging, self._checkpoints):
+                place.mkdir(parents=True, exist_ok=True)
+            for name in os.listdir(self._checkpoints):
+                found = _CHECKPOINT.fullmatch(name)
+                if found:
+                    self._attempts[int(found[1])].append(int(found[2]))
+                else:
+                    (self._checkpoints / name).unlink()
+        except OSError as error:
+            raise OutputError(f"The folder {self.folder} cannot be written ({error.strerror or error}); choose another -o.") from error
+
+    def staging(self, job: int, attempt: int) -> str:
+        return os.fspath(self._staging / f"{job}.{attempt}")
+
+    def checkpoint(self, job: int, attempt: int) -> str:
+        """Where this attempt keeps its checkpoint; it counts as there from now on."""
+        if attempt not in self._attempts[job]:
+            self._attempts[job].append(attempt)
+        return os.fspath(self._checkpoints / f"{job}.{attempt}.safetensors")
+
+    def latest(self, job: int) -> str | None:
+        """The checkpoint of the last attempt that wrote one."""
+        for attempt in sorted(self._attempts.get(job, ()), reverse=True):
+            path = self._checkpoints / f"{job}.{attempt}.safetensors"
+            if path.exists():
+                return os.fspath(path)
+        return None
+
+    def forget(self, job: int) -> None:
+        """Remove a job's checkpoints."""
+        for attempt in self._attempts.pop(job, ()):
+            with contextlib.suppress(OSError):
+                (self._checkpoints / f"{job}.{attempt}.safetensors").unlink()
+
+    def discard(self, job: int, attempt: int) -> None:
+        """Remove what an attempt has staged."""
+        shutil.rmtree(self.staging(job, attempt), ignore_errors=True)
+
+    def publish(self, job: int, attempt: int, names: Iterable[str]) -> None:
+        """Staged files, on the disk already, take their places; their folders are on the disk when this returns.
+
+        Raises OSError; what has taken its place stays, and another attempt replaces it.
+        """
+        folders = set()
+        for name in names:
+            target = self.folder / name
+            for parent in reversed(target.parents):
+                if not parent.exists():
+                    parent.mkdir()
+                    folders.add(parent.parent)
+            os.replace(os.path.join(self.staging(job, attempt), name), target)
+            folders.add(target.parent)
+        for folder in folders:
+            _flush(folder)
+        self.discard(job, attempt)
+
+    def tidy(self) -> None:
+        """Remove the folders that are empty now."""
+        for place in (self._staging, self._checkpoints):
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

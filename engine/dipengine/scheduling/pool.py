@@ -1,0 +1,193 @@
+"""The processes that fit: started, listened to, replaced when they die, ended with their driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from dipengine.errors import DeviceError
+from dipengine.scheduling.messages import Died, Ready, Stop
+from dipengine.scheduling.worker import WorkerOptions
+
+_START_FAILURES = 3  # of one worker in a row, before it is no accident any more
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """What a device is given: so many workers, each with so many slots, and memory for all of its fits together."""
+
+    name: str  # "cpu" or "cuda:N"
+    workers: int
+    slots: int  # of one worker
+    budget: int | None  # bytes; None: unknown, everything is tried
+    threads: int  # CPU threads of all workers together
+
+
+class Executor(Protocol):
+    """One worker as the driver sees it; simulated ones run the driver at scale (bench/scheduler.py)."""
+
+    device: str
+    slots: int
+
+    def send(self, message: Any) -> None: ...
+
+    def kill(self) -> None:
+        """End it at once; a Died follows, and it starts anew."""
+
+
+class Executors(Protocol):
+    """All workers of an engine."""
+
+    devices: Sequence[DevicePlan]
+
+    def start(self) -> list[Executor]: ...
+
+    def events(self, timeout: float | None) -> Iterable[tuple[Executor, Any]]:
+        """Wait until something is said, or the time is over."""
+
+    def close(self, patience: float) -> None:
+        """Tell all to stop; those that have not left after `patience` seconds are killed."""
+
+
+class Process:
+    """A worker process."""
+
+    def __init__(self, options: WorkerOptions, slots: int) -> None:
+        self.device = options.device
+        self.slots = slots
+        self._options = options
+        self._failures = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.ready = False
+        self._said = tempfile.TemporaryFile()
+        self._killed_for_memory = _killed_for_memory()
+        # A session of its own: Ctrl-C is the driver's to hear. `-c`: no module of the user's is imported again.
+        # PYTHONPATH: the package that the driver itself runs.
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dipengine.scheduling.worker", str(theirs.fileno()), json.dumps(asdict(self._options))],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said,
+            start_new_session=True, env=os.environ | {"PYTHONPATH": paths},
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except OSError:
+            pass  # it died: the next look at its pipe says so
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def receive(self) -> Any:
+        """The next message; Died, and a new process, where there is none to come."""
+        try:
+            message = self.connection.recv()
+        except Exception:  # noqa: BLE001  (a message cut off by the death of its writer unpickles to anything)
+            return self._died()
+        if isinstance(message, Ready):
+            self.ready, self._failures = True, 0
+        return message
+
+    def _died(self) -> Died:
+        self.connection.close()
+        self._process.kill()
+        status = self._process.wait()
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        said = self._last_words()
+        if not self.ready:
+            self._failures += 1
+            if self._failures >= _START_FAILURES:
+                raise DeviceError(f"The workers of {self.device} cannot be started ({how}): {said or 'they said nothing'}.")
+        memory = status == -signal.SIGKILL and _killed_for_memory() > self._killed_for_memory
+        self._begin()
+        if memory:
+            return Died("its worker was killed by the operating system because memory ran out", memory=True)
+        return Died(f"its worker ended by {how}" + (f": {said}" if said else ""))
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read()[-4000:].decode(errors="replace").strip().splitlines()
+        self._said.close()
+        return lines[-1].strip() if lines else ""
+
+    def leave(self, patience: float) -> None:
+        """Wait for the end of the process, taking what it still says; then force it."""
+        end = time.monotonic() + patience
+        while self._process.poll() is None and time.monotonic() < end:
+            try:
+                if self.connection.poll(0.02):
+                    self.connection.recv()
+            except Exception:  # noqa: BLE001  (cut off, or gone)
+                time.sleep(0.01)
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+        self._said.close()
+
+
+class Pool:
+    """Worker processes on this machine's devices."""
+
+    def __init__(self, devices: Sequence[DevicePlan], options: WorkerOptions) -> None:
+        self.devices = list(devices)
+        self._options = options
+        self._workers: list[Process] = []
+
+    def start(self) -> list[Executor]:
+        for device in self.devices:
+            options = replace(self._options, device=device.name, threads=max(1, device.threads // device.workers))
+            self._workers += [Process(options, device.slots) for _ in range(device.workers)]
+        return list(self._workers)
+
+    def events(self, timeout: float | None) -> Iterator[tuple[Executor, Any]]:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for connection in wait(list(by_connection), timeout):
+            worker = by_connection[connection]
+            yield worker, worker.receive()
+            while worker.connection is connection and not connection.closed and connection.poll():
+                yield worker, worker.receive()
+
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    def close(self, patience: float) -> None:
+        end = time.monotonic() + patience
+        for worker in self._workers:
+            worker.send(Stop())
+        try:
+            for worker in self._workers:
+                worker.leave(end - time.monotonic())
+        finally:
+            for worker in self._workers:
+                worker.kill()
+        self._workers = []
+
+
+def _killed_for_memory() -> int:
+    """How many processes the system has killed so far because memory ran out."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0

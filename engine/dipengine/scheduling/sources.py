@@ -1,0 +1,241 @@
+"""From what a user names (a folder, a glob, a manifest) to jobs, with every clash found before anything starts."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dipengine.errors import InputError, OutputError
+from dipengine.images.formats import FORMATS, format_for
+from dipengine.scheduling import manifest
+from dipengine.scheduling.jobs import FILES, SETTINGS, Job, Request
+from dipengine.tasks import task_named
+
+WRITTEN = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
+READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif")
+OWN_FOLDER = ".dipengine"  # the batch's own files, below its output folder
+
+
+def jobs_of(source: str, folder: Path, request: Request, ending: str | None = None) -> list[Job]:
+    """The jobs that `source` names: a folder (with those in it), a glob pattern, one image, or a manifest.
+
+    folder: where the outputs go; what lies in it is no input. request: what is asked, manifests override it row by row.
+    ending: of all outputs, such as "png"; by default the input's own, but PNG for JPEG and for formats that are not written.
+
+    Raises InputError: nothing found, a manifest that makes no sense, two inputs for one output, an output that is an input.
+    """
+    if ending is not None:
+        ending = f".{ending.lower().lstrip('.')}"
+        format_for(f"image{ending}")
+    if manifest.is_manifest(source):
+        jobs = list(_from_manifest(Path(source), folder, request, ending))
+    else:
+        jobs = [
+            Job(os.path.abspath(path), _output(relative, ending), request) for path, relative in _listed(source, folder)
+        ]
+    if not jobs:
+        raise InputError(f"There is no image in {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest "
+                         f"(.csv, .jsonl, .parquet).")
+    for asked in {id(job.request): job.request for job in jobs}.values():
+        asked.check_complete()
+    check_outputs(jobs, folder)
+    return jobs
+
+
+def side_outputs(output: str) -> tuple[str, str]:
+    """The record's and the generator's path of an output."""
+    return f"{output}.json", f"{output}.safetensors"
+
+
+def check_outputs(jobs: Iterable[Job], folder: Path) -> None:
+    """Raises InputError where two jobs would write one file, or one an input."""
+    inputs: dict[str, str] = {}
+    taken: dict[str, Job] = {}
+    root = os.path.realpath(folder)
+    jobs = list(jobs)
+    for job in jobs:
+        for path in (job.input, *job.request.side_files()):
+            inputs.setdefault(os.path.realpath(path), path)
+    for job in jobs:
+        record, generator = side_outputs(job.output)
+        for output in (job.output, record, *([generator] if job.request.keep_generator else [])):
+            place = os.path.realpath(os.path.join(root, output))
+            if os.path.commonpath((root, place)) != root:
+                raise InputError(f"The output {output!r} would leave {os.fspath(folder)!r}; outputs stay below it.")
+            if place in inputs:
+                raise InputError(f"{inputs[place]!r} is an input and would be overwritten as an output; choose another -o.")
+            other = taken.setdefault(place, job)
+            if other is not job:
+                raise InputError(f"{other.input!r} and {job.input!r} would both be written as {output!r}; rename one, or name "
+                                 f"the outputs in a manifest.")
+
+
+def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Paths with their outputs' place, in a natural order."""
+    path = Path(source)
+    if path.is_dir():
+        base, found = source, _walk(source, os.path.realpath(folder))
+    elif path.is_file():
+        base, found = os.path.dirname(source), [source]
+    else:
+        found = [name for name in glob.glob(source, recursive=True) if os.path.isfile(name) and _is_image(name)]
+        base = _fixed_part(source)
+        if not found and not glob.has_magic(source):
+            raise InputError(f"There is no {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest.")
+    for name in sorted(found, key=_natural):
+        yield name, PurePosixPath(os.path.relpath(name, base or ".")).as_posix()
+
+
+def _walk(source: str, outputs: str) -> Iterator[str]:
+    for place, folders, names in os.walk(source):
+        folders[:] = [
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) != outputs
+        ]
+        if os.path.realpath(place) == outputs and os.path.isdir(os.path.join(place, OWN_FOLDER)):
+            raise InputError(f"The outputs would lie among the inputs in {source!r}; give -o a folder of its own.")
+        yield from (os.path.join(place, name) for name in names if _is_image(name) and not name.startswith("."))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(READ)
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder in front of a pattern's first wildcard: outputs keep what comes behind it."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return os.path.join(*parts[:fixed]) if fixed else "."
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """frame2 in front of frame10."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _output(relative: str, ending: str | None) -> str:
+    path = PurePosixPath(relative)
+    suffix = next((s for s in sorted(READ, key=len, reverse=True) if path.name.lower().endswith(s)), path.suffix)
+    if ending is None:
+        keeps = suffix in WRITTEN and not any(f.name == "jpeg" and suffix in f.suffixes for f in FORMATS)
+        return relative if keeps else relative[: len(relative) - len(suffix)] + ".png"
+    return relative[: len(relative) - len(suffix)] + ending
+
+
+# ---- manifests ------------------------------------------------------------------------------------------------------
+
+
+def _from_manifest(path: Path, folder: Path, request: Request, ending: str | None) -> Iterator[Job]:
+    base = path.resolve().parent
+    for number, row in manifest.rows(path):
+        try:
+            yield _job_of(row, base, request, ending)
+        except (InputError, OutputError) as error:
+            raise InputError(f"{path}, row {number}: {error}") from error
+
+
+def _job_of(row: Mapping[str, Any], base: Path, request: Request, ending: str | None) -> Job:
+    row = dict(row)
+    source = row.pop("input", None)
+    if source is None:
+        raise InputError("There is no input; every row needs one.")
+    source = os.fspath(base / str(source))
+    task = str(row.pop("task", request.task))
+    output = row.pop("output", None)
+    priority = _number("priority", row.pop("priority", 0), int)
+    asked = _request_of(row, base, task, request)
+    if output is None:
+        relative = os.path.relpath(source, base)
+        inside = not relative.startswith("..")
+        output = _output(PurePosixPath(relative if inside else os.path.basename(source)).as_posix(), ending)
+    else:
+        output = PurePosixPath(os.path.normpath(str(output))).as_posix()
+        if os.path.isabs(output) or output.startswith(".."):
+            raise InputError(f"The output {output!r} leaves the batch's folder; give a path below it.")
+        format_for(output)
+    return Job(source, output, asked, priority)
+
+
+def _request_of(row: dict[str, Any], base: Path, task: str, request: Request) -> Request:
+    described = task_named(task)
+    if described.python_only:
+        raise InputError(f"The task {task!r} takes a function, which a manifest cannot hold.")
+    kinds = {option.keyword: option for option in described.options}
+    # Options of the command line belong to its own task: another task's row starts from nothing.
+    options = dict(request.options) if task == request.task else {}
+    settings: dict[str, Any] = {}
+    truth = row.pop("truth", request.truth)
+    for name, value in row.items():
+        keyword = name.replace("-", "_")
+        if keyword in kinds:
+            options[keyword] = _option(kinds[keyword], value, base)
+        elif keyword == "range" or keyword in SETTINGS:
+            settings["value_range" if keyword == "range" else keyword] = _setting(keyword, value)
+        else:
+            known = ("input", "output", "priority", "task", "truth", *kinds, *SETTINGS)
+            raise InputError(f"There is no parameter {name!r} of {task}; columns are {', '.join(known)}.")
+    if not settings and options == request.options and task == request.task and truth == request.truth:
+        return request  # one object for all such rows
+    return replace(
+        request, task=task, options=options, settings=replace(request.settings, **settings),
+        truth=None if truth is None else os.fspath(base / str(truth)),
+    )
+
+
+def _option(option: Any, value: Any, base: Path) -> Any:
+    if option.kind in FILES:
+        return os.fspath(base / str(value))
+    if option.kind is bool:
+        return _flag(option.keyword, value)
+    value = _number(option.keyword, value, option.kind) if option.kind in (int, float) else str(value)
+    if option.choices is not None and value not in option.choices:
+        raise InputError(f"{option.keyword} is {value!r}; it takes {', '.join(map(str, option.choices))}.")
+    return value
+
+
+def _setting(name: str, value: Any) -> Any:
+    if name in ("iterations", "seed", "threads", "levels"):
+        return _number(name, value, int)
+    if name in ("channels", "skips"):
+        return tuple(_number(name, part, int) for part in _parts(value))
+    if name == "upsample":
+        modes = tuple(str(part) for part in _parts(value))
+        if not set(modes) <= {"nearest", "bilinear"}:
+            raise InputError(f"upsample is {value!r}; it takes nearest or bilinear, or one a level.")
+        return modes
+    if name in ("range", "value_range"):
+        values = tuple(_number(name, part, float) for part in _parts(value))
+        if len(values) != 2 or not values[0] < values[1]:
+            raise InputError(f"{name} is {value!r}; give two numbers, the smaller one first.")
+        return values
+    return str(value)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else str(value).split(",")
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    try:
+        number = kind(value)
+        if isinstance(value, float) and number != value:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {value!r}; give a {'whole ' if kind is int else ''}number.") from None
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes"):
+        return True
+    if text in ("0", "false", "no"):
+        return False
+    raise InputError(f"{name} is {value!r}; give true or false.")
+
+

@@ -1,0 +1,177 @@
+"""A worker: a process that fits images on one device and tells the driver. Started by `pool.py`, ends with its driver.
+
+The main thread runs fits, some iterations of each in turn; a second thread listens, and ends the process when the driver is gone.
+Nothing outside the staging and checkpoint folders is written here: outputs take their place by the driver's hand.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dipengine.scheduling.messages import Done, Failed, Go, Planned, Progressed, Ready, Start, Stop, Threads
+
+_TURN = 0.25  # seconds of iterations between looks at the messages, about
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker is told when it is started."""
+
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_every: float = 60.0
+    limit_time: float | None = None  # seconds of iterations, of one image
+
+
+class Worker:
+    """Takes messages, runs fits, answers."""
+
+    def __init__(self, connection: Connection, options: WorkerOptions) -> None:
+        self._connection = connection
+        self._options = options
+        self._threads = options.threads
+        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._planned: dict[int, Any] = {}
+        self._running: dict[int, Any] = {}
+        self._leaving = False
+
+    def run(self) -> None:
+        """Until told to stop."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._connection.send(Ready(environment_of(self._options.device)))
+        while not self._leaving:
+            self._take_messages()
+            for number in list(self._running):
+                self._turn(number)
+        for work in self._running.values():
+            work.save()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(1)  # the driver is gone: nobody would take what comes
+            self._inbox.put(message)
+
+    def _take_messages(self) -> None:
+        """Waits where there is nothing to run."""
+        while not self._leaving:
+            try:
+                self._take(self._inbox.get(block=not self._running))
+            except queue.Empty:
+                return
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Start):
+            self._guarded(message, self._plan, message)
+        elif isinstance(message, Go):
+            work = self._planned.pop(message.job, None)
+            if work is not None:
+                self._running[message.job] = work
+                self._guarded(work.start, work.begin, self._threads)
+        elif isinstance(message, Threads):
+            self._threads = message.count
+            for work in self._running.values():
+                work.set_threads(message.count)
+        elif isinstance(message, Stop):
+            self._leaving = True
+
+    def _plan(self, start: Start) -> None:
+        from dipengine.scheduling.work import Work
+
+        work = Work(start, self._options, self._threads)
+        self._planned[start.job] = work
+        self._connection.send(Planned(start.job, start.attempt, work.bytes, work.iterations))
+
+    def _turn(self, number: int) -> None:
+        work = self._running[number]
+        self._guarded(work.start, self._advance, work)
+
+    def _advance(self, work: Any) -> None:
+        start = work.start
+        if not work.advance(_TURN):
+            self._connection.send(Progressed(start.job, start.attempt, work.iteration, work.resumed_at))
+            return
+        done = work.finish()
+        del self._running[start.job]
+        self._connection.send(done)
+
+    def _guarded(self, start: Start, action: Any, *arguments: Any) -> None:
+        """One image's failure is that image's alone."""
+        try:
+            action(*arguments)
+        except Exception as error:  # noqa: BLE001  (whatever a library throws at a strange file)
+            self._planned.pop(start.job, None)
+            work = self._running.pop(start.job, None)
+            if work is not None:
+                work.drop()
+            self._connection.send(failure_of(start, error))
+
+
+def failure_of(start: Start, error: Exception) -> Failed:
+    """What went wrong in one sentence, and whether another attempt makes sense."""
+    import errno
+
+    from dipengine.errors import DipEngineError, OutOfMemory, OutputError
+    from dipengine.scheduling.work import TimeLimit
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return Failed(start.job, start.attempt, str(error), "disk", error)
+        cause = cause.__cause__
+    if isinstance(error, (MemoryError, OutOfMemory)):
+        return Failed(start.job, start.attempt, str(error) or "The memory is used up.", "memory", error)
+    if isinstance(error, TimeLimit):
+        return Failed(start.job, start.attempt, str(error), "time", error)
+    if isinstance(error, DipEngineError) and not isinstance(error, OutputError):
+        return Failed(start.job, start.attempt, str(error), "final", error)
+    text = str(error) if isinstance(error, DipEngineError) else f"{type(error).__name__}: {error}"
+    return Failed(start.job, start.attempt, text, "accident", error)
+
+
+def environment_of(device: str) -> dict[str, Any]:
+    """What the bits of a fit depend on besides its request."""
+    from dipengine._version import __version__
+    from dipengine.kernels import backend
+
+    kind, build = device.partition(":")[0], None
+    if backend.native is not None:
+        info = backend.native.build_info()
+        build = f"{info['version']} {info['compiler']} {info['build_type']}"
+    if kind == "cuda":
+        import torch
+
+        kind = torch.cuda.get_device_name(device)
+    return {
+        "device": kind,
+        "instruction_set": backend.instruction_set(),
+        "bf16": bool(backend.bfloat16_pays()),
+        "version": __version__,
+        "build": build,
+    }
+
+
+def main() -> int:
+    """Entry of the process: the number of an inherited pipe, and the options as JSON."""
+    import json
+
+    connection = Connection(int(sys.argv[1]))
+    options = WorkerOptions(**json.loads(sys.argv[2]))
+    try:
+        Worker(connection, options).run()
+    except (BrokenPipeError, ConnectionResetError):
+        return 1  # the driver is gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
