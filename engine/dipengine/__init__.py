@@ -26,6 +26,7 @@ _LAZY = {
     "FittedGenerator": "dipengine.export.generator_file",
     "Export": "dipengine.export.exporter",
     "Renderer": "dipengine.rendering.renderer",
+    "Engine": "dipengine.scheduling.engine",
 }
 
 __all__ = [

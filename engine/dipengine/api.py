@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def restore(
     precision or kernels asked for are not there, FitError for a fit that diverges, DependencyError without PyTorch.
     """
     task = task or ("denoise" if options.get("operator") is None else "custom")
-    task_options = _task_options(task, options, axes)
+    task_options = checked_options(task, options, axes)
     source, back = from_array(image, axes=axes, alpha=alpha)
     settings = Settings(
         preset=preset,
@@ -111,7 +111,7 @@ def restore(
     )
     truth_image = from_array(truth, axes=axes, alpha=alpha)[0] if truth is not None else None
     restored = restore_image(source, task, task_options, settings, truth=truth_image, progress=progress)
-    pixels = _with_alpha(restored.pixels, restored.alpha) if alpha else restored.pixels
+    pixels = with_alpha(restored.pixels, restored.alpha) if alpha else restored.pixels
     return Result(back(pixels), restored.history, restored.generator, restored.record)
 
 
@@ -204,11 +204,20 @@ def deblur(
     )
 
 
-def _with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+def with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """[H, W, C + 1]: the pixels and their transparency, opaque where None."""
     if alpha is None:
         alpha = np.full(pixels.shape[:2], opaque(pixels.dtype), pixels.dtype)
     return np.concatenate([pixels, alpha[:, :, None]], axis=2)
+
+
+def given_settings(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings of a fit among keyword arguments (those of `restore`), and the others."""
+    names = {field.name for field in fields(Settings)}
+    given = {name: value for name, value in options.items() if name in names}
+    for name in ("upsample", "channels", "skips"):
+        given[name] = _tuple(given.get(name))
+    return Settings(**given), {name: value for name, value in options.items() if name not in names}
 
 
 def _tuple(value: Any) -> tuple | None:
@@ -217,7 +226,7 @@ def _tuple(value: Any) -> tuple | None:
     return (value,) if isinstance(value, (str, int)) else tuple(value)
 
 
-def _task_options(task: str, options: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
+def checked_options(task: str, options: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
     """The options given, checked against those that the task declares; arrays become what the task takes."""
     declared = {option.keyword: option for option in task_named(task).options}
     unknown = sorted(set(options) - set(declared))

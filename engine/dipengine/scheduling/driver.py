@@ -97,6 +97,10 @@ class Driver:
         self._backlog.put(row)
 
     @property
+    def devices(self) -> list[Device]:
+        return list(self._devices.values())
+
+    @property
     def waiting(self) -> int:
         return len(self._backlog)
 

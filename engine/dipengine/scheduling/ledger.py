@@ -88,7 +88,7 @@ class Ledger:
             raise
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None)
+        self._db = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")

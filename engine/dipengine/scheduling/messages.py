@@ -25,6 +25,7 @@ class Start:
     resume: str | None  # checkpoint of an earlier attempt
     image: Image | None = None  # instead of `input`
     sides: dict[str, Any] = field(default_factory=dict)  # arrays of the task's options, where they are no files
+    truth: Image | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Work:
         self._image = start.image or self._read(start.input)
         self._settings = replace(request.settings, device=options.device, threads=threads)
         self._task_options = {**self._read_options(), **start.sides}
-        self._truth = None if request.truth is None else self._read(request.truth)
+        self._truth = start.truth if request.truth is None else self._read(request.truth)
         self._plan = plan_restoration(self._image, request.task, self._task_options, self._settings)
         problem = self._plan.problem
         if start.staging is not None:
