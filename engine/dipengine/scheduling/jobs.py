@@ -14,9 +14,11 @@ from dipengine.fitting.settings import Settings
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.tasks import task_named
 from dipengine.tasks.base import Task
+from dipengine.tasks.presets import preset_named
 
 FILES = ("mask", "image", "kernel")  # kinds of task options that name a file
-SETTINGS = tuple(field.name for field in fields(Settings))
+# Settings of one job; where it runs is the engine's business.
+SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("device", "threads"))
 _TUPLES = ("upsample", "channels", "skips", "value_range")
 # Where a fit runs and with how many threads is not what is asked for: the ledger keeps the device of each job apart.
 _NOT_ASKED = ("threads", "device")
@@ -44,7 +46,8 @@ class Request:
             raise InputError(f"{task.name} has no option {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
 
     def check_complete(self) -> None:
-        """Raises InputError where an option is missing that the task needs."""
+        """Raises InputError where an option is missing that the task needs, or a setting names nothing."""
+        preset_named(self.settings.preset)
         for option in self.described.options:
             if option.required and self.options.get(option.keyword) is None:
                 raise InputError(f"{self.task} needs {option.name}: {option.help}.")

@@ -89,9 +89,6 @@ class Ledger:
 
     def _open(self) -> None:
         self._db = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA foreign_keys=ON")
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -100,6 +97,9 @@ class Ledger:
         if found > FORMAT:
             raise InputError(f"{self.path} is a ledger of format {found} and this version reads {FORMAT}; use the version "
                              f"of dipengine that wrote it, or choose another --ledger.")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
         if not tables:
             self._db.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION}; PRAGMA user_version={FORMAT}; COMMIT;"
@@ -144,7 +144,8 @@ class Ledger:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
 

@@ -81,6 +81,9 @@ def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         base, found = source, _walk(source, os.path.realpath(folder))
     elif path.is_file():
+        if not _is_image(source):
+            raise InputError(f"{source!r} is no image by its ending; images end in {', '.join(READ)}, manifests in "
+                             f"{', '.join(manifest.ENDINGS)}.")
         base, found = os.path.dirname(source), [source]
     else:
         found = [name for name in glob.glob(source, recursive=True) if os.path.isfile(name) and _is_image(name)]
@@ -199,7 +202,7 @@ def _option(option: Any, value: Any, base: Path) -> Any:
 
 
 def _setting(name: str, value: Any) -> Any:
-    if name in ("iterations", "seed", "threads", "levels"):
+    if name in ("iterations", "seed", "levels"):
         return _number(name, value, int)
     if name in ("channels", "skips"):
         return tuple(_number(name, part, int) for part in _parts(value))
