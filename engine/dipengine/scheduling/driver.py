@@ -45,6 +45,7 @@ class Device:
     def __init__(self, plan: DevicePlan) -> None:
         self.plan = plan
         self.limit = plan.workers * plan.slots  # jobs at once; halved when memory runs out all the same
+        self.executors: list[Executor] = []
         self.held = 0
         self.used = 0
         self.running = 0
@@ -83,6 +84,8 @@ class Driver:
         self._backlog = Backlog()
         self._devices = {plan.name: Device(plan) for plan in executors.devices}
         self._executors = executors.start()
+        for executor in self._executors:
+            self._devices[executor.device].executors.append(executor)
         self._held: dict[Executor, dict[int, Held]] = {executor: {} for executor in self._executors}
         self._environments: dict[Executor, dict[str, Any]] = {}
         self._accidents: defaultdict[int, int] = defaultdict(int)
@@ -260,16 +263,18 @@ class Driver:
 
     def _assign(self) -> list[tuple[Executor, Any]]:
         orders = []
-        for executor in self._executors:
-            environment = self._environments.get(executor)
-            device, jobs = self._devices[executor.device], self._held[executor]
-            while environment is not None and self._backlog and self._takes_more(device, executor, jobs):
-                canvas = next((held.row.canvas for held in jobs.values()), None)
-                row = self._backlog.take(canvas)
-                if jobs and row.id in self._accidents:
-                    self._backlog.put(row)
+        for device in self._devices.values():
+            for executor in device.executors:
+                if not self._backlog or device.held >= device.limit:
                     break
-                orders.append((executor, self._start(row, executor, environment)))
+                environment, jobs = self._environments.get(executor), self._held[executor]
+                while environment is not None and self._backlog and self._takes_more(device, executor, jobs):
+                    canvas = next((held.row.canvas for held in jobs.values()), None)
+                    row = self._backlog.take(canvas)
+                    if jobs and row.id in self._accidents:
+                        self._backlog.put(row)
+                        break
+                    orders.append((executor, self._start(row, executor, environment)))
         return orders
 
     def _takes_more(self, device: Device, executor: Executor, jobs: dict[int, Held]) -> bool:
@@ -305,11 +310,11 @@ class Driver:
         """Cores that no job waits for go to the fits that run: their bits do not depend on it."""
         orders: list[tuple[Executor, Any]] = []
         for device in self._devices.values():
+            if device.plan.workers == 1:
+                continue
             workers = device.plan.workers if self._backlog else min(device.plan.workers, max(1, device.held))
             threads = max(1, device.plan.threads // workers)
             if threads != device.threads:
-                orders += [(executor, Threads(threads)) for executor in self._executors if executor.device == device.plan.name]
+                orders += [(executor, Threads(threads)) for executor in device.executors]
             device.threads = threads
         return orders
-
-
