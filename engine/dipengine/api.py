@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -12,12 +13,14 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
-from dipengine.fitting.progress import ProgressCallback
+from dipengine.fitting.checkpoint import DEFAULT_EVERY
 from dipengine.fitting.outcome import History
+from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, checked_kernel, from_array
+from dipengine.images.atomic import check_target
 from dipengine.images.image import opaque
-from dipengine.restoration import restore_image
+from dipengine.restoration import begin_restoration
 from dipengine.tasks import task_named
 
 if TYPE_CHECKING:
@@ -65,6 +68,8 @@ def restore(
     skips: int | tuple[int, ...] | None = None,
     levels: int | None = None,
     value_range: tuple[float, float] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: float = DEFAULT_EVERY,
     **options: Any,
 ) -> Result:
     """Restore `image` by fitting a generator to it alone.
@@ -86,10 +91,13 @@ def restore(
     stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed".
     seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
+    checkpoint: a file that the fit is saved in every `checkpoint_every` seconds; where it is there, the same call goes on from
+        it with the same bits (record["resumed_at"]), another one is refused. Removed when the result is returned.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 
     Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
-    precision or kernels asked for are not there, FitError for a fit that diverges, DependencyError without PyTorch.
+    precision or kernels asked for are not there, FitError for a fit that diverges, OutputError where
+    no checkpoint can be put, DependencyError without PyTorch.
     """
     task = task or ("denoise" if options.get("operator") is None else "custom")
     task_options = checked_options(task, options, axes)
@@ -110,7 +118,13 @@ def restore(
         value_range=value_range,
     )
     truth_image = from_array(truth, axes=axes, alpha=alpha)[0] if truth is not None else None
-    restored = restore_image(source, task, task_options, settings, truth=truth_image, progress=progress)
+    if checkpoint is not None:
+        check_target(checkpoint)
+    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image)
+    keeper = None if checkpoint is None else restoring.keeper(checkpoint, checkpoint_every, _warn)
+    restored = restoring.complete(progress, keeper)
+    if keeper is not None:
+        keeper.remove()
     pixels = with_alpha(restored.pixels, restored.alpha) if alpha else restored.pixels
     return Result(back(pixels), restored.history, restored.generator, restored.record)
 
@@ -202,6 +216,10 @@ def deblur(
         image, "deblur", kernel=kernel, sigma=sigma, noise=noise, gain=gain, offset=offset, read_noise=read_noise,
         mask=mask, invert_mask=invert_mask, **common,
     )
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=2)
 
 
 def with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics, native_fit
+from dipengine.fitting.checkpoint import Keeper
 from dipengine.fitting.device import Placement, place, require_torch
 from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
@@ -108,6 +110,35 @@ class RunningRestoration:
     def _psnr(self, unit: np.ndarray) -> float:
         return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak)
 
+    @property
+    def owner(self) -> dict[str, Any]:
+        """By which a checkpoint knows whose fit it is, besides the fit's own settings."""
+        truth = self.truth.sha256 if self.truth is not None else None
+        return {"task": self.task, "input": self.image.sha256, "truth": truth, "value_map": self.plan.values.to_dict()}
+
+    def keeper(self, path: str | os.PathLike, every: float, on_problem: Callable[[str], None]) -> Keeper:
+        """Of this restoration's checkpoint file."""
+        return Keeper(path, self.owner, every=every, on_problem=on_problem)
+
+    def complete(
+        self, progress: ProgressCallback | None = None, keeper: Keeper | None = None, *, keep_on_interrupt: bool = False
+    ) -> Restoration:
+        """Run the fit to its end, from the checkpoint where there is one, and finish.
+
+        With `keep_on_interrupt` a KeyboardInterrupt ends the fit and delivers what there is; otherwise it propagates. The
+        checkpoint stays: it is removed by whoever has put the result in safety.
+        """
+        try:
+            if keeper is None:
+                self.run.advance(self.run.ceiling, progress)
+            else:
+                keeper.take_up(self.run)
+                keeper.advance(self.run, progress)
+        except KeyboardInterrupt:
+            if not keep_on_interrupt or self.run.iteration == 0:
+                raise
+        return self.finish()
+
     def finish(self, reason_if_unfinished: str = "interrupted") -> Restoration:
         """What the fit delivers as it stands, in the image's units, with its record. At least one iteration must have run."""
         image, plan, fit = self.image, self.plan, self.run.fit
@@ -169,12 +200,7 @@ def restore_image(
     Raises InputError for wrong options, DeviceError for a device that is not here, FitError for a fit beyond repair.
     """
     restoring = begin_restoration(image, task, options, settings, plan, truth=truth)
-    try:
-        restoring.run.advance(restoring.run.ceiling, progress)
-    except KeyboardInterrupt:
-        if not keep_on_interrupt or restoring.run.iteration == 0:
-            raise
-    return restoring.finish()
+    return restoring.complete(progress, keep_on_interrupt=keep_on_interrupt)
 
 
 def _peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:

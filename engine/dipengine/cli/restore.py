@@ -79,6 +79,14 @@ def _add_file_options(files: Any) -> None:
     files.add_argument("--record", type=Path, metavar="FILE.json", help="write every parameter and measurement here")
     files.add_argument("--generator", type=Path, metavar="FILE.safetensors", help="keep the fitted generator here")
     files.add_argument("--export", type=Path, metavar="FILE.onnx", help="write the generator as ONNX, to be painted by `render`")
+    files.add_argument(
+        "--checkpoint", type=Path, metavar="FILE.safetensors",
+        help="save the fit here as it goes; where the file is there, the same command goes on from it, with the same bits; removed "
+        "when the output is written",
+    )
+    files.add_argument(
+        "--checkpoint-every", type=float, default=60.0, metavar="SECONDS", help="how often (default: 60)"
+    )
     files.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger images (200 million)")
     files.add_argument("--quiet", action="store_true", help="no progress; errors are shown all the same")
 
@@ -91,12 +99,14 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     from dipengine.export.exporter import require_onnx
     from dipengine.fitting.progress import ProgressBar
     from dipengine.images import check_writable, read_image, write_image
-    from dipengine.restoration import plan_restoration, restore_image
+    from dipengine.restoration import begin_restoration, plan_restoration
 
     settings = settings_of(parsed)
     check_writable(parsed.output)
-    for path, ending in ((parsed.record, ".json"), (parsed.generator, ".safetensors"), (parsed.export, ".onnx")):
-        check_side_file(path, ending)
+    endings = {".json": (parsed.record,), ".safetensors": (parsed.generator, parsed.checkpoint), ".onnx": (parsed.export,)}
+    for ending, paths in endings.items():
+        for path in paths:
+            check_side_file(path, ending)
     if parsed.export:
         require_onnx()
     _check_distinct(task, parsed)
@@ -107,26 +117,34 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     problem = plan.problem
     keeps_alpha = image.alpha is not None and not problem.fills_alpha
     check_writable(parsed.output, image, alpha=keeps_alpha, scale=problem.scale)
+    restoring = begin_restoration(image, task.name, options, settings, plan, truth=truth)
+    keeper = None
+    if parsed.checkpoint:
+        keeper = restoring.keeper(parsed.checkpoint, parsed.checkpoint_every, _say)
     bar = nullcontext() if parsed.quiet else ProgressBar(plan.recipe.iterations, task.name)
     with bar as progress:
-        restored = restore_image(
-            image, task.name, options, settings, truth=truth, progress=progress, keep_on_interrupt=True, plan=plan
-        )
+        restored = restoring.complete(progress, keeper, keep_on_interrupt=True)
     write_image(parsed.output, restored.pixels, image, alpha=restored.alpha, scale=restored.scale)
     if parsed.generator:
         restored.generator.save(parsed.generator)
     if parsed.record:
         write_json(parsed.record, restored.record)
-    if not parsed.quiet and sys.stderr is not None:
-        with suppress(OSError):  # nobody listens any more: the files are written all the same
-            print(_summary(parsed.output, restored.record), file=sys.stderr)
+    interrupted = restored.record["stop_reason"] == "interrupted"
+    if not parsed.quiet:
+        _say(_summary(parsed.output, restored.record))
+        if interrupted and keeper is not None:
+            _say(f"The fit is kept in {parsed.checkpoint}: the same command goes on from there.")
     if parsed.export:
         try:
             export.write(restored.generator, parsed.export, threads=parsed.threads, quiet=parsed.quiet)
         except KeyboardInterrupt:
             print(f"dipengine: interrupted: {parsed.export} was not written, everything else was.", file=sys.stderr)
             return INTERRUPTED
-    return INTERRUPTED if restored.record["stop_reason"] == "interrupted" else 0
+    if interrupted:
+        return INTERRUPTED
+    if keeper is not None:
+        keeper.remove()
+    return 0
 
 
 def settings_of(parsed: argparse.Namespace) -> Settings:
@@ -158,7 +176,7 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
     named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
     inputs = [parsed.input, parsed.truth, *named]
-    outputs = [parsed.output, parsed.record, parsed.generator, parsed.export]
+    outputs = [parsed.output, parsed.record, parsed.generator, parsed.export, parsed.checkpoint]
     seen = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
         if path is None:
@@ -166,6 +184,13 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
         if path.resolve() in seen:
             raise InputError(f"{os.fspath(path)!r} is named twice; an output needs a path of its own.")
         seen.add(path.resolve())
+
+
+def _say(text: str) -> None:
+    """On standard error, where anybody listens: the files are written all the same."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr)
 
 
 def _summary(output: Path, record: dict[str, Any]) -> str:
@@ -176,8 +201,9 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         "interrupted": "interrupted: the best so far was written",
         "callback": "stopped by the caller",
     }
+    taken_up = "" if record["resumed_at"] is None else f" (taken up at {record['resumed_at']})"
     text = (
-        f"{output}: {record['iterations']} iterations in {record['seconds']:.1f} s, "
+        f"{output}: {record['iterations']} iterations{taken_up} in {record['seconds']:.1f} s, "
         f"image of iteration {record['delivered_iteration']} ({reasons[record['stop_reason']]})"
     )
     if record["psnr"] is not None:

@@ -38,7 +38,7 @@ class AutogradLoop:
         self._watch = VarianceWatch(self._rule) if self._rule is not None and not problem.knows_noise else None
         self._best: _Best | None = None
         self._at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet
-        self._whole = True  # False within an iteration, and after one that was broken off
+        self.whole = True  # False within an iteration, and after one that was broken off
 
     @property
     def iteration(self) -> int:
@@ -65,7 +65,7 @@ class AutogradLoop:
                     return
 
     def _step(self) -> None:
-        self._whole = False
+        self.whole = False
         step = self.fit.step()
         self.losses.append(step.loss)
         self.variances.append(step.variance)
@@ -73,7 +73,7 @@ class AutogradLoop:
             self._look(step.variance)
         if not self.reason and self.iteration >= self.fit.recipe.iterations:
             self.reason = "iterations"
-        self._whole = True
+        self.whole = True
 
     def _look(self, variance: float) -> None:
         iteration, watch = self.iteration, self._watch
@@ -108,7 +108,7 @@ class AutogradLoop:
         """All of the fit but its weights: arrays and JSON-able numbers. Raises InputError after a broken-off iteration."""
         from dipengine.fitting import fit_state
 
-        if not self._whole:
+        if not self.whole:
             raise InputError("The fit was broken off within an iteration; continue from its last checkpoint.")
         tensors, numbers = fit_state.save(self.fit)
         if self._best is not None:
@@ -142,7 +142,7 @@ class AutogradLoop:
             watch = VarianceWatch(watch.rule)
             watch.load_state(numbers["watch"])
         fit_state.load(fit, weights, tensors, numbers)
-        self._best, self._watch, self._at_noise, self.reason, self._whole = best, watch, at_noise, reason, True
+        self._best, self._watch, self._at_noise, self.reason, self.whole = best, watch, at_noise, reason, True
 
     def _threads(self):
         return threads(self._placement, torch_is_idle=self.fit.torch_is_idle)

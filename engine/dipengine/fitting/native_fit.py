@@ -65,6 +65,8 @@ class NativeFit:
     Weights, Adam, averages, stopping, best state and roll-back all live in one arena of `arena_bytes` bytes.
     """
 
+    whole = True  # an interrupted run leaves no iteration half done
+
     def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str) -> None:
         self.problem = problem
         self.placement = placement

@@ -44,6 +44,8 @@ class ProgressBar:
     def _show(self, report: Report) -> None:
         if self._bar is None:
             return
+        if self._bar.n == 0 and report.iteration > 1:  # taken up: what was run before tells nothing of the pace
+            self._bar.initial = self._bar.n = report.iteration - 1
         self._bar.update(report.iteration - self._bar.n)
         values = {"loss": f"{report.loss:.5f}"}
         if report.psnr is not None:

@@ -35,6 +35,7 @@ class Loop(Protocol):
     iteration: int
     reason: str  # why it stopped by itself; empty while it has not
     rollbacks: int
+    whole: bool  # False within an iteration, and after one that was broken off
 
     def run(self, iterations: int, report: Callable[[dict[str, Any]], bool] | None = None) -> None: ...
 
@@ -146,6 +147,11 @@ class FitRun:
         )
 
     # ---- saving ------------------------------------------------------------------------------------------------------
+
+    @property
+    def can_be_saved(self) -> bool:
+        """False where a KeyboardInterrupt broke off an iteration (the native plan ends or undoes it)."""
+        return self._loop.whole
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All of the fit, between two iterations: arrays by name and JSON-able metadata.

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,15 @@ def printable_name(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Remove what processes that were killed while they wrote `path` left beside it. For files that one process writes."""
+    target = Path(os.path.realpath(path))
+    with contextlib.suppress(OSError):
+        for name in os.listdir(target.parent):
+            if re.fullmatch(re.escape(f".{target.stem[:100]}.") + "[0-9a-f]{12}" + re.escape(target.suffix), name):
+                os.unlink(target.with_name(name))
 
 
 def _beside(target: Path) -> Path:

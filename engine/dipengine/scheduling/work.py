@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dipengine.errors import FitError, InputError
-from dipengine.scheduling.saved import read_checkpoint, write_checkpoint
+from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.images import Image, check_writable, read_image, read_kernel, read_mask, write_image
 from dipengine.restoration import begin_restoration, plan_restoration
 from dipengine.scheduling.jobs import FileFacts
@@ -64,7 +64,7 @@ class Work:
         self.set_threads(threads)
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
-                read_checkpoint(self.start.resume, self._fit.run, self._identity())
+                take_up(self.start.resume, self._fit.run, self._owner())
                 self.resumed_at = self._fit.run.iteration
             except InputError:
                 # Of another machine, build or input: starting anew is what the job asks for.
@@ -97,7 +97,7 @@ class Work:
     def save(self) -> None:
         """Write the checkpoint of this attempt, where it has one."""
         if self.start.checkpoint is not None and self._fit is not None and self._fit.run.iteration:
-            write_checkpoint(self.start.checkpoint, self._fit.run, self._identity())
+            write_checkpoint(self.start.checkpoint, self._fit.run, self._owner())
             self._saved = time.monotonic()
 
     def finish(self) -> Done:
@@ -124,7 +124,7 @@ class Work:
         """Give the memory back."""
         self._fit = None
 
-    def _identity(self) -> str:
+    def _owner(self) -> str:
         """By which a checkpoint knows its job: what is asked, of which pixels."""
         files = ",".join(facts.sha256 for facts in self._files) or self._image.sha256
         return hashlib.sha256(f"{self.start.request.digest} {files}".encode()).hexdigest()
