@@ -1,0 +1,329 @@
+"""Batches with real workers: the bits of single commands, whatever is killed and when; failures explained; nothing half-written."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dipengine.cli.main import main
+from dipengine.images import Image, read_image, write_image
+from dipengine.scheduling.ledger import Ledger
+from conftest import synthetic_picture
+
+FIT = ["--channels", "8", "--levels", "2", "--iterations", "30", "--stop", "fixed"]
+
+
+def picture(path, height, width, seed=0, dtype=np.uint8):
+    pixels = np.clip(synthetic_picture(height, width) * 255 + np.random.default_rng(seed).normal(0, 20, (height, width, 3)), 0, 255)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.rint(pixels).astype(np.uint8) if dtype == np.uint8 else np.rint(pixels * 257).astype(dtype)
+    write_image(path, pixels, Image(pixels))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """in/: four pictures of mixed sizes, one of 16 bits, and two broken files."""
+    picture(tmp_path / "in" / "a.png", 24, 30)
+    picture(tmp_path / "in" / "b.png", 17, 33, 1)
+    picture(tmp_path / "in" / "deep" / "c.tif", 20, 20, 2, np.uint16)
+    picture(tmp_path / "in" / "deep" / "d.jpg", 28, 24, 3)
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    (tmp_path / "in" / "empty.tif").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OUTPUTS = {"a.png", "b.png", "deep/c.tif", "deep/d.png"}
+
+
+def batch(*more, source="in", out="out", fit=FIT):
+    return main(["batch", source, "-o", out, *fit, "--quiet", *map(str, more)])
+
+
+def images(out="out"):
+    """Digest of every output image, by its place."""
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(out).rglob("*")) if path.suffix in (".png", ".tif") and ".dipengine" not in path.parts
+    }
+
+
+def everything(out="out"):
+    return {path.relative_to(out).as_posix() for path in Path(out).rglob("*") if path.is_file()}
+
+
+def rows(out="out"):
+    with sqlite3.connect(f"file:{out}/.dipengine/ledger.sqlite?mode=ro", uri=True) as db:
+        db.row_factory = sqlite3.Row
+        return {row["output"]: dict(row) for row in db.execute("SELECT * FROM jobs")}
+
+
+def test_a_folder_as_single_commands_would_do_it(folder, capsys):
+    assert batch() == 1  # two are broken
+    said = capsys.readouterr().err
+    assert "broken.png" in said and "cannot be decoded" in said and "empty.tif is empty" in said
+    assert set(images()) == OUTPUTS
+    for name, source in (("a.png", "a.png"), ("deep/c.tif", "deep/c.tif"), ("deep/d.png", "deep/d.jpg")):
+        alone = folder / "alone" / Path(name).name
+        alone.parent.mkdir(exist_ok=True)
+        assert main(["denoise", f"in/{source}", "-o", str(alone), *FIT, "--quiet"]) == 0
+        assert np.array_equal(read_image(alone).pixels, read_image(Path("out") / name).pixels), name
+    # A record each, a summary, the ledger, and nothing else.
+    assert everything() == OUTPUTS | {f"{name}.json" for name in OUTPUTS} | {
+        "summary.json", ".dipengine/ledger.sqlite", ".dipengine/ledger.sqlite.lock",
+    }
+    record = json.loads(Path("out/a.png.json").read_text())
+    assert record["iterations"] == 30 and record["input"]["sha256"] == read_image("in/a.png").sha256
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["counts"] == {"done": 4, "failed": 2}
+    assert {job["state"] for job in summary["jobs"] if "broken" in job["input"]} == {"failed"}
+    ledger = rows()
+    assert ledger["a.png"]["attempts"] == 1 and ledger["broken.png"]["error"].startswith(str(folder / "in" / "broken.png"))
+    assert json.loads(ledger["a.png"]["environment"])["instruction_set"]
+
+
+def test_done_is_not_done_again(folder):
+    batch()
+    times = {name: os.stat(Path("out") / name).st_mtime_ns for name in OUTPUTS}
+    assert batch() == 1
+    assert {name: os.stat(Path("out") / name).st_mtime_ns for name in OUTPUTS} == times
+    assert {row["attempts"] for row in rows().values()} == {1}  # failed ones are left alone, too
+    picture(folder / "in" / "broken.png", 20, 20)
+    assert batch("--retry-failed") == 1
+    assert rows()["broken.png"]["state"] == "done" and rows()["empty.tif"]["attempts"] == 2
+
+
+def test_what_has_changed_is_done_again(folder, capsys):
+    batch()
+    before = images()
+    picture(folder / "in" / "a.png", 24, 30, seed=9)
+    os.utime("in/b.png")  # another time, the same bytes
+    Path("out/deep/c.tif").unlink()
+    assert batch() == 1
+    after = images()
+    assert {name for name in OUTPUTS if after[name] != before[name]} == {"a.png"}
+    attempts = {name: rows()[name]["attempts"] for name in OUTPUTS}
+    assert attempts == {"a.png": 2, "b.png": 1, "deep/c.tif": 2, "deep/d.png": 1}
+    assert "a.png has changed" in rows()["a.png"]["note"] and "its output is gone" in rows()["deep/c.tif"]["note"]
+    assert batch("--seed", "5") == 1
+    assert all(images()[name] != after[name] for name in OUTPUTS)
+    assert {rows()[name]["note"] for name in OUTPUTS} == {"its parameters have changed"}
+
+
+def test_no_resume_does_all_again(folder):
+    batch()
+    before = images()
+    assert batch("--no-resume") == 1
+    assert images() == before
+    assert {rows()[name]["attempts"] for name in OUTPUTS} == {2}
+
+
+def test_outputs_stand_on_other_legs_after_their_inputs_are_gone(folder):
+    batch()
+    (folder / "in" / "a.png").rename(folder / "kept.png")
+    assert batch() == 1
+    assert rows()["a.png"]["attempts"] == 1
+
+
+def start(*more, out="out", fit=FIT, source="in"):
+    return subprocess.Popen(
+        [sys.executable, "-m", "dipengine", "batch", source, "-o", out, *fit, *map(str, more)], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def workers(process):
+    return [int(line) for line in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def checkpoints(out="out"):
+    return list(Path(out).glob(".dipengine/checkpoints/*.safetensors"))
+
+
+LONG = ["--channels", "8", "--levels", "2", "--iterations", "1500", "--stop", "fixed"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(folder):
+    """kill -9 of the engine or of a worker, again and again: the same bits, no job lost, nothing half-written."""
+    for i in range(12):
+        picture(folder / "in" / f"more{i}.png", 16 + i, 40 - i, seed=i)
+    fit = ["--channels", "8", "--levels", "2", "--iterations", "250", "--stop", "fixed"]
+    assert start(out="reference", fit=fit).wait() == 1
+    rng = np.random.default_rng(0)
+    for turn in range(8):
+        process = start("--checkpoint-every", 0.1, fit=fit)
+        time.sleep(rng.uniform(0.3, 2.2))
+        if turn % 3 == 2 and workers(process):
+            os.kill(int(rng.choice(workers(process))), signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1))
+        process.kill()
+        process.communicate()
+    process = start("--checkpoint-every", 0.1, fit=fit)
+    assert process.wait() == 1, process.communicate()
+    assert images() == images("reference") and len(images()) == 16
+    assert everything() == everything("reference")
+    states = [row["state"] for row in rows().values()]
+    assert (states.count("done"), states.count("failed")) == (16, 2)
+    assert max(row["attempts"] for row in rows().values()) > 1
+
+
+def test_ctrl_c_once_checkpoints_and_stops(folder):
+    process = start("--checkpoint-every", 1000, fit=LONG)
+    wait_until(lambda: (Path("out/.dipengine/ledger.sqlite").exists() and len(workers(process)) > 0))
+    time.sleep(2.0)
+    pids = workers(process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "run the same command again" in said
+    assert not any(map(alive, pids))
+    assert checkpoints()  # although none was due
+    begun = {path.name for path in checkpoints()}
+    again = start(fit=LONG)
+    again.communicate()
+    assert again.returncode == 1 and images().keys() == OUTPUTS
+    record = json.loads(Path("out/a.png.json").read_text())
+    assert begun and record["resumed_at"] > 0
+    assert start(out="reference", fit=LONG).wait() == 1
+    assert images() == images("reference")
+
+
+def test_ctrl_c_twice_stops_now(folder):
+    fit = ["--channels", "128", "--iterations", "100000", "--stop", "fixed"]
+    picture(folder / "big" / "a.png", 400, 400)
+    process = start(fit=fit, source="big")
+    wait_until(lambda: len(workers(process)) > 0)
+    time.sleep(2.5)
+    pids = workers(process)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begin < 10
+    wait_until(lambda: not any(map(alive, pids)), 10)
+    assert rows()["a.png"]["state"] == "queued"
+
+
+def test_workers_die_with_their_driver(folder):
+    process = start(fit=LONG)
+    wait_until(lambda: len(workers(process)) > 0)
+    time.sleep(1.0)
+    pids = workers(process)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(map(alive, pids)), 10)
+
+
+def test_a_dead_worker_is_replaced_and_its_job_goes_on_from_its_checkpoint(folder):
+    process = start("--checkpoint-every", 0.1, fit=LONG)
+    wait_until(lambda: checkpoints())
+    for pid in workers(process):
+        os.kill(pid, signal.SIGKILL)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "4 of 6 images done" in said
+    assert any(json.loads(Path(f"out/{name}.json").read_text())["resumed_at"] for name in OUTPUTS)
+
+
+def test_a_second_engine_is_refused(folder, capsys):
+    held = Ledger("out/.dipengine/ledger.sqlite")
+    assert batch() == 2
+    assert "Another engine works on the ledger" in capsys.readouterr().err
+    held.close()
+    assert not images()
+
+
+def test_a_limit_of_time_keeps_what_was_reached(folder, capsys):
+    assert batch("--limit-time", "0.2", fit=LONG) == 1
+    said = capsys.readouterr().err
+    assert "raise --limit-time" in said and not images()
+    assert checkpoints()
+    assert batch("--retry-failed", fit=LONG) == 1
+    assert json.loads(Path("out/a.png.json").read_text())["resumed_at"] > 0
+    assert set(images()) == OUTPUTS and not checkpoints()
+
+
+def test_a_manifest_with_tasks_masks_and_truths(folder):
+    mask = np.full((24, 30, 1), 255, np.uint8)
+    mask[5:9, 6:12] = 0
+    write_image("in/mask.png", mask, Image(mask))
+    with open("in/jobs.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([
+            ["input", "task", "output", "mask", "factor", "truth", "sigma"],
+            ["a.png", "inpaint", "filled.png", "mask.png", "", "", ""],
+            ["b.png", "superres", "large.tif", "", "2", "", ""],
+            ["deep/d.jpg", "", "deep/clean.png", "", "", "deep/d.jpg", "20"],
+        ])
+    assert batch("--generators", source="in/jobs.csv") == 0
+    assert read_image("out/large.tif").pixels.shape == (34, 66, 3)
+    known = mask[:, :, 0] > 0
+    assert np.array_equal(read_image("out/filled.png").pixels[known], read_image("in/a.png").pixels[known])
+    assert json.loads(Path("out/deep/clean.png.json").read_text())["psnr"] > 10
+    assert Path("out/filled.png.safetensors").stat().st_size > 1000
+    files = json.loads(rows()["filled.png"]["files"])
+    assert [Path(file[0]).name for file in files] == ["a.png", "mask.png"]
+    # A mask is as good as an input where changes are concerned.
+    mask[0, 0] = 0
+    write_image("in/mask.png", mask, Image(mask))
+    assert batch("--generators", source="in/jobs.csv") == 0
+    assert rows()["filled.png"]["attempts"] == 2 and rows()["large.tif"]["attempts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere", "-o", "out"], "There is no 'nowhere'"),
+        (["in", "-o", "in"], "would be overwritten"),
+        (["in", "-o", "out", "--task", "superres"], "superres needs factor"),
+        (["in", "-o", "out", "--workers", "0"], "workers is 0"),
+        (["in", "-o", "out", "--limit-time", "-1"], "limit-time is -1"),
+        (["in", "-o", "out", "--device", "cuda:7"], "cuda:7"),
+        (["in", "-o", "out", "--format", "xyz"], "names no format"),
+        (["in", "-o", "in/a.png"], "cannot be"),
+        (["in", "-o", "out", "--mask", "gone.png"], None),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_status_2(folder, arguments, said, capsys):
+    status = main(["batch", *arguments, "--quiet", *FIT])
+    error = capsys.readouterr().err.strip()
+    if said is None:  # only the images that need it can tell
+        assert status == 1 and "gone.png" in error
+        return
+    assert status == 2 and said in error and error.count("\n") == 0
+    assert not Path("out").exists()
+
+
+def test_a_dry_run_does_nothing(folder, capsys):
+    assert batch("--dry-run") == 0
+    assert f"denoise: {folder}/in/deep/d.jpg -> out/deep/d.png" in capsys.readouterr().out
+    assert not Path("out").exists()
+
+
+def test_an_output_that_cannot_hold_the_image_fails_before_its_fit(folder, capsys):
+    fit = [*FIT[:-3], "100000", *FIT[-2:]]
+    assert batch("--format", "jpg", source="in/deep/c.tif", fit=fit) == 1
+    assert "JPEG holds 8 bits" in capsys.readouterr().err
