@@ -292,6 +292,20 @@ def test_a_canvas_does_not_come_before_a_higher_priority():
     assert [start.job for start in scene.workers[0].starts()] == [1, 2]
 
 
+def test_a_job_that_is_put_back_is_in_its_place_again():
+    """Its old entry lies in the heap of its canvas still, with the same priority and number."""
+    scene = Scene(3, device=DevicePlan("cuda:0", 1, 1, None, 1), canvases=("a", "a", "a"))
+    scene.ready()
+    for job in (1, 1, 2):
+        assert scene.workers[0].starts()[-1].job == job
+        if scene.workers[0].starts()[-1].attempt == 1 and job == 1:
+            scene.fail(scene.workers[0], "accident")
+        else:
+            scene.plan(scene.workers[0])
+            scene.finish(scene.workers[0])
+    assert scene.ended == [("done", 1), ("done", 2)]
+
+
 def test_where_a_job_was_begun_is_fixed_and_said_when_it_changes():
     scene = Scene(1, device=DevicePlan("cpu", 1, 1, None, 1))
     scene.ready()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from itertools import count
 
 from dipengine.scheduling.ledger import Row
 
-Key = tuple[int, int]
+Item = tuple[int, int, int, Row]
 
 
 class Backlog:
     """A job is in two heaps, that of all and that of its canvas; whichever gives it first, the other skips it."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[int, int, Row]] = []
-        self._lanes: defaultdict[object, list[tuple[int, int, Row]]] = defaultdict(list)
+        self._all: list[Item] = []
+        self._lanes: defaultdict[object, list[Item]] = defaultdict(list)
+        self._count = count()
         self._waiting: set[int] = set()
 
     def __len__(self) -> int:
@@ -23,7 +25,8 @@ class Backlog:
 
     def put(self, row: Row) -> None:
         """A redo keeps its place in front of those that never ran."""
-        item = (-row.job.priority, row.id, row)
+        # The count keeps heaps from comparing rows: one that is put back may lie in its lane still.
+        item = (-row.job.priority, row.id, next(self._count), row)
         self._waiting.add(row.id)
         heapq.heappush(self._all, item)
         if row.canvas is not None:
@@ -40,9 +43,9 @@ class Backlog:
             if same is not None and same[0] == first[0]:
                 first = same
         self._waiting.discard(first[1])
-        return first[2]
+        return first[3]
 
-    def _first(self, heap: list[tuple[int, int, Row]]) -> tuple[int, int, Row] | None:
+    def _first(self, heap: list[Item]) -> Item | None:
         while heap and heap[0][1] not in self._waiting:
             heapq.heappop(heap)
         return heap[0] if heap else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dipengine._version import __version__
+from dipengine.images.atomic import remove_leftovers
 from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.jobs import FileFacts, Job
 from dipengine.scheduling.ledger import Ledger, Row
@@ -82,6 +83,7 @@ class Batch:
                     self.ledger.requeue(row, why or None)
                 if row.state == "done":
                     self.tally.already_done += 1
+                    self.places.forget(row.id)  # an engine that was killed in between has left its checkpoint
                 elif row.state == "failed":
                     self.tally.failed.append((row.job.input, self.ledger.error(row)))
                 else:
@@ -174,6 +176,7 @@ class Batch:
         from dipengine.cli.side_files import write_json
 
         path = self.places.folder / "summary.json"
+        remove_leftovers(path)
         write_json(path, self.summary())
         return path
 

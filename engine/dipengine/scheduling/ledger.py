@@ -38,7 +38,7 @@ _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "l
 _SCHEMA = """
 CREATE TABLE requests (id INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE, digest TEXT NOT NULL);
 CREATE TABLE jobs (
-  id INTEGER PRIMARY KEY,
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
   input TEXT NOT NULL,
   output TEXT NOT NULL UNIQUE,
   request INTEGER NOT NULL REFERENCES requests(id),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dipengine.errors import OutputError
+from dipengine.images.atomic import remove_leftovers
 from dipengine.scheduling.sources import OWN_FOLDER
 
 _CHECKPOINT = re.compile(r"(\d+)\.(\d+)\.safetensors")
@@ -63,8 +64,9 @@ class Places:
     def forget(self, job: int) -> None:
         """Remove a job's checkpoints."""
         for attempt in self._attempts.pop(job, ()):
-            with contextlib.suppress(OSError):
-                (self._checkpoints / f"{job}.{attempt}.safetensors").unlink()
+            path = self._checkpoints / f"{job}.{attempt}.safetensors"
+            path.unlink(missing_ok=True)
+            remove_leftovers(path)  # of a worker that was killed while it wrote
 
     def discard(self, job: int, attempt: int) -> None:
         """Remove what an attempt has staged."""
