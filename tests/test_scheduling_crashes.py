@@ -1,9 +1,12 @@
 """The engine or a worker ends between any two of its writes: no job is lost, no output half-written, the same bits in the end."""
 
 import hashlib
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +89,41 @@ def test_killed_before_each_of_its_writes(folder, where):
         assert first.returncode == 0, (calls, first.stderr)
         assert found(folder, out) == wanted, calls
     assert died > 15, died
+
+
+@pytest.mark.long
+def test_two_hundred_images_killed_twenty_times(tmp_path):
+    """195 pictures of 64 to 128 pixels a side and 5 broken files; kill -9 of the engine, or of a worker before it, at 20 random moments."""
+    rng = np.random.default_rng(0)
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(195):
+        height, width = rng.integers(64, 129, 2)
+        pixels = np.rint(np.clip(synthetic_picture(height, width) * 255 + rng.normal(0, 20, (height, width, 3)), 0, 255)).astype(np.uint8)
+        write_image(source / f"{i}.png", pixels, Image(pixels))
+    for i in range(5):
+        (source / f"broken{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n"[: 2 * i] + rng.bytes(40 * i))
+    fit = ["--channels", "8", "--levels", "3", "--iterations", "120", "--stop", "fixed", "--quiet", "--checkpoint-every", "0.3"]
+
+    def command(out):
+        return [sys.executable, "-m", "dipengine", "batch", "in", "-o", out, *fit]
+
+    assert subprocess.run(command("reference"), cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 1
+    for turn in range(20):
+        engine = subprocess.Popen(command("out"), cwd=tmp_path, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.2, 6))
+        assert engine.poll() is None, "the batch ended before it was killed often enough"
+        children = subprocess.run(["pgrep", "-P", str(engine.pid)], capture_output=True, text=True).stdout.split()
+        if turn % 3 == 0 and children:
+            os.kill(int(rng.choice(children)), signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1))
+        engine.kill()
+        engine.wait()
+    last = subprocess.run(command("out"), cwd=tmp_path, capture_output=True, text=True)
+    assert last.returncode == 1
+    assert found(tmp_path, "out") == found(tmp_path, "reference")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"] == {"done": 195, "failed": 5}
+    failed = [job for job in summary["jobs"] if job["state"] == "failed"]
+    assert all("broken" in job["input"] and len(job["error"]) > 20 for job in failed)
+    print({"attempts": sum(job["attempts"] for job in summary["jobs"]), "most": max(job["attempts"] for job in summary["jobs"])})
