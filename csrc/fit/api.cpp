@@ -145,6 +145,18 @@ dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, 
   return DIPENGINE_OK;
 }
 
+dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->set_code_seed(slot, seed);
+}
+
+dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->set_patience(slot, patience);
+}
+
 dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"statistics", statistics}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));

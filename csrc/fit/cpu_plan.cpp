@@ -334,7 +334,7 @@ dipengine_status CpuPlan::perturb(const Slot& slot, double std) {
   if (p_.code == DIPENGINE_CODE_NOISE) {
     z.z_dtype = DIPENGINE_UINT8;
     z.z_scale = static_cast<float>(p_.code_scale / 255);
-    z.code_seeds = &state.seed;
+    z.code_seeds = &state.code_seed;
     z.code_stream = kCodeStream;
   } else {
     z.z_dtype = DIPENGINE_FLOAT32;

@@ -90,13 +90,26 @@ dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) 
     image_code(s.code, p_.height, p_.width, p_.generator.input_depth, graph_.height, graph_.width, at.array(SlotArrays::code));
   }
   SlotState& state = at.state();
-  state.seed = s.seed;
+  state.seed = state.code_seed = s.seed;
+  state.patience = rule_.patience;
   state.learning_rate = p_.learning_rate;
   state.watch = VarianceWatch::begin();
   state.rollback = Rollback::begin();
   state.known = known * static_cast<double>(p_.generator.output_channels);
   state.has_mask = s.mask != nullptr;
   state.status = DIPENGINE_FIT_RUNNING;
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::set_code_seed(int32_t index, uint64_t seed) {
+  DIPENGINE_REQUIRE(p_.code == DIPENGINE_CODE_NOISE, "The fit's code is no noise; it has no seed to be set.");
+  slot(index).state().code_seed = seed;
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::set_patience(int32_t index, int64_t patience) {
+  DIPENGINE_REQUIRE(patience >= 1, "The slot's patience is %lld; give 1 iteration or more.", static_cast<long long>(patience));
+  slot(index).state().patience = patience;
   return DIPENGINE_OK;
 }
 
@@ -161,8 +174,14 @@ dipengine_status Fit::iterate(const Slot& slot, const dipengine_fit_run_params& 
   return DIPENGINE_OK;
 }
 
+// The slot's own patience; an average that is centred on a minimum is taken before it runs out.
+dipengine_stop_rule Fit::rule_of(const SlotState& state) const {
+  return {rule_.ceiling, state.patience, rule_.warm_up, std::min(rule_.lag, state.patience)};
+}
+
 dipengine_status Fit::watch(const Slot& slot) {
   SlotState& state = slot.state();
+  const dipengine_stop_rule rule = rule_of(state);
   const int64_t iteration = state.iteration;
   int32_t reason = DIPENGINE_REASON_NONE;
   if (p_.data_term == DIPENGINE_DATA_SENSOR || p_.sigma > 0) {
@@ -172,12 +191,12 @@ dipengine_status Fit::watch(const Slot& slot) {
       DIPENGINE_TRY(plan_.discrepancy(slot, &discrepancy));
       if (discrepancy <= 1) state.at_noise = iteration;
     }
-    if (state.at_noise != 0 && iteration >= state.at_noise + rule_.lag) reason = DIPENGINE_REASON_DISCREPANCY;
+    if (state.at_noise != 0 && iteration >= state.at_noise + rule.lag) reason = DIPENGINE_REASON_DISCREPANCY;
   } else {
-    state.watch.note(rule_, iteration, state.outputs.es_variance);
+    state.watch.note(rule, iteration, state.outputs.es_variance);
     const int64_t minimum = state.watch.minimum;
-    if (minimum > 0 && iteration == minimum + lag_after(rule_, p_.average_warm_up != 0, minimum)) slot.keep_best();
-    if (minimum > 0 && iteration - minimum >= rule_.patience) reason = DIPENGINE_REASON_VARIANCE;
+    if (minimum > 0 && iteration == minimum + lag_after(rule, p_.average_warm_up != 0, minimum)) slot.keep_best();
+    if (minimum > 0 && iteration - minimum >= rule.patience) reason = DIPENGINE_REASON_VARIANCE;
   }
   if (reason != DIPENGINE_REASON_NONE) {
     state.status = DIPENGINE_FIT_DONE;
@@ -222,7 +241,7 @@ dipengine_status Fit::run(dipengine_fit_run_params& r) {
 // A later minimum may have overtaken the kept state, and the run ended before that one's average was complete.
 bool Fit::delivers_best(const SlotState& state) const {
   return state.best_iteration > 0 &&
-         state.best_iteration == state.watch.minimum + lag_after(rule_, p_.average_warm_up != 0, state.watch.minimum);
+         state.best_iteration == state.watch.minimum + lag_after(rule_of(state), p_.average_warm_up != 0, state.watch.minimum);
 }
 
 dipengine_fit_progress Fit::progress(int32_t index) const {

@@ -20,6 +20,8 @@ class Fit {
   dipengine_status check_slot(int32_t index) const;
   dipengine_status check_started(int32_t index) const;
   dipengine_status start(int32_t index, const dipengine_fit_start_params& start);
+  dipengine_status set_code_seed(int32_t index, uint64_t seed);
+  dipengine_status set_patience(int32_t index, int64_t patience);
   dipengine_status run(dipengine_fit_run_params& run);
   dipengine_status deliver(int32_t index, float* image, float* parameters, int64_t* iteration);
   dipengine_fit_progress progress(int32_t index) const;
@@ -41,6 +43,7 @@ class Fit {
   dipengine_status steps(int first, int last, const Slot& slot, const dipengine_fit_run_params& run, bool may_stop, bool* stopped);
   dipengine_status watch(const Slot& slot);
   bool asked_to_stop(const dipengine_fit_run_params& run) const;
+  dipengine_stop_rule rule_of(const SlotState& state) const;
   bool delivers_best(const SlotState& state) const;
 
   dipengine_fit_params p_;

@@ -15,7 +15,7 @@ struct OutputCounts {
 };
 
 struct SlotState {
-  uint64_t seed;
+  uint64_t seed, code_seed;
   int64_t iteration;  // run
   int64_t step;       // Adam's
   double learning_rate;
@@ -24,6 +24,7 @@ struct SlotState {
   OutputCounts snapshot_outputs;
   VarianceWatch watch;
   Rollback rollback;
+  int64_t patience;        // of the watch
   int64_t best_iteration;  // of the kept state; 0: none
   int64_t at_noise;        // iteration at which the residual came down to the noise's; 0: not yet
   double known;            // elements of x0 that are known
@@ -31,7 +32,7 @@ struct SlotState {
   int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
   int32_t has_mask, rolled_back;
 };
-static_assert(sizeof(SlotState) == 22 * 8, "Padding would make states of equal fits differ.");
+static_assert(sizeof(SlotState) == 24 * 8, "Padding would make states of equal fits differ.");
 
 // Float32 arrays of a slot, by place in its block. Parameters: the trainable ones in front, in the order of the
 // architecture, then the dead ones; weights [kernel, kernel, in, out].

@@ -17,6 +17,7 @@ from dipengine.fitting.checkpoint import DEFAULT_EVERY
 from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.settings import Settings
+from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.atomic import check_target
 from dipengine.images.image import opaque
@@ -70,6 +71,7 @@ def restore(
     value_range: tuple[float, float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: float = DEFAULT_EVERY,
+    init_from: str | os.PathLike | FittedGenerator | WarmStart | None = None,
     **options: Any,
 ) -> Result:
     """Restore `image` by fitting a generator to it alone.
@@ -93,6 +95,8 @@ def restore(
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
     checkpoint: a file that the fit is saved in every `checkpoint_every` seconds; where it is there, the same call goes on from
         it with the same bits (record["resumed_at"]), another one is refused. Removed when the result is returned.
+    init_from: begin with the weights and the z of another fit of the same network, in place of random ones: a file that
+        `generator.save` or `checkpoint` wrote, or a `Result.generator`; record["init_from"] says so.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 
     Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
@@ -120,7 +124,7 @@ def restore(
     truth_image = from_array(truth, axes=axes, alpha=alpha)[0] if truth is not None else None
     if checkpoint is not None:
         check_target(checkpoint)
-    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image)
+    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image, init=_warm_start(init_from))
     keeper = None if checkpoint is None else restoring.keeper(checkpoint, checkpoint_every, _warn)
     restored = restoring.complete(progress, keeper)
     if keeper is not None:
@@ -216,6 +220,12 @@ def deblur(
         image, "deblur", kernel=kernel, sigma=sigma, noise=noise, gain=gain, offset=offset, read_noise=read_noise,
         mask=mask, invert_mask=invert_mask, **common,
     )
+
+
+def _warm_start(source: Any) -> WarmStart | None:
+    if source is None or isinstance(source, WarmStart):
+        return source
+    return WarmStart.of_generator(source) if isinstance(source, FittedGenerator) else WarmStart.load(source)
 
 
 def _warn(sentence: str) -> None:

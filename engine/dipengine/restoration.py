@@ -19,6 +19,7 @@ from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
 from dipengine.fitting.run import FitRun
 from dipengine.fitting.settings import Settings
+from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, ValueMap
 from dipengine.images.image import opaque
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
@@ -79,7 +80,8 @@ class RunningRestoration:
     """A restoration whose fit somebody else advances: `run` is the fit, `finish` makes of it what the user is given."""
 
     def __init__(
-        self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None
+        self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None,
+        init: WarmStart | None = None,
     ) -> None:
         self.image = image
         self.task = task
@@ -96,6 +98,7 @@ class RunningRestoration:
             seed=settings.seed,
             placement=plan.placement,
             measure=self._psnr if truth is not None else None,
+            init=init,
         )
 
     def _check_truth(self, truth: Image) -> None:
@@ -175,11 +178,12 @@ def begin_restoration(
     plan: Plan | None = None,
     *,
     truth: Image | None = None,
+    init: WarmStart | None = None,
 ) -> RunningRestoration:
     """Plan the restoration (unless that is done) and take the fit's memory; nothing is run. Arguments and errors as of
-    `restore_image`.
+    `restore_image`; init: weights to begin with, InputError where they are of another network.
     """
-    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth)
+    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth, init)
 
 
 def restore_image(

@@ -207,6 +207,53 @@ TEST(parameters_come_back_as_they_were_set) {
   CHECK(good);
 }
 
+TEST(weights_and_the_seed_of_z_begin_a_fit_with_the_generator_of_another) {
+  for (const char* name : {"identity, fp32", "downsampling, bf16"}) {
+    const FitProblem problem = check::problem_named(name);
+    TestFit first(problem, 5), second(problem.with_data(8), 6), third(problem, 6);
+    first.run(7);
+    const std::vector<float> shown = first.rendered(), weights = first.parameters();
+    second.set_parameters(weights);
+    CHECK(second.rendered() != shown);  // another z
+    CHECK(dipengine_fit_set_code_seed(second.get(), 0, 5) == DIPENGINE_OK);
+    CHECK(second.rendered() == shown && second.progress().iteration == 0);
+    // The state knows of it; a new start forgets it.
+    const std::string state = second.state();
+    second.run(4);
+    third.load(state);
+    CHECK(third.rendered() == shown);
+    third.run(4);
+    CHECK(third.state() == second.state());
+    third.start(0, problem, 6);
+    CHECK(third.state() == TestFit(problem, 6).state());
+  }
+  for (const char* name : {"mask, fp32", "sensor, fp32"}) {  // a meshgrid and an image
+    TestFit fit(check::problem_named(name), 5);
+    const std::string before = fit.state();
+    CHECK(dipengine_fit_set_code_seed(fit.get(), 0, 5) == DIPENGINE_INVALID_ARGUMENT && fit.state() == before);
+  }
+}
+
+TEST(a_slot_stops_after_its_own_patience) {
+  FitProblem problem = check::problem_named("identity, fp32");
+  problem.params.stop = DIPENGINE_STOP_AUTO;
+  problem.params.iterations = 400;
+  dipengine_stop_rule rule;
+  dipengine_fit_stop_rule(400, problem.params.average_decay, &rule);
+  TestFit patient(problem, 5), hasty(problem, 5), again(problem, 5);
+  CHECK(dipengine_fit_set_patience(hasty.get(), 0, 30) == DIPENGINE_OK);
+  again.load(hasty.state());
+  for (TestFit* fit : {&patient, &hasty, &again}) fit->run(400);
+  CHECK(patient.progress().reason == DIPENGINE_REASON_VARIANCE && hasty.progress().reason == DIPENGINE_REASON_VARIANCE);
+  CHECK(hasty.progress().iteration < patient.progress().iteration && again.state() == hasty.state());
+  CHECK(hasty.progress().delivered_iteration < hasty.progress().iteration);
+  // Until then they are the same fit: the patient one has its minimum where the hasty one had it, or later.
+  CHECK(hasty.progress().iteration <= patient.progress().iteration - rule.patience + 30);
+  hasty.start(0, problem, 5);
+  hasty.run(400);
+  CHECK(hasty.state() == patient.state());
+}
+
 TEST(looking_at_a_fit_does_not_disturb_it) {
   for (const FitProblem& problem : check::every_task_and_precision()) {
     TestFit watched(problem, 4), other(problem, 4);

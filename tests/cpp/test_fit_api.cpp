@@ -190,6 +190,7 @@ TEST(slots_that_are_not_there_are_refused) {
              dipengine_fit_average(fit.get(), slot, image.data()), dipengine_fit_render(fit.get(), slot, image.data()),
              dipengine_fit_get_parameters(fit.get(), slot, parameters.data()),
              dipengine_fit_set_parameters(fit.get(), slot, parameters.data()),
+             dipengine_fit_set_code_seed(fit.get(), slot, 1), dipengine_fit_set_patience(fit.get(), slot, 1),
              dipengine_fit_save_state(fit.get(), slot, state.data(), state.size()),
              dipengine_fit_load_state(fit.get(), slot, state.data(), state.size()),
          }) {
@@ -211,6 +212,8 @@ TEST(a_slot_that_was_never_started_has_nothing_to_show) {
            dipengine_fit_average(fit.get(), 0, image.data()), dipengine_fit_render(fit.get(), 0, image.data()),
            dipengine_fit_get_parameters(fit.get(), 0, parameters.data()),
            dipengine_fit_set_parameters(fit.get(), 0, parameters.data()),
+           dipengine_fit_set_code_seed(fit.get(), 0, 1), dipengine_fit_set_patience(fit.get(), 0, 1),
+           dipengine_fit_set_patience(fit.get(), 1, 0),  // started, but none at all is no patience
            dipengine_fit_save_state(fit.get(), 0, state.data(), state.size()),
        }) {
     CHECK(status == DIPENGINE_INVALID_ARGUMENT && one_sentence());
@@ -249,6 +252,7 @@ TEST(null_pointers_are_refused_and_never_followed) {
       dipengine_fit_render(nullptr, 0, v), dipengine_fit_render(fit, 0, nullptr),
       dipengine_fit_get_parameters(nullptr, 0, v), dipengine_fit_get_parameters(fit, 0, nullptr),
       dipengine_fit_set_parameters(nullptr, 0, v), dipengine_fit_set_parameters(fit, 0, nullptr),
+      dipengine_fit_set_code_seed(nullptr, 0, 1), dipengine_fit_set_patience(nullptr, 0, 1),
       dipengine_fit_get_gradients(nullptr, v), dipengine_fit_get_gradients(fit, nullptr),
       dipengine_fit_save_state(nullptr, 0, state.data(), state.size()), dipengine_fit_save_state(fit, 0, nullptr, state.size()),
       dipengine_fit_load_state(nullptr, 0, state.data(), state.size()), dipengine_fit_load_state(fit, 0, nullptr, state.size()),

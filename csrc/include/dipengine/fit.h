@@ -206,6 +206,12 @@ DIPENGINE_API dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t 
 /* Parameters in the order of dipengine_generator_parameters. Setting them leaves Adam's state alone. */
 DIPENGINE_API dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters);
 DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters);
+/* The seed that z is drawn from (CODE_NOISE alone); a start sets it to its own. Weights mean something with the z that they were
+ * fitted with: both together, set behind a start, begin a fit with the generator of another one. */
+DIPENGINE_API dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed);
+/* Iterations without a new minimum of the variance before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
+ * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it. */
+DIPENGINE_API dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience);
 /* What every BatchNorm is given at the unperturbed z, per channel: its mean where a flat array of all parameters has gamma, its
  * biased variance where it has beta, 0 elsewhere. Freezing a generator takes them. */
 DIPENGINE_API dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics);

@@ -80,6 +80,10 @@ def _add_file_options(files: Any) -> None:
     files.add_argument("--generator", type=Path, metavar="FILE.safetensors", help="keep the fitted generator here")
     files.add_argument("--export", type=Path, metavar="FILE.onnx", help="write the generator as ONNX, to be painted by `render`")
     files.add_argument(
+        "--init-from", type=Path, metavar="GENERATOR|CHECKPOINT",
+        help="begin with the weights and z of another fit of the same network, such as that of the frame before",
+    )
+    files.add_argument(
         "--checkpoint", type=Path, metavar="FILE.safetensors",
         help="save the fit here as it goes; where the file is there, the same command goes on from it, with the same bits; removed "
         "when the output is written",
@@ -98,6 +102,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     from dipengine.cli import export
     from dipengine.export.exporter import require_onnx
     from dipengine.fitting.progress import ProgressBar
+    from dipengine.fitting.warm_start import WarmStart
     from dipengine.images import check_writable, read_image, write_image
     from dipengine.restoration import begin_restoration, plan_restoration
 
@@ -113,15 +118,16 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
     options = _task_options(task, parsed, image)
     truth = read_image(parsed.truth, max_pixels=parsed.max_pixels) if parsed.truth else None
+    init = WarmStart.load(parsed.init_from) if parsed.init_from else None
     plan = plan_restoration(image, task.name, options, settings)
     problem = plan.problem
     keeps_alpha = image.alpha is not None and not problem.fills_alpha
     check_writable(parsed.output, image, alpha=keeps_alpha, scale=problem.scale)
-    restoring = begin_restoration(image, task.name, options, settings, plan, truth=truth)
+    restoring = begin_restoration(image, task.name, options, settings, plan, truth=truth, init=init)
     keeper = None
     if parsed.checkpoint:
         keeper = restoring.keeper(parsed.checkpoint, parsed.checkpoint_every, _say)
-    bar = nullcontext() if parsed.quiet else ProgressBar(plan.recipe.iterations, task.name)
+    bar = nullcontext() if parsed.quiet else ProgressBar(plan.recipe.iterations, task.name if init is None else f"{task.name} from {parsed.init_from.name}")
     with bar as progress:
         restored = restoring.complete(progress, keeper, keep_on_interrupt=True)
     write_image(parsed.output, restored.pixels, image, alpha=restored.alpha, scale=restored.scale)
@@ -175,7 +181,7 @@ def _task_options(task: Task, parsed: argparse.Namespace, image: Any) -> dict[st
 def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
     named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
-    inputs = [parsed.input, parsed.truth, *named]
+    inputs = [parsed.input, parsed.truth, parsed.init_from, *named]
     outputs = [parsed.output, parsed.record, parsed.generator, parsed.export, parsed.checkpoint]
     seen = {path.resolve() for path in inputs if path is not None}
     for path in outputs:
@@ -206,6 +212,8 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         f"{output}: {record['iterations']} iterations{taken_up} in {record['seconds']:.1f} s, "
         f"image of iteration {record['delivered_iteration']} ({reasons[record['stop_reason']]})"
     )
+    if record["init_from"] is not None:
+        text += f", started from {record['init_from']['source']} (its iteration {record['init_from']['iteration']})"
     if record["psnr"] is not None:
         text += f", PSNR {record['psnr']:.2f} dB"
         if record["psnr_input"] is not None:

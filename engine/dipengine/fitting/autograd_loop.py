@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.stopping import RESIDUAL_INTERVAL, StopRule, VarianceWatch
 from dipengine.tasks.base import Problem, Recipe
+
+if TYPE_CHECKING:
+    from dipengine.fitting.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,15 @@ class _Best:
 class AutogradLoop:
     """One fit on autograd, some iterations at a time; `NativeFit` is its twin in the core."""
 
-    def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str) -> None:
-        self.fit = Fit(problem, recipe, seed, placement)
+    def __init__(
+        self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str, init: WarmStart | None = None
+    ) -> None:
+        self.fit = Fit(problem, recipe, seed, placement, init)
         self.losses: list[float] = []
         self.variances: list[float] = []
         self.reason = ""  # why it stopped: "iterations", "variance", "discrepancy"; empty while it has not
         self._placement = placement
-        self._rule = StopRule.for_recipe(self.fit.recipe) if stop == "auto" else None
+        self._rule = StopRule.for_recipe(self.fit.recipe, warm_start=init is not None) if stop == "auto" else None
         self._watch = VarianceWatch(self._rule) if self._rule is not None and not problem.knows_noise else None
         self._best: _Best | None = None
         self._at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet

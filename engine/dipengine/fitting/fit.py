@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from dipengine.generators.code import Code
 from dipengine.generators.initial import initial_parameters
 from dipengine.kernels import philox
 from dipengine.tasks.base import Problem, Recipe
+
+if TYPE_CHECKING:
+    from dipengine.fitting.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Fit:
     upper left corner, the loss sees only that window.
     """
 
-    def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement) -> None:
+    def __init__(
+        self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, init: WarmStart | None = None
+    ) -> None:
         import torch
 
         from dipengine.generators.hourglass import HourglassNetwork
@@ -45,6 +51,8 @@ class Fit:
         generator = replace(recipe.generator, input_depth=self.code.depth, output_channels=channels)
         self.recipe = recipe = replace(recipe, generator=generator)
         self.canvas = generator.canvas(*problem.output_shape)
+        if init is not None:
+            self.code = init.code_for(generator, self.code, self.canvas)
         self.iteration = 0
 
         device = torch.device(placement.device)
@@ -57,7 +65,7 @@ class Fit:
         dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
         self._input = torch.empty_like(self._z, dtype=dtype)
         self.network = HourglassNetwork(recipe.generator, kernels=placement.kernels).to(device)
-        self.network.load_numpy(initial_parameters(recipe.generator, seed))
+        self.network.load_numpy(initial_parameters(recipe.generator, seed) if init is None else init.parameters)
         self.optimizer = Adam(
             self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels,
             weight_order="hwio" if self.network.fused else "oihw",

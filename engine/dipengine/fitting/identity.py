@@ -45,9 +45,10 @@ def where(placement: Placement, path: str) -> dict[str, str]:
     return found
 
 
-def settings_digest(problem: Problem, recipe: Recipe, code: Code, stop: str, seed: int) -> str:
+def settings_digest(problem: Problem, recipe: Recipe, code: Code, stop: str, seed: int, init: str | None) -> str:
     """SHA-256 over everything that decides a fit's course besides `where`: data, operator, noise, network, z, recipe, seed.
 
+    init: the digest of the weights that a warm start began with.
     An operator of the user's own counts by its name alone.
     """
     said = {
@@ -62,6 +63,7 @@ def settings_digest(problem: Problem, recipe: Recipe, code: Code, stop: str, see
         "code": code.to_dict(),
         "stop": stop,
         "seed": seed,
+        "init": init,
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     target, known = problem.target, problem.known

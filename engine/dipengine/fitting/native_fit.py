@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dipengine import environment
 from dipengine.errors import FitError, OutOfMemory
 from dipengine.fitting.device import Placement
+from dipengine.fitting.stopping import StopRule
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.kernels import backend, pool
@@ -19,6 +20,9 @@ from dipengine.noise.likelihood import SensorLikelihood
 from dipengine.tasks.base import Problem, Recipe
 from dipengine.tasks.blur import Blur
 from dipengine.tasks.downsampling import Downsampling
+
+if TYPE_CHECKING:
+    from dipengine.fitting.warm_start import WarmStart
 
 ES_ALPHA = 0.1
 _DTYPES = {"fp32": 0, "bf16": 1}
@@ -67,13 +71,17 @@ class NativeFit:
 
     whole = True  # an interrupted run leaves no iteration half done
 
-    def __init__(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str) -> None:
+    def __init__(
+        self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str, init: WarmStart | None = None
+    ) -> None:
         self.problem = problem
         self.placement = placement
         self.seed = seed
         self.code, self.recipe = _resolved(problem, recipe, seed)
         recipe, generator = self.recipe, self.recipe.generator
         self.canvas = generator.canvas(*problem.output_shape)
+        if init is not None:
+            self.code = init.code_for(generator, self.code, self.canvas)
         self.es_alpha = ES_ALPHA
         self.losses: list[float] = []  # of each iteration, at the weights before its update
         self.variances: list[float] = []  # ES-EMV's V after each
@@ -90,6 +98,11 @@ class NativeFit:
             target = np.where(problem.known[:, :, None], target, np.float32(0))
         guide = np.ascontiguousarray(problem.guide, np.float32) if recipe.code == "image" else None
         self._native.start(0, seed=seed, target=target, mask=mask, code=guide)
+        if init is not None:
+            self.load_weights(init.parameters)
+            self._native.set_patience(0, StopRule.for_recipe(recipe, warm_start=True).patience)
+            if self.code.kind == "noise":
+                self._native.set_code_seed(0, self.code.seed)
 
     def run(
         self,
@@ -192,7 +205,7 @@ class NativeFit:
         self._native.statistics(0, flat)
         return {name: values for name, values in self._named(flat).items() if ".norm." in name}
 
-    def load_weights(self, weights: dict[str, np.ndarray]) -> None:
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Set all parameters; Adam's state stays."""
         order = (weights[spec.name] for spec in self.recipe.generator.parameters())
         self._native.set_parameters(0, np.concatenate([np.ravel(array).astype(np.float32) for array in order]))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipengine._version import __version__
-from dipengine.fitting.fit import Fit
 from dipengine.fitting.native_fit import NativeFit
 from dipengine.fitting.outcome import Outcome
 from dipengine.fitting.run import FitRun
@@ -49,7 +48,7 @@ def make_record(
             **plan.problem.parameters,
             "iterations": recipe.iterations,
             "stop": plan.stop,
-            "stop_rule": _stop_rule(plan, fit),
+            "stop_rule": _stop_rule(plan, run),
             "learning_rate": recipe.learning_rate,
             "perturbation": recipe.perturbation,
             "average_decay": recipe.average_decay,
@@ -74,6 +73,7 @@ def make_record(
         "delivered_iteration": outcome.best_iteration,
         "stop_reason": outcome.stop_reason,
         "rollbacks": outcome.rollbacks,
+        "init_from": run.init.to_dict() if run.init is not None else None,
         "resumed_at": run.resumed_at,  # the iteration at which a saved fit was taken up last
         "seconds": outcome.seconds,
         "seconds_per_iteration": outcome.seconds / outcome.iterations if outcome.iterations else None,
@@ -93,12 +93,12 @@ def make_record(
     }
 
 
-def _stop_rule(plan: "Plan", fit: Fit | NativeFit) -> dict[str, Any] | None:
+def _stop_rule(plan: "Plan", run: FitRun) -> dict[str, Any] | None:
     """The thresholds of stop="auto", in iterations, and ES-EMV's weight of a new output."""
     if plan.stop != "auto":
         return None
-    rule = StopRule.for_recipe(fit.recipe)
-    return {**asdict(rule), "es_alpha": fit.es_alpha}
+    rule = StopRule.for_recipe(run.fit.recipe, warm_start=run.init is not None)
+    return {**asdict(rule), "es_alpha": run.fit.es_alpha}
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from dipengine.fitting.native_fit import NativeFit
 from dipengine.fitting.outcome import History, Outcome
 from dipengine.fitting.progress import ProgressCallback, Report
 from dipengine.tasks.base import Problem, Recipe
+
+if TYPE_CHECKING:
+    from dipengine.fitting.warm_start import WarmStart
 
 TRUTH_INTERVAL = 10  # iterations between PSNRs, when the truth is given
 _WEIGHTS = "parameters/"
@@ -65,16 +68,19 @@ class FitRun:
         seed: int,
         placement: Placement,
         measure: Callable[[np.ndarray], float] | None = None,
+        init: WarmStart | None = None,
     ) -> None:
         """Take the memory and the initial weights; nothing is run.
 
         stop: "auto" or "fixed". measure: gives the PSNR of a delivered image ([H, W, C] in [0, 1]) and is only listened to.
-        Raises FitError where memory is short.
+        init: the weights to begin with, in place of random ones. Raises FitError where memory is short, InputError where `init` is
+        of another network.
         """
         self.problem = problem
         self.stop = stop
         self.seed = seed
         self.placement = placement
+        self.init = init
         self.seconds = 0.0  # spent in iterations, of earlier processes, too
         self.resumed_at: int | None = None  # the iteration that the last `restore` brought
         self._measure = measure
@@ -82,10 +88,10 @@ class FitRun:
         self._called_off = False
         with memory_errors():
             if native_fit.supports(problem, recipe, placement):
-                self.fit: Fit | NativeFit = NativeFit(problem, recipe, seed, placement, stop)
+                self.fit: Fit | NativeFit = NativeFit(problem, recipe, seed, placement, stop, init)
                 self._loop: Loop = self.fit
             else:
-                self._loop = AutogradLoop(problem, recipe, seed, placement, stop)
+                self._loop = AutogradLoop(problem, recipe, seed, placement, stop, init)
                 self.fit = self._loop.fit
         self.ceiling = self.fit.recipe.iterations
 
@@ -215,7 +221,9 @@ class FitRun:
         path = "plan" if isinstance(fit, NativeFit) else "autograd"
         return {
             "where": identity.where(self.placement, path),
-            "settings": identity.settings_digest(self.problem, fit.recipe, fit.code, self.stop, self.seed),
+            "settings": identity.settings_digest(
+                self.problem, fit.recipe, fit.code, self.stop, self.seed, None if self.init is None else self.init.sha256
+            ),
         }
 
 
