@@ -10,7 +10,9 @@ from image_samples import noise
 from test_images_fits import sky_header
 
 from dipengine.errors import ImageError, OutputError
-from dipengine.images import Image, Metadata, decode, large, raw, read_header, read_image, write_image, write_image_from
+from dipengine.images import (
+    Image, Metadata, decode, large, raw, read_header, read_image, read_large_mask, read_mask, write_image, write_image_from,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +141,37 @@ def test_what_a_format_does_not_hold_is_refused(tmp_path):
     with pytest.raises(OutputError, match="float32"):
         write_image_from(tmp_path / "out.png", stored, Image(noise("float32")))
     assert not (tmp_path / "out.png").exists()
+
+
+def mask_files(folder):
+    """Masks of every kind that means something of its own, as paths."""
+    white = (noise("uint8", 1)[..., 0] > 100) * np.uint8(255)
+    grey = white[..., None]
+    write_image(folder / "grey.png", grey, Image(grey))
+    write_image(folder / "half.png", np.where(grey, 128, 127).astype(np.uint8), Image(grey))
+    write_image(folder / "alone.png", np.zeros((23, 37, 3), np.uint8), Image(grey), alpha=white)
+    colours = noise("uint8", 3)
+    write_image(folder / "both.png", colours, Image(colours), alpha=white)
+    tifffile.imwrite(folder / "unit.tif", (white / 255).astype("float32"))
+    tifffile.imwrite(folder / "wide.tif", white.astype("float32") * 3)
+    with_nan = white.astype("float32")
+    with_nan[4] = np.nan
+    fits.PrimaryHDU(with_nan).writeto(folder / "nan.fits")
+    return sorted([*folder.glob("*.png"), *folder.glob("*.tif"), *folder.glob("*.fits")])
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_masks_mean_what_they_mean_in_memory(tmp_path, invert):
+    found = mask_files(tmp_path)
+    assert len(found) == 7
+    for path in found:
+        known = read_large_mask(path, (23, 37), tmp_path, "mask", invert=invert)
+        np.testing.assert_array_equal(known.read()[..., 0].astype(bool), read_mask(path, (23, 37), invert=invert), str(path))
+
+
+def test_masks_of_nothing_or_another_size_are_refused(tmp_path):
+    black = np.zeros((23, 37, 1), np.uint8)
+    write_image(tmp_path / "black.png", black, Image(black))
+    for shape, words in (((23, 37), "no known pixel"), ((37, 23), "37 x 23")):
+        with pytest.raises(ImageError, match=words):
+            read_large_mask(tmp_path / "black.png", shape, tmp_path, "mask")

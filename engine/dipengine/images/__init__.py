@@ -6,7 +6,7 @@ from dipengine.images.blur_kernels import checked_kernel, read_kernel
 from dipengine.images.image import Image, Metadata
 from dipengine.images.large import LargeImage, decode, read_header
 from dipengine.images.limits import MAX_PIXELS
-from dipengine.images.masks import read_mask
+from dipengine.images.masks import read_large_mask, read_mask
 from dipengine.images.raw import RawPixels
 from dipengine.images.reading import read_image
 from dipengine.images.values import ValueMap
@@ -28,6 +28,7 @@ __all__ = [
     "read_header",
     "read_image",
     "read_kernel",
+    "read_large_mask",
     "read_mask",
     "write_image",
     "write_image_from",
