@@ -48,8 +48,13 @@ class Plan:
     placement: Placement
 
 
-def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settings: Settings) -> Plan:
-    """Decide value map, problem, recipe, stop rule and placement. Raises InputError or DeviceError."""
+def plan_restoration(
+    image: Image, task: str, options: Mapping[str, Any], settings: Settings, *, values: ValueMap | None = None
+) -> Plan:
+    """Decide value map (`values`, where the image is a part of one that has it), problem, recipe, stop rule and placement.
+
+    Raises InputError or DeviceError.
+    """
     preset = preset_named(settings.preset)
     mask = options.get("mask")
     known = image.known
@@ -58,7 +63,7 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         known = (known if known is not None else True) & (~mask if options.get("invert_mask") else mask)
         if not known.any():
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
-    values = task_named(task).value_map(image, known, settings.value_range, options)
+    values = values or task_named(task).value_map(image, known, settings.value_range, options)
     data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
     problem = task_named(task).problem(data, settings.preset, **options)
     recipe = apply_overrides(

@@ -160,7 +160,7 @@ class TileGrid:
         cls,
         height: int,
         width: int,
-        side: int,
+        side: int | tuple[int, int],
         overlap: int,
         *,
         scale: int = 1,
@@ -169,10 +169,11 @@ class TileGrid:
         margins: tuple[int, int] = (0, 0),
         guards: tuple[int, int] = (0, 0),
     ) -> TileGrid:
-        """The grid of an image of height x width input pixels; margins and guards are (rows, columns). See `Axis`."""
+        """The grid of an image of height x width input pixels; pairs are (rows, columns). See `Axis`."""
+        sides = side if isinstance(side, tuple) else (side, side)
         return cls(
-            Axis(height, side, overlap, scale, step, smallest, margins[0], guards[0]),
-            Axis(width, side, overlap, scale, step, smallest, margins[1], guards[1]),
+            Axis(height, sides[0], overlap, scale, step, smallest, margins[0], guards[0]),
+            Axis(width, sides[1], overlap, scale, step, smallest, margins[1], guards[1]),
         )
 
     def __len__(self) -> int:
@@ -203,7 +204,7 @@ class TileGrid:
             "rows": rows.count,
             "columns": columns.count,
             "tile": [rows.tile, columns.tile],
-            "side": rows.side,
+            "side": [rows.side, columns.side],
             "overlap": rows.overlap,
             "guard": [rows.guard, columns.guard],
         }
