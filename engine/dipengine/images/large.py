@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,34 @@ class LargeImage:
             pixels, alpha = np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
         known = None if self.known is None else self.known.read(rows, columns)[:, :, 0].astype(bool)
         return replace(self.like, pixels=pixels, alpha=alpha, known=known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` needs to find the image again in its folder; JSON-able."""
+        like = self.like
+        return {
+            "source": like.source, "format": like.format, "sha256": like.sha256, "dtype": like.dtype.name,
+            "shape": list(like.pixels.shape), "alpha": like.alpha is not None, "orientation": self.stored.orientation,
+            "stored": self.stored.path.name, "known": None if self.known is None else self.known.path.name,
+        }
+
+    @classmethod
+    def from_dict(cls, about: Mapping[str, Any], folder: Path) -> LargeImage:
+        """The image that `to_dict` described, without its metadata."""
+        height, width, channels = about["shape"]
+        nothing = np.zeros((), about["dtype"])
+        turned = about["orientation"] >= 5
+        stored = (width, height) if turned else (height, width)
+        known = None
+        if about["known"] is not None:
+            known = RawPixels(folder / about["known"], (height, width, 1), np.dtype(np.uint8))
+        like = Image(
+            pixels=np.broadcast_to(nothing, about["shape"]),
+            alpha=np.broadcast_to(nothing, about["shape"][:2]) if about["alpha"] else None,
+            known=None if known is None else np.broadcast_to(np.False_, about["shape"][:2]),
+            source=about["source"], format=about["format"], sha256=about["sha256"],
+        )
+        bands = (*stored, channels + about["alpha"])
+        return cls(like, RawPixels(folder / about["stored"], bands, like.dtype, about["orientation"]), known)
 
     def bands(self) -> Iterator[tuple[slice, Image]]:
         """The image from top to bottom, some rows of full width at a time."""
