@@ -6,7 +6,6 @@ What libvips itself holds in memory as a whole it holds here too: interlaced PNG
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.images.raster_reading import has_alpha, metadata_of, open_raster, undecodable
 from dipengine.images.raw import RawPixels, row_bands
-from dipengine.images.reading import check_readable
+from dipengine.images.reading import check_readable, digest_of
 from dipengine.images.vips import dtype_of, load_pyvips
 
 _FITS_DTYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}  # of BITPIX
@@ -115,8 +114,7 @@ def decode(path: str | os.PathLike, folder: Path, name: str, *, max_pixels: int 
     """
     source = os.fspath(path)
     check_readable(Path(source))
-    with open(source, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(source)
     large = (_decode_fits if is_fits(source) else _decode_raster)(source, folder / f"{name}.raw", max_pixels)
     return replace(large, like=replace(large.like, sha256=digest))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dipengine.images.raw import RawPixels
-from dipengine.images.vips import load_pyvips, vips_format
+from dipengine.images.vips import load_pyvips, reason, vips_format
 
 
 def enlarge(plane: np.ndarray, factor: int) -> np.ndarray:
@@ -17,8 +17,12 @@ def enlarge(plane: np.ndarray, factor: int) -> np.ndarray:
 
 
 def enlarge_from(raw: RawPixels, factor: int, path: Path) -> RawPixels:
-    """`enlarge` for the last band of a file of raw pixels, into the file `path` (one band, the same layout)."""
+    """`enlarge` for the last band of a file of raw pixels, into the file `path` (one band, the same layout). Raises OSError."""
+    pyvips = load_pyvips()
     height, width, bands = raw.shape
-    picture = load_pyvips().Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype))
-    picture.extract_band(bands - 1).resize(factor, kernel="cubic").rawsave(str(path))
+    try:
+        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype))
+        picture.extract_band(bands - 1).resize(factor, kernel="cubic").rawsave(str(path))
+    except pyvips.Error as error:
+        raise OSError(reason(error)) from error
     return RawPixels(path, (height * factor, width * factor, 1), raw.dtype, raw.orientation)

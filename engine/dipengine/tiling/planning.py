@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dipengine._version import __version__
-from dipengine.errors import InputError, OutputError
+from dipengine.errors import DipEngineError, InputError, OutputError
 from dipengine.fitting.settings import Settings
 from dipengine.images import MAX_PIXELS, Image, LargeImage, RawPixels, ValueMap, decode, read_header, read_large_mask
 from dipengine.images.large import dump
@@ -50,14 +51,10 @@ def plan_tiles(
     Raises what reading the image raises, InputError for options and tiles that cannot be, DeviceError, and OutputError where the
     disk has no room.
     """
-    like = source if isinstance(source, Image) else read_header(source, max_pixels=max_pixels)
-    guide = options.get("guide")
-    guide_like = guide if guide is None or isinstance(guide, Image) else read_header(guide, max_pixels=max_pixels)
-    fits = Fits.of(like, task, {**options, **({} if guide is None else {"guide": guide_like})}, settings)
-    grid = fits.grid(like.height, like.width, tile, budget)
+    like, guide_like, fits, grid = _decided(source, task, options, settings, tile, budget, max_pixels)
     if grid is None:
         return None
-    if guide is not None and guide_like.pixels.shape[:2] != like.pixels.shape[:2]:
+    if guide_like is not None and guide_like.pixels.shape[:2] != like.pixels.shape[:2]:
         raise InputError(
             f"The guide is {guide_like.width}x{guide_like.height} and the image {like.width}x{like.height} pixels; "
             f"they must be of one size."
@@ -70,14 +67,49 @@ def plan_tiles(
     _make_room(folder, like, guide_like, grid, options)
     try:
         return _planned(source, task_named(task), dict(options), settings, fits, grid, folder, key, max_pixels)
-    except BaseException:
-        remove(folder)
+    except BaseException as error:
+        clear(folder)
+        if isinstance(error, OSError) and not isinstance(error, DipEngineError):
+            raise OutputError(f"{folder} cannot be filled ({error.strerror or error}); free some space.") from error
         raise
+
+
+def needs_tiles(
+    source: Source, task: str, options: Mapping[str, Any], settings: Settings, *, tile: TileRequest = TileRequest(),
+    budget: int | None = None, max_pixels: int = MAX_PIXELS,
+) -> bool:
+    """Whether `plan_tiles` would make tiles: from headers alone. False where anything is wrong, too: whoever then takes the image
+    as one fit finds out what."""
+    try:
+        return _decided(source, task, options, settings, tile, budget, max_pixels)[3] is not None
+    except DipEngineError:
+        return False
+
+
+def clear(folder: str | os.PathLike) -> None:
+    """Remove what a plan's folder holds."""
+    with suppress(OSError):
+        for path in Path(folder).iterdir():
+            path.unlink()
 
 
 def remove(folder: str | os.PathLike) -> None:
     """Remove a plan's folder with all that it holds."""
-    shutil.rmtree(folder, ignore_errors=True)
+    clear(folder)
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+def _decided(
+    source: Source, task: str, options: Mapping[str, Any], settings: Settings, tile: TileRequest, budget: int | None, max_pixels: int
+) -> tuple[Image, Image | None, Fits, TileGrid | None]:
+    """The image and the guide without their values, the fits that they would have, and the tiles if there shall be some."""
+    like = source if isinstance(source, Image) else read_header(source, max_pixels=max_pixels)
+    guide = options.get("guide")
+    if guide is not None and not isinstance(guide, Image):
+        guide = read_header(guide, max_pixels=max_pixels)
+    fits = Fits.of(like, task, {**options, **({} if guide is None else {"guide": guide})}, settings)
+    return like, guide, fits, fits.grid(like.height, like.width, tile, budget)
 
 
 def _planned(
@@ -100,8 +132,9 @@ def _planned(
         counts = whole.known_in_tiles(grid, known)
         skipped = _skipped(task, grid, counts, problem.keep_known)
     if task.name == "inpaint":
-        missing = 1 - np.mean([np.count_nonzero(known.read(rows)) / known.width / (rows.stop - rows.start) for rows in known.bands_of_rows()])
-        parameters = {"mask": told, "random_missing": random_missing, "missing_fraction": float(missing)}
+        there = sum(np.count_nonzero(known.read(rows)) for rows in known.bands_of_rows())
+        missing = float(1 - there / (known.height * known.width))
+        parameters = {"mask": told, "random_missing": random_missing, "missing_fraction": missing}
     plan = TiledPlan(
         folder=folder, key=key, task=task.name, options=options, settings=settings,
         values=whole.value_map(task, survey, settings.value_range, options), grid=grid, image=image, known=known, guide=guide,
@@ -182,8 +215,7 @@ def _found(folder: Path, key: str) -> TiledPlan | None:
             return kept
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    if folder.exists():
-        remove(folder)
+    clear(folder)
     return None
 
 
@@ -195,7 +227,6 @@ def _make_room(folder: Path, like: Image, guide: Image | None, grid: TileGrid, o
     except OSError as error:
         raise OutputError(f"{folder} cannot be made ({error.strerror or error}); choose another place for the output.") from error
     if needed * _SPARE > free:
-        remove(folder)
         raise OutputError(
             f"The tiles need {needed / 2**30:.1f} GiB on the disk of {folder.parent} for a while and {free / 2**30:.1f} are free; "
             f"free some space or choose another place for the output."

@@ -14,6 +14,7 @@ from dipengine.fitting import native_fit
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, ValueMap
 from dipengine.restoration import Plan, plan_restoration
+from dipengine.tasks import task_named
 from dipengine.tasks.blur import Blur
 from dipengine.tasks.downsampling import Downsampling
 from dipengine.tiling.grid import TileGrid
@@ -60,12 +61,14 @@ class Fits:
         kernel = options.get("kernel")
         height, width = (_PROBE, _PROBE) if kernel is None else (max(_PROBE, length) for length in kernel.shape)
         small = dict(options)
-        for name, value in (("mask", np.ones((height, width), bool)), ("random_missing", None), ("data_term", None)):
+        if any(option.kind == "mask" for option in task_named(task).options):
+            small.update(mask=np.ones((height, width), bool), invert_mask=False)
+        for name in ("random_missing", "data_term"):
             if name in options:
-                small[name] = value
+                small[name] = None
         if options.get("guide") is not None:
             small["guide"] = Image(np.zeros((height, width, options["guide"].channels), np.uint8))
-        image = Image(np.zeros((height, width, like.channels), like.dtype), format=like.format)
+        image = Image(np.ones((height, width, like.channels), like.dtype), format=like.format)
         return cls(plan_restoration(image, task, small, settings, values=_ANY_UNITS))
 
     @property
