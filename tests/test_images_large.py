@@ -32,7 +32,8 @@ def picture(channels=3, dtype="uint8", orientation=1, alpha=False):
 CASES = [
     ("png", "uint8", 3, False, 1), ("png", "uint16", 1, True, 6), ("png", "uint8", 3, True, 3), ("jpg", "uint8", 3, False, 8),
     ("webp", "uint8", 3, True, 1), ("tif", "float32", 3, False, 7), ("tif", "uint16", 3, True, 5), ("tif", "int32", 5, False, 2),
-    ("tif", "float64", 1, False, 4), ("fits", "uint16", 1, False, 1), ("fits", "int8", 3, False, 1), ("fits.gz", "float32", 3, False, 1),
+    ("tif", "float64", 1, False, 4), ("fits", "uint16", 1, False, 1), ("fits", "int8", 3, False, 1),
+    ("fits.gz", "float32", 3, False, 1),
 ]
 
 

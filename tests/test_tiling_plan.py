@@ -210,7 +210,8 @@ def test_a_plan_that_was_cut_short_is_made_anew(tmp_path):
     "task, options",
     [
         ("denoise", {}), ("denoise", {"sigma": 25.0}), ("dejpeg", {}), ("superres", {"factor": 2}),
-        ("deblur", {"kernel": np.ones((5, 3)) / 15}), ("flash", {"guide": Image(picture("uint16"))}), ("inpaint", {"random_missing": 0.5}),
+        ("deblur", {"kernel": np.ones((5, 3)) / 15}), ("flash", {"guide": Image(picture("uint16"))}),
+        ("inpaint", {"random_missing": 0.5}),
         ("denoise", {"noise": "poisson", "gain": 0.5, "data_term": "stabilised"}),
     ],
 )

@@ -14,12 +14,19 @@ from dipengine.fitting.settings import Settings
 from dipengine.tasks.base import Task
 
 
+_NOT_IN_TILES = {
+    "generator": "has a generator for each of them",
+    "export": "has a generator for each of them",
+    "checkpoint": "keeps what is done by itself, tile by tile",
+}
+
+
 def add_option(fit: Any) -> None:
     """`--tile auto|none|SIDE[,OVERLAP]`."""
     fit.add_argument(
         "--tile", default="auto", metavar="auto|none|SIDE[,OVERLAP]",
-        help="fit overlapping tiles of at most SIDE input pixels, each by itself, and blend them; a run that was stopped goes on where "
-        "it was. auto: where the whole does not fit in memory (default: auto; overlap: an eighth of the side)",
+        help="fit overlapping tiles of at most SIDE input pixels, each by itself, and blend them; a run that was stopped goes on "
+        "where it was. auto: where the whole does not fit in memory (default: auto; overlap: an eighth of the side)",
     )
 
 
@@ -36,17 +43,16 @@ def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | Non
     needed = needs_tiles(parsed.input, task.name, options, settings, tile=request, max_pixels=limit)
     if request.mode == "auto" and not needed:
         return None
-    for name in ("generator", "export"):
+    for name, why in _NOT_IN_TILES.items():
         if needed and getattr(parsed, name):
-            raise InputError(
-                f"An image in tiles has a generator for each of them, and none to be kept; leave --{name} out, or give --tile none."
-            )
+            raise InputError(f"An image in tiles {why}; leave --{name} out, or give --tile none.")
     bar = nullcontext() if parsed.quiet else _TileBar(task.name)
     try:
         with bar as shown:
             progress = {} if shown is None else {"progress": shown.of_tile}
             record = restore_file(
-                parsed.input, parsed.output, task.name, options, settings, tile=request, truth=parsed.truth, max_pixels=limit, **progress
+                parsed.input, parsed.output, task.name, options, settings, tile=request, truth=parsed.truth, max_pixels=limit,
+                **progress,
             )
     except TilesInterrupted as stop:
         kept = f"; {tiles_folder(parsed.output)} keeps them, and the same command goes on from there" if stop.done else ""
@@ -77,7 +83,8 @@ class _TileBar(ProgressBar):
         def hear(report: Report) -> None:
             if self._bar is None and report.iteration == 1:
                 self._guarded(self._open, count * report.ceiling, self._label)
-            self._guarded(self._place, f"{self._label} (tile {before + 1} of {count})", before * report.ceiling + report.iteration)
+            done = before * report.ceiling + report.iteration
+            self._guarded(self._place, f"{self._label} (tile {before + 1} of {count})", done)
             self._guarded(self._show_loss, report)
 
         return hear
@@ -105,9 +112,8 @@ def _options(task: Task, parsed: argparse.Namespace) -> dict[str, Any]:
 def _summary(parsed: argparse.Namespace, record: dict[str, Any]) -> str:
     tiles = record["tiles"]
     height, width = tiles["tile"]
-    text = (
-        f"{parsed.output}: {tiles['tiles']} tiles of {width}x{height}, {record['iterations']} iterations in {record['seconds']:.1f} s"
-    )
+    text = f"{parsed.output}: {tiles['tiles']} tiles of {width}x{height}, {record['iterations']} iterations "
+    text += f"in {record['seconds']:.1f} s"
     if record["psnr"] is not None:
         text += f", PSNR {record['psnr']:.2f} dB"
         if record["psnr_input"] is not None:

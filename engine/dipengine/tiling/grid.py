@@ -51,7 +51,9 @@ class Axis:
         if self.overlap < 0 or 2 * self._shared > self._longest:
             most = self._longest // 2 - 2 * self.guard
             if most < 0:
-                raise InputError(f"Tiles of {self._longest} pixels are too small beside what the operator reaches; give a larger side.")
+                raise InputError(
+                    f"Tiles of {self._longest} pixels are too small beside what the operator reaches; give a larger side."
+                )
             raise InputError(f"The overlap of tiles is {self.overlap} pixels; give 0 to {most} for tiles of {self._longest}.")
 
     @property

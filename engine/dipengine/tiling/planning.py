@@ -101,7 +101,8 @@ def remove(folder: str | os.PathLike) -> None:
 
 
 def _decided(
-    source: Source, task: str, options: Mapping[str, Any], settings: Settings, tile: TileRequest, budget: int | None, max_pixels: int
+    source: Source, task: str, options: Mapping[str, Any], settings: Settings, tile: TileRequest, budget: int | None,
+    max_pixels: int,
 ) -> tuple[Image, Image | None, Fits, TileGrid | None]:
     """The image and the guide without their values, the fits that they would have, and the tiles if there shall be some."""
     like = source if isinstance(source, Image) else read_header(source, max_pixels=max_pixels)

@@ -129,7 +129,8 @@ class Fits:
     def _largest_sides(self, budget: int) -> tuple[int, int]:
         """Of the largest tile, painted on at most the default side, whose plan takes no more than `budget` bytes."""
         generator, step = self.plan.recipe.generator, 2**self.plan.recipe.generator.levels
-        largest = max([LARGEST_SIDE, *(generator.smallest_canvas + margin + 4 * guard for margin, guard in zip(self.margins, self.guards))])
+        reaches = (margin + 4 * guard for margin, guard in zip(self.margins, self.guards))
+        largest = max(LARGEST_SIDE, generator.smallest_canvas + max(reaches))
         for painted in range(largest // step * step, generator.smallest_canvas - 1, -step):
             sides = tuple((painted - margin) // self.scale for margin in self.margins)
             if min(sides) > 0 and (self.bytes_for(*sides) or 0) <= budget:
