@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipengine.errors import InputError
@@ -42,6 +42,7 @@ def test_weights_sum_to_one_everywhere(height, width, side, overlap, options):
     assert covered.min() >= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(8, 130), st.integers(0, 64), st.integers(1, 3), st.integers(0, 4))
 def test_any_axis_is_covered_by_equal_tiles_that_overlap_enough(length, side, overlap, scale, guard):
     try:

@@ -10,8 +10,6 @@ import numpy as np
 from dipengine.fitting import metrics
 from dipengine.images.raw import row_bands
 
-_WINDOW_REACH = 5  # rows that SSIM's window of 11 reaches
-
 Rows = Callable[[slice], np.ndarray]  # rows of an image as [h, W, C]
 
 
@@ -28,13 +26,10 @@ def psnr(image: Rows, truth: Rows, shape: tuple[int, int, int], data_range: floa
 def ssim(image: Rows, truth: Rows, shape: tuple[int, int, int], data_range: float) -> float | None:
     """Structural similarity as `metrics.ssim`; None where that is."""
     height, width, channels = shape
-    if min(height, width) < 2 * _WINDOW_REACH + 1:
+    if min(height, width) < 2 * metrics.SSIM_REACH + 1:
         return None
     total = 0.0
-    for inner in row_bands(height - 2 * _WINDOW_REACH, width * channels * 128):  # of skimage's dozen float64 planes
-        rows = slice(inner.start, inner.stop + 2 * _WINDOW_REACH)
-        mean = metrics.ssim(image(rows), truth(rows), data_range)  # over the rows whose windows lie inside
-        if mean is None:
-            return None
-        total += mean * (inner.stop - inner.start)
-    return total / (height - 2 * _WINDOW_REACH)
+    for inner in row_bands(height - 2 * metrics.SSIM_REACH, width * 128):  # a dozen float64 planes of one channel
+        rows = slice(inner.start, inner.stop + 2 * metrics.SSIM_REACH)
+        total += metrics.ssim(image(rows), truth(rows), data_range) * (inner.stop - inner.start)
+    return total / (height - 2 * metrics.SSIM_REACH)
