@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from conftest import synthetic_picture
 from image_samples import noise
 
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting import metrics
 from dipengine.fitting.settings import Settings
-from dipengine.images import Image, ValueMap, read_image, write_image
+from dipengine.images import Image, Metadata, ValueMap, read_image, write_image
 from dipengine.images.resizing import enlarge
 from dipengine.restoration import plan_restoration, restore_image
 from dipengine.tiling import TiledPlan, TileRequest, measuring, needs_tiles, plan_tiles, planning, restore_tile, tiled_record
@@ -313,3 +314,36 @@ def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, mon
 def test_a_tile_request_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="auto, none, a side"):
         TileRequest.parse(text)
+
+
+@pytest.mark.parametrize("ending, dtype, orientation", [("tif", "uint16", 6), ("png", "uint8", 1), ("fits", "float32", 1)])
+def test_metadata_survive_also_by_way_of_another_process(tmp_path, ending, dtype, orientation):
+    fields = {"icc-profile-data": b"\0" * 16 + b"RGB " + b"\0" * 108}
+    metadata = Metadata(orientation=orientation, resolution=(11.0, 7.0), fields=fields)
+    source = tmp_path / f"in.{ending}"
+    pixels = picture(dtype)
+    write_image(source, pixels, Image(pixels, metadata=metadata))
+    if ending == "fits":
+        with fits.open(source, mode="update") as hdus:
+            hdus[0].header["OBJECT"] = "M1"
+            hdus.append(fits.ImageHDU(np.arange(6.0).reshape(2, 3)))
+    tiled = plan(source, tmp_path / "tiles")
+    repeat_the_input(tiled)
+    given = read_image(source)
+    for name, each in (("a", tiled), ("b", TiledPlan.load(tmp_path / "tiles"))):
+        out = tmp_path / f"{name}.{ending}"
+        each.write(out, each.assemble())
+        write_image(tmp_path / f"memory.{ending}", each.assemble().read(), given)
+        assert out.read_bytes() == (tmp_path / f"memory.{ending}").read_bytes()
+
+
+def test_a_folder_loses_nothing_but_the_plans_own_files(tmp_path):
+    kept = [tmp_path / name for name in ("photo.raw", "result.png", "notes.json", "tile_0.npy", ".hidden")]
+    for path in kept:
+        path.write_text("mine")
+    (tmp_path / ".tile_0_0.0123456789ab.npy").write_text("half")
+    plan(Image(picture()), tmp_path)
+    plan(Image(picture()), tmp_path, tile="48")
+    plan(Image(picture()), tmp_path, "deblur", {"kernel": np.ones((3, 3)) / 9})
+    planning.remove(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)

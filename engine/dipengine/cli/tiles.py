@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from dipengine.cli.side_files import write_json
-from dipengine.errors import InputError
+from dipengine.errors import DipEngineError, InputError
 from dipengine.fitting.progress import ProgressBar, Report
 from dipengine.fitting.settings import Settings
 from dipengine.tasks.base import Task
@@ -58,6 +58,11 @@ def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | Non
         kept = f"; {tiles_folder(parsed.output)} keeps them, and the same command goes on from there" if stop.done else ""
         print(f"dipengine: {stop}, {parsed.output} was not written{kept}.", file=sys.stderr)
         return INTERRUPTED
+    except DipEngineError:
+        if tiles_folder(parsed.output).exists():
+            print(f"dipengine: the tiles that are done are kept in {tiles_folder(parsed.output)}, for the same command to go on.",
+                  file=sys.stderr)
+        raise
     if record is None:
         return None
     if parsed.record:

@@ -62,6 +62,11 @@ class RawPixels:
         """Put [h, w, bands] of the file's dtype in a window's place."""
         self._view("r+")[rows, columns] = pixels
 
+    def flush(self) -> None:
+        """Returns when what was written is on the disk."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+
     def bands_of_rows(self) -> Iterator[slice]:
         """All rows from the top, a few megabytes at a time."""
         return row_bands(self.height, self.width * self.shape[2] * self.dtype.itemsize)

@@ -170,10 +170,15 @@ class TiledPlan:
         return {**self.grid.to_dict(), "seeds": "SHA-256 of 'SEED tile INDEX', first 8 bytes, little-endian", "each": tiles}
 
     def save(self) -> None:
-        """Write `plan.json` (and the kernel), after everything else in the folder."""
+        """Write `plan.json` (and the kernel), after everything else in the folder is on the disk."""
         options = dict(self.options)
         if options.get("kernel") is not None:
-            np.save(self.folder / "kernel.npy", options.pop("kernel"))
+            with atomic_path(self.folder / "kernel.npy") as beside, open(beside, "wb") as file:
+                np.save(file, options.pop("kernel"))
+        guide = () if self.guide is None else (self.guide.stored, self.guide.known)
+        for raw in (self.image.stored, self.image.known, self.known, *guide):
+            if raw is not None:
+                raw.flush()
         about = {
             "format": FORMAT, "key": self.key, "task": self.task, "options": options, "settings": asdict(self.settings),
             "values": self.values.to_dict(), "rows": asdict(self.grid.rows), "columns": asdict(self.grid.columns),

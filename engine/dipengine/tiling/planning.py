@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,10 @@ from dipengine.tiling.plan import KEPT, UNKNOWN, TiledPlan
 from dipengine.tiling.sizes import Fits, TileRequest
 
 Source = str | os.PathLike | Image
+# Those of `TiledPlan`, what they were made from, and what a killed run left of them half-written.
+_OURS = re.compile(
+    r"\.?(image|known|guide|mask|truth|alpha|result|kernel|plan|tile_\d+_\d+)\.([0-9a-f]{12}\.)?(raw|known|white|fits|npy|json)"
+)
 _SPARE = 1.1  # of the disk's room: file systems keep some for themselves
 
 
@@ -87,14 +92,15 @@ def needs_tiles(
 
 
 def clear(folder: str | os.PathLike) -> None:
-    """Remove what a plan's folder holds."""
+    """Remove a plan's files from its folder; anybody else's stay."""
     with suppress(OSError):
         for path in Path(folder).iterdir():
-            path.unlink()
+            if _OURS.fullmatch(path.name):
+                path.unlink()
 
 
 def remove(folder: str | os.PathLike) -> None:
-    """Remove a plan's folder with all that it holds."""
+    """Remove a plan's files, and its folder where nothing else is in it."""
     clear(folder)
     with suppress(OSError):
         os.rmdir(folder)
