@@ -52,7 +52,7 @@ class BuildWithCMake(build_ext):
             raise SystemExit(f"Building the native core failed in: {' '.join(command)}")
 
 
-FITTING = ["torch>=2.9", "onnx", "scikit-image>=0.22"]
+FITTING = ["torch>=2.9", "onnx"]
 
 setup(
     name="dipengine",
@@ -74,7 +74,7 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],
+        "test": ["pytest", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja"],
     },
     zip_safe=False,
 )

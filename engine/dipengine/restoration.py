@@ -49,8 +49,13 @@ class Plan:
     placement: Placement
 
 
-def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settings: Settings) -> Plan:
-    """Decide value map, problem, recipe, stop rule and placement. Raises InputError or DeviceError."""
+def plan_restoration(
+    image: Image, task: str, options: Mapping[str, Any], settings: Settings, *, values: ValueMap | None = None
+) -> Plan:
+    """Decide value map (`values`, where the image is a part of one that has it), problem, recipe, stop rule and placement.
+
+    Raises InputError or DeviceError.
+    """
     preset = preset_named(settings.preset)
     mask = options.get("mask")
     known = image.known
@@ -59,7 +64,7 @@ def plan_restoration(image: Image, task: str, options: Mapping[str, Any], settin
         known = (known if known is not None else True) & (~mask if options.get("invert_mask") else mask)
         if not known.any():
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
-    values = task_named(task).value_map(image, known, settings.value_range, options)
+    values = values or task_named(task).value_map(image, known, settings.value_range, options)
     data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
     problem = task_named(task).problem(data, settings.preset, **options)
     recipe = apply_overrides(
@@ -89,8 +94,8 @@ class RunningRestoration:
         self.plan = plan
         self.truth = truth
         if truth is not None:
-            self._check_truth(truth)
-            self._peak = _peak(plan.values, settings, image, truth)
+            check_truth(image, truth, plan.problem.shape)
+            self._peak = psnr_peak(plan.values, settings, image, truth)
         self.run = FitRun(
             plan.problem,
             plan.recipe,
@@ -100,15 +105,6 @@ class RunningRestoration:
             measure=self._psnr if truth is not None else None,
             init=init,
         )
-
-    def _check_truth(self, truth: Image) -> None:
-        shape = self.plan.problem.shape
-        if truth.pixels.shape != shape:
-            raise InputError(
-                f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(shape)}; "
-                f"they must agree in size and channels."
-            )
-        _check_units(self.image, truth)
 
     def _psnr(self, unit: np.ndarray) -> float:
         return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak)
@@ -207,7 +203,7 @@ def restore_image(
     return restoring.complete(progress, keep_on_interrupt=keep_on_interrupt)
 
 
-def _peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:
+def psnr_peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:
     """The range, in data units, that PSNR and SSIM are measured against: the one given; of 8 and 16 bits all that they hold;
     else the truth's own. That of the fit would not do: it follows the noise, and deblurring widens it.
     """
@@ -230,8 +226,14 @@ def _measure(pixels: np.ndarray, image: Image, truth: Image, peak: float) -> dic
     }
 
 
-def _check_units(image: Image, truth: Image) -> None:
-    """8 and 16 bits stand for one range of light in two units: comparing them would measure nothing."""
+def check_truth(image: Image, truth: Image, shape: tuple[int, int, int]) -> None:
+    """Refuse what the restored image, of `shape`, cannot be compared with. Raises InputError."""
+    if truth.pixels.shape != shape:
+        raise InputError(
+            f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(shape)}; "
+            f"they must agree in size and channels."
+        )
+    # 8 and 16 bits stand for one range of light in two units: comparing them would measure nothing.
     kinds = {image.pixels.dtype.name, truth.pixels.dtype.name}
     if kinds == {"uint8", "uint16"} and not image.in_data_units:
         raise InputError(

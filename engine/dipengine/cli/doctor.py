@@ -53,7 +53,6 @@ def examine() -> list[Finding]:
         *_onnx_runtime(),
         _package("pyvips", "images (PNG, JPEG, WebP, TIFF)", 'pip install "pyvips[binary]"'),
         _package("astropy", "FITS", 'pip install "dipengine[astro]"'),
-        _package("skimage", "SSIM", "pip install scikit-image", distribution="scikit-image"),
     ]
 
 

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from dipengine.cli import arguments
+from dipengine.cli import arguments, tiles
 from dipengine.cli.side_files import check_side_file, write_json
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
@@ -29,7 +29,9 @@ def add_parser(verbs: Any, task: Task) -> None:
     own = parser.add_argument_group(f"options of {task.name}")
     for option in task.options:
         add_task_option(own, option, required=option.required)
-    add_fit_options(parser.add_argument_group("fit"))
+    fit = parser.add_argument_group("fit")
+    add_fit_options(fit)
+    tiles.add_option(fit)
     _add_file_options(parser.add_argument_group("files"))
     parser.set_defaults(run=lambda parsed: run(task, parsed))
 
@@ -115,6 +117,9 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     if parsed.export:
         require_onnx()
     _check_distinct(task, parsed)
+    in_tiles = tiles.run(task, parsed, settings)
+    if in_tiles is not None:
+        return in_tiles
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
     options = _task_options(task, parsed, image)
     truth = read_image(parsed.truth, max_pixels=parsed.max_pixels) if parsed.truth else None

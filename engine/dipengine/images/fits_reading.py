@@ -7,7 +7,10 @@ values that mean unsigned integers).
 import gzip
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -51,12 +54,26 @@ def read_fits(source: str, *, sha256: str, max_pixels: int) -> Image:
 
     A pixel is known where every channel has a value. The other HDUs are kept as bytes, to be written back.
     """
+    with opened_fits(source, max_pixels=max_pixels) as (hdu, record):
+        raw = np.asarray(hdu.data)
+    values, missing = physical(raw, record.header)
+    pixels, known = _check_values(channels_last(values), channels_last(missing), source)
+    return Image(pixels=pixels, known=known, source=source, format="fits", sha256=sha256,
+                 metadata=Metadata(fits=record))
+
+
+@contextmanager
+def opened_fits(source: str, *, max_pixels: int) -> Iterator[tuple[Any, FitsRecord]]:
+    """The first HDU that holds an image, unscaled and not yet read, and all else of the file.
+
+    Raises ImageError for what astropy raises within.
+    """
     fits = load_fits()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astropy warns of headers that it mends, and of what is refused below
         try:
             with fits.open(source, mode="readonly", memmap=False, do_not_scale_image_data=True) as hdus:
-                raw, record = _first_image(hdus, source, max_pixels)
+                yield _first_image(hdus, source, max_pixels)
         except ImageError:
             raise
         except MemoryError as error:
@@ -64,13 +81,9 @@ def read_fits(source: str, *, sha256: str, max_pixels: int) -> Image:
         except Exception as error:  # astropy raises whatever a broken header or table leads it into
             raise ImageError(f"{source} is damaged or cut short and cannot be read as FITS "
                              f"({type(error).__name__}); fetch or export it again.") from error
-    values, missing = _physical(raw, record.header)
-    pixels, known = _check_values(_channels_last(values), _channels_last(missing), source)
-    return Image(pixels=pixels, known=known, source=source, format="fits", sha256=sha256,
-                 metadata=Metadata(fits=record))
 
 
-def _first_image(hdus, source: str, max_pixels: int) -> tuple[np.ndarray, FitsRecord]:
+def _first_image(hdus, source: str, max_pixels: int) -> tuple[Any, FitsRecord]:
     for position, hdu in enumerate(hdus):
         if not hdu.is_image or not hdu.shape:
             continue
@@ -82,13 +95,12 @@ def _first_image(hdus, source: str, max_pixels: int) -> tuple[np.ndarray, FitsRe
         check_size(source, axes[-2], axes[-1], channels, max_pixels)
         header = hdu.header.copy()
         span = hdu.fileinfo()
-        data = np.asarray(hdu.data)
         before, after = _around(source, span["hdrLoc"], span["datLoc"] + span["datSpan"], max_pixels)
         primary_length = 0
         if position > 0:
             primary = hdus[0].fileinfo()
             primary_length = primary["datLoc"] + primary["datSpan"]
-        return data, FitsRecord(header, axes, before, after, primary_length)
+        return hdu, FitsRecord(header, axes, before, after, primary_length)
     raise ImageError(f"{source} holds no image (tables or empty HDUs only); give a FITS file with image data.")
 
 
@@ -107,7 +119,7 @@ def _around(source: str, start: int, end: int, max_pixels: int) -> tuple[bytes, 
     return before, after
 
 
-def _physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:
+def physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:
     """Values in physical units and native byte order, and where they are missing; same shape as `raw`."""
     raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
     scale, zero = float(header.get("BSCALE", 1)), float(header.get("BZERO", 0))
@@ -129,17 +141,27 @@ def _physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:
     return values, missing
 
 
-def _channels_last(array: np.ndarray) -> np.ndarray:
+def channels_last(array: np.ndarray) -> np.ndarray:
     """H x W x C of (..., C, H, W) or (H, W), C-contiguous."""
     planes = array.reshape((-1,) + array.shape[-2:])
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
 
 
 def _check_values(pixels: np.ndarray, missing: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray | None]:
+    known = known_of(pixels, missing, source)
+    check_some_known(bool(known.any()), source)
+    return pixels, None if known.all() else known
+
+
+def known_of(pixels: np.ndarray, missing: np.ndarray, source: str) -> np.ndarray:
+    """Bool [H, W], True where every channel has a value. Raises ImageError for infinite values."""
     if pixels.dtype.kind == "f" and np.isinf(pixels).any():
         raise ImageError(f"{source} holds infinite values; write NaN where pixels are missing.")
-    known = ~missing.any(axis=2)
-    if not known.any():
+    return ~missing.any(axis=2)
+
+
+def check_some_known(some: bool, source: str) -> None:
+    """Raises ImageError where no pixel is known."""
+    if not some:
         raise ImageError(f"{source} has no known pixel (every one is NaN or BLANK in some channel); "
                          "give an image with data.")
-    return pixels, None if known.all() else known

@@ -3,14 +3,17 @@
 import gzip
 import io
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dipengine._version import __version__
 from dipengine.images.fits_reading import load_fits
 from dipengine.images.image import FitsRecord, Image
+from dipengine.images.raw import RawPixels
 from dipengine.images.wcs import scale_wcs
 
 _BLOCK = 2880  # bytes (FITS standard 4.0, section 3.1)
@@ -32,17 +35,61 @@ def write_fits(path: Path, pixels: np.ndarray, like: Image, *, scale: float = 1,
     planes = np.moveaxis(pixels, -1, 0)
     data = np.ascontiguousarray(planes.reshape(_axes(record, planes.shape)))
     header = _header(fits, record, scale)
-    before, after = b"", b""
-    if record is not None:
-        before = record.before if scale == 1 else record.before[: record.primary_length]
-        after = record.after if scale == 1 else b""
+    before, after = _around(record, scale)
+    with _open(path, packed) as file:
+        file.write(before)
+        file.write(_image_hdu(fits, data, header, primary=not before))
+        file.write(after)
+
+
+def write_fits_from(raw: RawPixels, path: Path, like: Image, *, scale: float = 1, packed: bool = False) -> None:
+    """As `write_fits` (the same bytes), from a file of raw pixels, of which a few rows are in memory at a time."""
+    fits = load_fits()
+    record = like.metadata.fits
+    header = _header(fits, record, scale)
+    before, after = _around(record, scale)
+    axes = _axes(record, (raw.shape[2], raw.height, raw.width))
+    with _open(path, packed) as file:
+        file.write(before)
+        file.write(_hdu_header(fits, raw.dtype, axes, header, primary=not before))
+        for channel in range(raw.shape[2]):
+            for rows in raw.bands_of_rows():
+                file.write(_stored(raw.read(rows)[:, :, channel]))
+        file.write(bytes(-raw.nbytes % _BLOCK))
+        file.write(after)
+
+
+@contextmanager
+def _open(path: Path, packed: bool) -> Iterator[Any]:
     with warnings.catch_warnings(), open(path, "wb") as plain:
         warnings.simplefilter("ignore")  # cards that astropy mends
         # No name and no time inside: the same image gives the same bytes.
         with gzip.GzipFile("", "wb", 6, plain, mtime=0) if packed else nullcontext(plain) as file:
-            file.write(before)
-            file.write(_image_hdu(fits, data, header, primary=not before))
-            file.write(after)
+            yield file
+
+
+def _around(record: FitsRecord | None, scale: float) -> tuple[bytes, bytes]:
+    """The other HDUs that are written in front and behind."""
+    if record is None:
+        return b"", b""
+    return (record.before, record.after) if scale == 1 else (record.before[: record.primary_length], b"")
+
+
+def _hdu_header(fits, dtype: np.dtype, axes: tuple[int, ...], header, *, primary: bool) -> bytes:
+    """The header that `_image_hdu` writes for an array of that kind, made from one of a single pixel."""
+    small = bytes(_image_hdu(fits, np.zeros((1,) * len(axes), dtype), header, primary=primary))
+    written = fits.Header.fromstring(small[:-_BLOCK].decode("ascii"))
+    for place, length in enumerate(reversed(axes), 1):
+        written[f"NAXIS{place}"] = length
+    return written.tostring().encode("ascii")
+
+
+def _stored(values: np.ndarray) -> bytes:
+    """Samples as FITS stores them: big-endian, and integers of the other signedness less half their range (its table 11)."""
+    bits = 8 * values.itemsize
+    if values.dtype.kind == ("i" if bits == 8 else "u"):
+        values = values.view(f"u{values.itemsize}") ^ np.array(1 << (bits - 1), f"u{values.itemsize}")
+    return values.astype(values.dtype.newbyteorder(">")).tobytes()
 
 
 def _image_hdu(fits, data: np.ndarray, header, *, primary: bool) -> memoryview:

@@ -20,6 +20,11 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_turn(pixels, _INVERSE.get(orientation, 1)))
 
 
+def upright_view(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """As `upright`, but always a view: what is written to it is written to the stored layout."""
+    return _turn(stored, orientation)
+
+
 def _turn(array: np.ndarray, orientation: int) -> np.ndarray:
     match orientation:
         case 2:

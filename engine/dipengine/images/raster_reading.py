@@ -3,6 +3,8 @@
 TIFF of 64 bits a sample, which libvips does not read, goes to `deep_tiff_reading`.
 """
 
+from typing import Any
+
 import numpy as np
 
 from dipengine.errors import ImageError
@@ -26,25 +28,39 @@ _UNSTATED_RESOLUTION = (1.0, 1.0)
 def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
     """The image in the file `source`, upright; see `read_image` for what is kept and what is refused."""
     pyvips = load_pyvips()
-    file_format = ""
     try:
-        stream = pyvips.Source.new_from_file(source)
-        file_format = _format(pyvips, stream, source)
-        opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
-        _check_header(opened, source, max_pixels)
+        opened, file_format = open_raster(source, max_pixels=max_pixels)
         stored = opened.numpy().reshape(opened.height, opened.width, opened.bands)
     except pyvips.Error as error:
-        if file_format == "tiff" and has_deep_samples(source):
+        if has_deep_samples(source):
             return read_deep_tiff(source, sha256=sha256, max_pixels=max_pixels)
-        raise ImageError(f"{source} is damaged, cut short or of an unusual kind, and cannot be decoded "
-                         f"({reason(error)}); fetch or export it again.") from error
+        raise undecodable(source, error) from error
     except MemoryError as error:
         raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
-    metadata = _metadata(opened)
-    pixels, alpha = _split(upright(stored, metadata.orientation), _has_alpha(opened))
+    metadata = metadata_of(opened)
+    pixels, alpha = _split(upright(stored, metadata.orientation), has_alpha(opened))
     if pixels.dtype.kind == "f" and not all(np.isfinite(p).all() for p in (pixels, alpha) if p is not None):
         raise ImageError(f"{source} holds NaN or infinite values; replace them, and give their places as a mask.")
     return Image(pixels=pixels, alpha=alpha, source=source, format=file_format, sha256=sha256, metadata=metadata)
+
+
+def open_raster(source: str, *, max_pixels: int) -> tuple[Any, str]:
+    """A pyvips image to be read once from top to bottom, nothing decoded yet, and the format's name.
+
+    Raises ImageError (foreign, several pages, too large) and pyvips.Error (damaged; TIFF of 64 bits a sample).
+    """
+    pyvips = load_pyvips()
+    stream = pyvips.Source.new_from_file(source)
+    file_format = _format(pyvips, stream, source)
+    opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
+    _check_header(opened, source, max_pixels)
+    return opened, file_format
+
+
+def undecodable(source: str, error: Exception) -> ImageError:
+    """What to raise where libvips fails."""
+    return ImageError(f"{source} is damaged, cut short or of an unusual kind, and cannot be decoded "
+                      f"({reason(error)}); fetch or export it again.")
 
 
 def _format(pyvips, stream, source: str) -> str:
@@ -70,7 +86,8 @@ def _check_header(opened, source: str, max_pixels: int) -> None:
     check_size(source, opened.height, opened.width, opened.bands, max_pixels)
 
 
-def _metadata(opened) -> Metadata:
+def metadata_of(opened) -> Metadata:
+    """What is kept of an opened image's metadata."""
     names = [name for name in opened.get_fields() if name in _KEPT_FIELDS or name.startswith(_KEPT_PREFIXES)]
     fields = {name: opened.get(name) for name in names}
     resolution = (opened.xres, opened.yres)
@@ -83,7 +100,8 @@ def _metadata(opened) -> Metadata:
     )
 
 
-def _has_alpha(opened) -> bool:
+def has_alpha(opened) -> bool:
+    """Whether an opened image's last band is transparency."""
     # libvips counts every channel beyond grey or RGB as alpha; more than one of them is data.
     colours = {"cmyk": 4, "b-w": 1, "grey16": 1}.get(str(opened.interpretation), 3)
     return opened.hasalpha() and opened.bands == colours + 1

@@ -13,6 +13,7 @@ import numpy as np
 from dipengine.images.formats import FileFormat
 from dipengine.images.image import Image
 from dipengine.images.orientation import as_stored
+from dipengine.images.raw import RawPixels
 from dipengine.images.vips import load_pyvips, reason, vips_format
 
 _BIGTIFF_BYTES = 2_000_000_000
@@ -31,32 +32,50 @@ def write_raster(path: Path, file_format: FileFormat, pixels: np.ndarray, like: 
     height, width, bands = stored.shape
     try:
         picture = pyvips.Image.new_from_memory(stored, width, height, bands, vips_format(stored.dtype))
-        picture = picture.copy(interpretation=_interpretation(pixels, like), **_resolution(like, scale))
-        _set_fields(pyvips, picture, file_format, pixels, like)
-        match file_format.name:
-            case "png":
-                picture.pngsave(str(path), compression=6, filter="all")
-            case "jpeg":
-                picture.jpegsave(str(path), Q=95, subsample_mode="off", optimize_coding=True)
-            case "webp":
-                picture.webpsave(str(path), lossless=True, exact=True)
-            case "tiff":
-                picture.tiffsave(str(path), compression="deflate", bigtiff=stored.nbytes > _BIGTIFF_BYTES,
-                                 predictor="none" if stored.dtype.kind == "f" else "horizontal")
+        _encode(picture, path, file_format, pixels.dtype, pixels.shape[2], like, scale)
     except pyvips.Error as error:
         raise OSError(reason(error)) from error
 
 
-def _interpretation(pixels: np.ndarray, like: Image) -> str:
+def write_raster_from(raw: RawPixels, path: Path, file_format: FileFormat, like: Image, *, alpha: bool, scale: float = 1
+                      ) -> None:
+    """As `write_raster`, from a file of raw pixels in the stored layout, a part of which is in memory at a time."""
+    pyvips = load_pyvips()
+    height, width, bands = raw.shape
+    try:
+        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype))
+        _encode(picture, path, file_format, raw.dtype, bands - alpha, like, scale)
+    except pyvips.Error as error:
+        raise OSError(reason(error)) from error
+
+
+def _encode(picture, path: Path, file_format: FileFormat, dtype: np.dtype, channels: int, like: Image, scale: float) -> None:
+    pyvips = load_pyvips()
+    picture = picture.copy(interpretation=_interpretation(dtype, channels, like), **_resolution(like, scale))
+    _set_fields(pyvips, picture, file_format, channels, like)
+    bytes_held = picture.height * picture.width * picture.bands * dtype.itemsize
+    match file_format.name:
+        case "png":
+            picture.pngsave(str(path), compression=6, filter="all")
+        case "jpeg":
+            picture.jpegsave(str(path), Q=95, subsample_mode="off", optimize_coding=True)
+        case "webp":
+            picture.webpsave(str(path), lossless=True, exact=True)
+        case "tiff":
+            picture.tiffsave(str(path), compression="deflate", bigtiff=bytes_held > _BIGTIFF_BYTES,
+                             predictor="none" if dtype.kind == "f" else "horizontal")
+
+
+def _interpretation(dtype: np.dtype, channels: int, like: Image) -> str:
     """The colour space to store: the image's own where the pixels still have its kind, else by dtype and channels."""
-    if like.metadata.interpretation and pixels.dtype == like.dtype and pixels.shape[2] == like.channels:
+    if like.metadata.interpretation and dtype == like.dtype and channels == like.channels:
         return like.metadata.interpretation
-    wide = pixels.dtype == np.uint16
-    match pixels.shape[2]:
+    wide = dtype == np.uint16
+    match channels:
         case 1:
             return "grey16" if wide else "b-w"
         case 3:
-            return "rgb16" if wide else "scrgb" if pixels.dtype.kind == "f" else "srgb"
+            return "rgb16" if wide else "scrgb" if dtype.kind == "f" else "srgb"
         case _:
             return "multiband"
 
@@ -68,11 +87,11 @@ def _resolution(like: Image, scale: float) -> dict[str, float]:
     return {"xres": xres * scale, "yres": yres * scale}
 
 
-def _set_fields(pyvips, picture, file_format: FileFormat, pixels: np.ndarray, like: Image) -> None:
+def _set_fields(pyvips, picture, file_format: FileFormat, channels: int, like: Image) -> None:
     types = {bytes: pyvips.GValue.blob_type, str: pyvips.GValue.refstr_type, int: pyvips.GValue.gint_type,
              float: pyvips.GValue.gdouble_type}
     for name, value in like.metadata.fields.items():
-        if name == "icc-profile-data" and not _profile_fits(value, file_format, pixels.shape[2]):
+        if name == "icc-profile-data" and not _profile_fits(value, file_format, channels):
             continue
         picture.set_type(types[type(value)], name, value)
     if like.metadata.orientation != 1:

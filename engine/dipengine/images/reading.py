@@ -27,13 +27,18 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Imag
         raise InputError(f"max-pixels is {max_pixels}; ask for at least 1.")
     source = os.fspath(path)
     check_readable(Path(source))
-    try:
-        with open(source, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageError(f"{source} cannot be opened ({error.strerror or error}); check its permissions.") from error
+    digest = digest_of(source)
     reader = read_fits if is_fits(source) else read_raster
     return reader(source, sha256=digest, max_pixels=max_pixels)
+
+
+def digest_of(source: str) -> str:
+    """SHA-256 of a file's bytes, hexadecimal. Raises ImageError where it cannot be opened."""
+    try:
+        with open(source, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"{source} cannot be opened ({error.strerror or error}); check its permissions.") from error
 
 
 def check_readable(path: Path) -> None:

@@ -1,16 +1,16 @@
 """The map between an image's own units and the generator's [0, 1]: affine, or a curve and then affine.
 
-Written against the array's own namespace (NumPy, CuPy), computed in float64 a block of rows at a time: a float64
+Written against the array's own namespace (`namespaces`; a curve needs NumPy), computed in float64 a block of rows at a time: a float64
 image loses nothing inside the map, and no second copy of the image in float64 is ever held.
 """
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dipengine.errors import InputError
+from dipengine.images.namespaces import cast, dtype_in, integers, namespace
 
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -62,13 +62,14 @@ class ValueMap:
             if len(value_range) != 2:
                 raise InputError(f"The value range has {len(value_range)} numbers; give two, lo,hi.")
             return cls(float(value_range[0]), float(value_range[1]))
-        if pixels.dtype.name in ("uint8", "uint16") and not data_units:
-            return cls(0.0, float(2 ** (8 * pixels.dtype.itemsize) - 1))
+        xp = namespace(pixels)
+        if pixels.dtype in (xp.uint8, xp.uint16) and not data_units:
+            return cls(0.0, float(xp.iinfo(pixels.dtype).max))
         values = pixels if known is None else pixels[known]
         if math.prod(values.shape) == 0:
             raise InputError("The image has no known pixel, so that its range is unknown; "
                              "give a mask with some white in it.")
-        low, high = float(values.min()), float(values.max())
+        low, high = float(xp.min(values)), float(xp.max(values))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("The image holds NaN or infinite values among its known pixels; replace or mask them.")
         if low == high:
@@ -94,26 +95,26 @@ class ValueMap:
         span = end - start
         unit = xp.empty(pixels.shape, dtype=xp.float32)
         for rows in _blocks(pixels.shape):
-            block = pixels[rows].astype(xp.float64)
+            block = cast(pixels[rows, ...], xp.float64)
             block = ((block if self.curve is None else self.curve.forward(block)) - start) / span
-            unit[rows] = xp.where(xp.isnan(block), 0.0, block).astype(xp.float32)
+            unit[rows, ...] = cast(xp.where(xp.isnan(block), xp.zeros_like(block), block), xp.float32)
         return unit
 
     def from_unit(self, unit: Any, dtype: Any) -> Any:
         """Array of `dtype` in data units: integers rounded to nearest (half to even) and clipped to the dtype's
         range, floats not clipped."""
         xp = namespace(unit)
-        dtype = xp.dtype(dtype)
+        dtype = dtype_in(xp, dtype)
         values = xp.empty(unit.shape, dtype=dtype)
         limits = _integer_limits(xp, dtype)
         start, end = self.fitted_range
         for rows in _blocks(unit.shape):
-            block = unit[rows].astype(xp.float64) * (end - start) + start
+            block = cast(unit[rows, ...], xp.float64) * (end - start) + start
             if self.curve is not None:
                 block = self.curve.inverse(block)
             if limits is not None:
-                block = xp.clip(xp.rint(block), *limits)
-            values[rows] = block.astype(dtype)
+                block = xp.clip(xp.round(block), *limits)
+            values[rows, ...] = cast(block, dtype)
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,15 +130,8 @@ class ValueMap:
         return cls(float(record["low"]), float(record["high"]), curve)
 
 
-def namespace(array: Any) -> Any:
-    """The module whose functions work on `array`: the array API's answer, else the package of its type."""
-    if hasattr(array, "__array_namespace__"):
-        return array.__array_namespace__()
-    return sys.modules[type(array).__module__.partition(".")[0]]
-
-
 def _integer_limits(xp: Any, dtype: Any) -> tuple[float, float] | None:
-    if dtype.kind not in "iu":
+    if not integers(xp, dtype):
         return None
     info = xp.iinfo(dtype)
     low, high = float(info.min), float(info.max)
@@ -148,4 +142,4 @@ def _integer_limits(xp: Any, dtype: Any) -> tuple[float, float] | None:
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
-        yield slice(start, start + rows)
+        yield slice(start, min(start + rows, shape[0]))

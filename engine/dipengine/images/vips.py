@@ -33,6 +33,11 @@ def vips_format(dtype: np.dtype) -> str:
     return _FORMAT_OF_DTYPE[np.dtype(dtype).name]
 
 
+def dtype_of(picture) -> np.dtype:
+    """The NumPy dtype of a pyvips image's samples."""
+    return np.dtype(next(name for name, said in _FORMAT_OF_DTYPE.items() if said == str(picture.format)))
+
+
 def reason(error: Exception) -> str:
     """The last line that libvips said, shortened, to stand inside a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,16 +1,20 @@
 """Write an image file, and say before a long fit whether that will work."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from dipengine.errors import InputError, OutputError
 from dipengine.images.atomic import atomic_path, check_target
 from dipengine.images.fits_reading import load_fits
-from dipengine.images.fits_writing import write_fits
+from dipengine.images.fits_writing import write_fits, write_fits_from
 from dipengine.images.formats import check_holds, format_for
 from dipengine.images.image import Image
-from dipengine.images.raster_writing import write_raster
+from dipengine.images.raster_writing import write_raster, write_raster_from
+from dipengine.images.raw import RawPixels
 from dipengine.images.vips import load_pyvips
 
 
@@ -55,14 +59,39 @@ def write_image(
     check_target(path)
     file_format = check_holds(path, pixels.dtype, pixels.shape, alpha=alpha is not None,
                               cmyk=_is_cmyk(like, pixels.shape[2]))
+    with _written(path) as temporary:
+        if file_format.name == "fits":
+            write_fits(temporary, pixels, like, scale=scale, packed=_packed(path))
+        else:
+            write_raster(temporary, file_format, pixels, like, alpha=alpha, scale=scale)
+
+
+def write_image_from(path: str | os.PathLike, raw: RawPixels, like: Image, *, alpha: bool = False, scale: float = 1) -> None:
+    """As `write_image`, from a file of raw pixels, a part of which is in memory at a time.
+
+    raw: in the stored layout of `like`'s orientation, the alpha channel last where `alpha` says that there is one.
+    """
+    check_target(path)
+    channels = raw.shape[2] - alpha
+    file_format = check_holds(path, raw.dtype, (raw.height, raw.width, channels), alpha=alpha, cmyk=_is_cmyk(like, channels))
+    with _written(path) as temporary:
+        if file_format.name == "fits":
+            write_fits_from(raw, temporary, like, scale=scale, packed=_packed(path))
+        else:
+            write_raster_from(raw, temporary, file_format, like, alpha=alpha, scale=scale)
+
+
+@contextmanager
+def _written(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with atomic_path(path) as temporary:
-            if file_format.name == "fits":
-                write_fits(temporary, pixels, like, scale=scale, packed=os.fspath(path).lower().endswith(".gz"))
-            else:
-                write_raster(temporary, file_format, pixels, like, alpha=alpha, scale=scale)
+            yield temporary
     except MemoryError as error:
         raise OutputError(f"{path} cannot be written because memory ran out; free some memory.") from error
+
+
+def _packed(path: str | os.PathLike) -> bool:
+    return os.fspath(path).lower().endswith(".gz")
 
 
 def _is_cmyk(like: Image, channels: int) -> bool:

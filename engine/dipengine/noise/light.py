@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from dipengine.noise.sensor import Sensor
 
 _NEIGHBOURHOOD = 5  # pixels a side
+REACH = _NEIGHBOURHOOD // 2  # pixels from a pixel to the farthest that its light is averaged over
 
 
 def local_light(electrons: np.ndarray, known: np.ndarray | None) -> np.ndarray:
@@ -20,18 +23,29 @@ def relative_noise(sensor: Sensor, electrons: np.ndarray, known: np.ndarray | No
     """Root mean square noise over the range of the light, which is less than that of the noisy frame: what sigma is to
     255 in a photograph. Arguments as in `local_light`; 1 for an even frame.
     """
-    light = local_light(electrons, known)
-    light = light.reshape(-1, light.shape[2]) if known is None else light[known]
-    noise = np.sqrt(np.maximum(light, 0).mean() + sensor.read_electrons**2)
-    return min(1.0, float(noise / max(np.ptp(light), noise)))
+    return relative_noise_of_parts(sensor, [(electrons, known, slice(None))])
+
+
+def relative_noise_of_parts(sensor: Sensor, parts: Iterable[tuple[np.ndarray, np.ndarray | None, slice]]) -> float:
+    """As `relative_noise`, of an image that comes in parts: each some rows of it (electrons, known) with `REACH` more on either
+    side where there are more, and which of them count."""
+    total, count, lowest, highest = 0.0, 0, np.inf, -np.inf
+    for electrons, known, rows in parts:
+        light = local_light(electrons, known)[rows]
+        light = light.reshape(-1, light.shape[2]) if known is None else light[known[rows]]
+        if not light.size:
+            continue
+        total, count = total + np.maximum(light, 0).sum(), count + light.size
+        lowest, highest = min(lowest, light.min()), max(highest, light.max())
+    noise = np.sqrt(total / count + sensor.read_electrons**2)
+    return min(1.0, float(noise / max(highest - lowest, noise)))
 
 
 def _box(planes: np.ndarray) -> np.ndarray:
     """Sums over the neighbourhood of each pixel, [H, W, C], nothing beyond the borders."""
-    reach = _NEIGHBOURHOOD // 2
     for axis in (0, 1):
         width = [(0, 0)] * 3
-        width[axis] = (reach + 1, reach)
+        width[axis] = (REACH + 1, REACH)
         total = np.cumsum(np.pad(planes, width), axis=axis)
         low = np.take(total, range(planes.shape[axis]), axis=axis)
         planes = np.take(total, range(_NEIGHBOURHOOD, _NEIGHBOURHOOD + planes.shape[axis]), axis=axis) - low

@@ -7,7 +7,7 @@ an operator is described (shape, weights) and only its `apply` works on tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -149,6 +149,16 @@ class Task:
     ) -> ValueMap:
         """The map between the image's units and the generator's; known: where its range counts (None: everywhere)."""
         return ValueMap.for_image(image.pixels, known, value_range, data_units=image.in_data_units)
+
+    def recipe_of_whole(
+        self, parts: Iterable[tuple[np.ndarray, np.ndarray | None, slice]], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Fields of the recipe that an image's own values decide, for an image that is fitted in tiles: one recipe for all.
+
+        parts: from top to bottom, some rows at a time with a few more on either side: pixels [h, W, C] in data units, known
+        (bool [h, W] or None), and which of the rows count.
+        """
+        return {}
 
     def problem(self, data: TaskData, preset: str, **options: Any) -> Problem:
         """State the inverse problem for one image. Raises InputError for options that make no sense."""

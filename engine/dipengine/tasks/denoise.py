@@ -6,7 +6,7 @@ Recipe: Ulyanov, Vedaldi, Lempitsky, "Deep Image Prior" (CVPR 2018), section 3.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.images import Image, ValueMap
 from dipengine.noise.gaussian import checked_sigma, perturbation_for
-from dipengine.noise.light import relative_noise
+from dipengine.noise.light import relative_noise, relative_noise_of_parts
 from dipengine.noise.likelihood import SensorLikelihood
 from dipengine.noise.ranges import light_range
 from dipengine.noise.stabilised import stabilised_map, stabilised_sigma
@@ -53,6 +53,15 @@ class Denoise(Task):
         check_light(sensor, image.pixels, known)
         values = light_range(image.pixels, known, value_range, sensor)
         return stabilised_map(values, sensor) if options.get("data_term") == "stabilised" else values
+
+    def recipe_of_whole(
+        self, parts: Iterable[tuple[np.ndarray, np.ndarray | None, slice]], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        sensor = sensor_of(options)
+        if sensor is None:
+            return {}
+        electrons = ((sensor.electrons(pixels.astype(np.float64)), known, rows) for pixels, known, rows in parts)
+        return {"perturbation": perturbation_for(relative_noise_of_parts(sensor, electrons))}
 
     def problem(
         self,

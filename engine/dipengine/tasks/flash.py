@@ -27,14 +27,15 @@ class Flash(Task):
     summary = "clean a picture taken without flash by the help of one taken with it"
     options = (TaskOption("guide", "the picture taken with flash, of the input's size", "image", required=True),)
 
-    def problem(self, data: TaskData, preset: str, *, guide: Image) -> Problem:
+    def problem(self, data: TaskData, preset: str, *, guide: Image, guide_values: ValueMap | None = None) -> Problem:
+        """guide_values: the map of the picture that `guide` is a part of, where an image is fitted in tiles."""
         height, width, _ = data.pixels.shape
         if (guide.height, guide.width) != (height, width):
             raise InputError(
                 f"The guide is {guide.width}x{guide.height} and the image {width}x{height} pixels; "
                 f"they must be of one size."
             )
-        values = ValueMap.for_image(guide.pixels, guide.known, data_units=guide.in_data_units)
+        values = guide_values or ValueMap.for_image(guide.pixels, guide.known, data_units=guide.in_data_units)
         unit = values.to_unit(guide.pixels)
         if guide.known is not None:
             unit = np.where(guide.known[:, :, None], unit, np.float32(0))

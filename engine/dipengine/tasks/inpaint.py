@@ -46,6 +46,9 @@ RECIPES = {
 }
 
 
+NOTHING_MISSING = "Nothing says which pixels are missing; give --mask, --random-missing, or an alpha channel."
+
+
 class Inpaint(Task):
     name = "inpaint"
     summary = "fill in missing pixels (white in the mask = known, black = missing)"
@@ -130,7 +133,7 @@ class Inpaint(Task):
             known &= data.alpha >= 0.5
             sources.append("alpha")
         if not sources:
-            raise InputError("Nothing says which pixels are missing; give --mask, --random-missing, or an alpha channel.")
+            raise InputError(NOTHING_MISSING)
         if not known.any():
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
         return known, "+".join(sources)
