@@ -39,6 +39,10 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
         restore.add_task_option(own, option, required=False)
     restore.add_fit_options(parser.add_argument_group("fit"))
     files = parser.add_argument_group("files")
+    series = parser.add_argument_group("weights to begin with (default: random ones)")
+    series.add_argument("--init-from", type=Path, metavar="FILE", help="of every image: a generator or a checkpoint")
+    series.add_argument("--warm", choices=("previous",),
+                        help="previous: of every image in a folder, those of the one before it (frames, focal stacks)")
     files.add_argument("--format", metavar="png|tiff|...", help="ending of the outputs (default: that of the input; PNG for JPEG)")
     files.add_argument("--tile", default="auto", metavar="auto|none|SIDE[,OVERLAP]",
                        help="large images as fits of tiles, blended (default: those whose fit does not fit in memory)")
@@ -90,9 +94,11 @@ def run(parsed: argparse.Namespace) -> int:
     options = {option.keyword: _path_text(getattr(parsed, option.keyword)) for option in task.options}
     request = Request(
         task.name, {name: value for name, value in options.items() if value not in (None, False)}, restore.settings_of(parsed),
-        keep_generator=parsed.generators, max_pixels=parsed.max_pixels,
+        init_from=_path_text(parsed.init_from), keep_generator=parsed.generators, max_pixels=parsed.max_pixels,
     )
-    jobs = jobs_of(parsed.source, parsed.output, request, parsed.format)
+    if parsed.warm and parsed.init_from:
+        raise InputError("--init-from and --warm both say what to begin with; give one of them.")
+    jobs = jobs_of(parsed.source, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
     if parsed.dry_run:
         for job in jobs:
             print(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")

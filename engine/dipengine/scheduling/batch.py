@@ -18,6 +18,7 @@ from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Done
 from dipengine.scheduling.places import Places
 from dipengine.scheduling.pool import Executors
+from dipengine.scheduling.series import Series
 from dipengine.scheduling.work import facts_of
 
 _PATIENCE = 3600  # seconds in which a worker may end its iteration and write a checkpoint
@@ -70,27 +71,33 @@ class Batch:
             raise
 
     def _take_over(self, jobs: Iterable[Job], resume: bool, retry_failed: bool) -> list[Row]:
-        queued = []
+        rows = []
         with self.ledger.transaction():
             for row, changed in self.ledger.enter(jobs):
-                self.tally.total += 1
+                rows.append(row)
                 why = self._why_again(row, changed, resume, retry_failed)
                 if why is not None:
-                    if row.state == "done":
-                        self.tally.changed.append(f"{row.job.input}: {why}")
-                    if changed or row.state == "done":
+                    if changed:
                         self.places.forget(row.name)
-                    self.ledger.requeue(row, why or None)
+                    self._again(row, why)
+                if row.state == "running":
+                    self.ledger.back(row, "The engine ended while it ran.")
+            self._series = Series(rows, self.places)
+            for row, why in self._series.again():
+                self._again(row, why)
+            for row in rows:
                 if row.state == "done":
-                    self.tally.already_done += 1
                     self.places.forget(row.name)  # an engine that was killed in between has left its checkpoint
-                elif row.state == "failed":
-                    self.tally.failed.append((row.job.input, self.ledger.error(row)))
-                else:
-                    if row.state == "running":
-                        self.ledger.back(row, "The engine ended while it ran.")
-                    queued.append(row)
-        return queued
+            failed = [(row.job.input, self.ledger.error(row)) for row in rows if row.state == "failed"]
+        done = sum(row.state == "done" for row in rows)
+        self.tally.total, self.tally.already_done, self.tally.failed = len(rows), done, failed
+        return [row for row in rows if row.state == "queued"]
+
+    def _again(self, row: Row, why: str) -> None:
+        if row.state == "done":
+            self.tally.changed.append(f"{row.job.input}: {why}")
+            self.places.forget(row.name)
+        self.ledger.requeue(row, why or None)
 
     def _why_again(self, row: Row, changed: bool, resume: bool, retry_failed: bool) -> str | None:
         """The reason to queue a job that is in the ledger already; None leaves it as it is."""
@@ -138,10 +145,16 @@ class Batch:
         ends it at once; nothing that was done is lost, and what ran goes on from its last checkpoint the next time.
         """
         tally, begin = self.tally, time.monotonic()
-        driver = Driver(self.ledger, executors, self, places=self.places, retries=retries) if self._queued else None
+        driver = None
         try:
+            if self._queued:
+                driver = Driver(
+                    self.ledger, executors, self, places=self.places, retries=retries, start=self._series.start
+                )
+                self._add = driver.add
             for row in self._queued:
-                driver.add(row)
+                if self._series.ready(row):
+                    driver.add(row)
             while driver is not None and not driver.idle and not tally.interrupted:
                 driver.step(_LOOK)
                 tally.interrupted = progress is not None and bool(progress(tally, driver.progress()))
@@ -158,9 +171,17 @@ class Batch:
 
     def done(self, row: Row, message: Done) -> None:
         self.tally.done += 1
+        self._series.settled(row)
+        self._next(row)
 
     def failed(self, row: Row, error: str, cause: BaseException | None) -> None:
         self.tally.failed.append((row.job.input, error))
+        self._next(row)
+
+    def _next(self, row: Row) -> None:
+        behind = self._series.behind(row)
+        if behind is not None:
+            self._add(behind)
 
     def summary(self) -> dict[str, Any]:
         """The batch as one JSON object: counts, and a line a job from the ledger."""

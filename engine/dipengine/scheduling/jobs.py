@@ -35,6 +35,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Settings = Settings()
     truth: str | None = None
+    init_from: str | None = None  # generator or checkpoint whose weights every fit begins with
     keep_generator: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -59,7 +60,7 @@ class Request:
     def side_files(self) -> list[str]:
         """The files besides the image that the result depends on."""
         named = (self.options.get(option.keyword) for option in self.described.options if option.kind in FILES)
-        return [path for path in (*named, self.truth) if path is not None]
+        return [path for path in (*named, self.truth, self.init_from) if path is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` makes it again."""
@@ -88,12 +89,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to be restored. `input`: absolute path; `output`: path below the batch's folder, '/' between its parts."""
+    """One image to be restored.
+
+    `input`: absolute path; `output`: path below the batch's folder, '/' between its parts."""
 
     input: str
     output: str
     request: Request
     priority: int = 0  # higher ones first; among equals the order of the source
+    after: str | None = None  # output of the job whose weights this one begins with: the frame before
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
 | queued_at, started_at, finished_at, seconds | Unix times; of the fit alone |
 | files | JSON [[path, size, modified_ns, sha256], ...] of the image and the files beside it, as they were when it was done |
 | environment, note | JSON of what the bits depend on, fixed at the first start; what was different in a later one |
+| after | output of the job whose weights it begins with (frames in order) |
 | result | JSON: iterations, stop reason, PSNR where the truth was given |
 
 Write-ahead log, `synchronous=FULL`: what was committed is on the disk.
@@ -46,7 +47,7 @@ CREATE TABLE jobs (
   state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed')),
   attempts INTEGER NOT NULL DEFAULT 0,
   error TEXT, queued_at REAL NOT NULL, started_at REAL, finished_at REAL, seconds REAL,
-  files TEXT, environment TEXT, note TEXT, result TEXT
+  files TEXT, environment TEXT, note TEXT, result TEXT, after TEXT
 );
 CREATE INDEX jobs_by_state ON jobs(state);
 """
@@ -173,25 +174,25 @@ class Ledger:
         for job in jobs:
             number = self._request_id(job.request)
             found = self._db.execute(
-                "SELECT id, state, attempts, files, environment, request, input FROM jobs WHERE output = ?", (job.output,)
+                "SELECT id, state, attempts, files, environment, request, input, after FROM jobs WHERE output = ?", (job.output,)
             ).fetchone()
             if found is None:
                 cursor = self._db.execute(
-                    "INSERT INTO jobs (input, output, request, priority, state, queued_at) VALUES (?, ?, ?, ?, 'queued', ?)",
-                    (job.input, job.output, number, job.priority, now),
+                    "INSERT INTO jobs (input, output, request, priority, state, queued_at, after) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
+                    (job.input, job.output, number, job.priority, now, job.after),
                 )
                 yield Row(cursor.lastrowid, job, "queued", 0), False
                 continue
-            identity, state, attempts, files, environment, request, source = found
-            changed = self._request(request).digest != job.request.digest or source != job.input
+            identity, state, attempts, files, environment, request, source, after = found
+            changed = self._request(request).digest != job.request.digest or (source, after) != (job.input, job.after)
             yield Row(identity, job, state, attempts, files, environment), changed
 
     def requeue(self, row: Row, note: str | None = None) -> None:
         """Queue a job again, with the request that it has now. Attempts go on counting: each has names of its own."""
         self._db.execute(
-            "UPDATE jobs SET state='queued', input=?, request=?, priority=?, error=NULL, note=?, finished_at=NULL, seconds=NULL, "
+            "UPDATE jobs SET state='queued', input=?, request=?, priority=?, after=?, error=NULL, note=?, finished_at=NULL, seconds=NULL, "
             "files=NULL, environment=NULL, result=NULL, queued_at=? WHERE id=?",
-            (row.job.input, self._request_id(row.job.request), row.job.priority, note, time.time(), row.id),
+            (row.job.input, self._request_id(row.job.request), row.job.priority, row.job.after, note, time.time(), row.id),
         )
         row.state, row.files, row.environment = "queued", None, None
 

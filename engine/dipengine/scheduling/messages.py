@@ -27,7 +27,9 @@ class Start:
     image: Image | None = None  # instead of `input`
     sides: dict[str, Any] = field(default_factory=dict)  # arrays of the task's options, where they are no files
     truth: Image | None = None
-    init: WarmStart | None = None  # weights to begin with
+    init: WarmStart | None = None  # weights to begin with, where they are in no file of the request
+    previous: tuple[str, str] | None = None  # the frame before: its generator's file, and its name
+    keep_weights: str | None = None  # name in the staging folder, for the frame behind
     stage: str = "image"  # or "tile", "blend": of an image in tiles
     tiles: str | None = None  # folder of its plan
     tile: int = -1

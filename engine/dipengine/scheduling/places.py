@@ -18,7 +18,8 @@ _CHECKPOINT = re.compile(r"(\d+(?:t\d+)?)\.(\d+)\.safetensors")
 
 
 class Places:
-    """`folder`/<outputs>, and below `folder`/.dipengine: ledger.sqlite, staging/<job>.<attempt>/, checkpoints/, tiles/<job>/.
+    """`folder`/<outputs>, and below `folder`/.dipengine: ledger.sqlite, staging/<job>.<attempt>/, checkpoints/, tiles/<job>/,
+    weights/<job>.safetensors.
 
     Jobs go by `Row.name`: a tile's is that of its image with the tile's number.
     """
@@ -69,6 +70,13 @@ class Places:
         """Folder of the plan of an image in tiles."""
         return os.fspath(self._tiles / job)
 
+    def weights(self, job: str) -> str:
+        """Where the weights are kept that the frame behind begins with, below the folder."""
+        return f"{OWN_FOLDER}/weights/{job}.safetensors"
+
+    def drop_weights(self, job: str) -> None:
+        (self.folder / self.weights(job)).unlink(missing_ok=True)
+
     def forget(self, job: str) -> None:
         """Remove a job's checkpoints, and its tiles with theirs."""
         if (self._tiles / job).exists():
@@ -104,7 +112,7 @@ class Places:
 
     def tidy(self) -> None:
         """Remove the folders that are empty now."""
-        for place in (self._staging, self._checkpoints, self._tiles):
+        for place in (self._staging, self._checkpoints, self._tiles, self.own / "weights"):
             with contextlib.suppress(OSError):
                 place.rmdir()
 

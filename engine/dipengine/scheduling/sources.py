@@ -21,10 +21,13 @@ READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif")
 OWN_FOLDER = ".dipengine"  # the batch's own files, below its output folder
 
 
-def jobs_of(source: str, folder: Path, request: Request, ending: str | None = None) -> list[Job]:
+def jobs_of(
+    source: str, folder: Path, request: Request, ending: str | None = None, *, in_order: bool = False
+) -> list[Job]:
     """The jobs that `source` names: a folder (with those in it), a glob pattern, one image, or a manifest.
 
     folder: where the outputs go; what lies in it is no input. request: what is asked, manifests override it row by row.
+    in_order: every image begins with the weights of the one before it in its folder (of a manifest: in its rows).
     ending: of all outputs, such as "png"; by default the input's own, but PNG for JPEG and for formats that are not written.
 
     Raises InputError: nothing found, a manifest that makes no sense, two inputs for one output, an output that is an input.
@@ -44,7 +47,18 @@ def jobs_of(source: str, folder: Path, request: Request, ending: str | None = No
     for asked in {id(job.request): job.request for job in jobs}.values():
         asked.check_complete()
     check_outputs(jobs, folder)
-    return jobs
+    return _chained(jobs) if in_order else jobs
+
+
+def _chained(jobs: list[Job]) -> list[Job]:
+    """Frames of one folder follow each other."""
+    before: dict[str, str] = {}
+    chained = []
+    for job in jobs:
+        place = os.path.dirname(job.input)
+        chained.append(replace(job, after=before.get(place)))
+        before[place] = job.output
+    return chained
 
 
 def side_outputs(output: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dipengine.errors import FitError, InputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.fitting.settings import Settings
+from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, check_writable, read_image, read_kernel, read_mask, write_image
 from dipengine.restoration import RunningRestoration, begin_restoration, plan_restoration
 from dipengine.scheduling.jobs import FileFacts
@@ -190,21 +191,44 @@ class ImageFit(Fit):
             _check_staged(start, lambda path: check_writable(path, self._image, alpha=alpha, scale=problem.scale))
         self.iterations = self._plan.recipe.iterations
         self.bytes = planned_bytes(self._plan)
+        self._cold: str | None = None  # why the frame before is not begun with
+        self._init = start.init
+        if request.init_from is not None:
+            self._files.note(request.init_from)
+            self._init = WarmStart.load(request.init_from)
+        if start.previous is not None:
+            path, name = start.previous
+            self._init = replace(WarmStart.load(path), kind="previous", source=name)
 
     def _begin(self) -> RunningRestoration:
-        start = self.start
-        return begin_restoration(
-            self._image, start.request.task, self._task_options, self._settings, self._plan, truth=self._truth, init=start.init
-        )
+        def begin(init: WarmStart | None) -> RunningRestoration:
+            return begin_restoration(
+                self._image, self.start.request.task, self._task_options, self._settings, self._plan, truth=self._truth, init=init
+            )
+
+        try:
+            return begin(self._init)
+        except InputError as error:
+            if self.start.previous is None:
+                raise
+            # Of another size, as a rule: a series goes on with this frame's own.
+            self._cold, self._init = str(error), None
+            return begin(None)
 
     def _owner(self) -> str:
         digests = [facts.sha256 for facts in self._files.facts] or [self._image.sha256]
-        begun = [] if self.start.init is None else [self.start.init.sha256]
+        begun = [] if self._init is None else [self._init.sha256]
         return hashlib.sha256(" ".join([self.start.request.digest, *digests, *begun]).encode()).hexdigest()
 
     def finish(self) -> Done:
         restored = self._fit.finish()
         start, staged = self.start, []
+        if self._cold is not None:
+            restored.record["init_from"] = {"kind": "previous", "source": start.previous[1], "refused": self._cold}
+        if start.keep_weights is not None:
+            os.makedirs(os.path.dirname(os.path.join(start.staging, start.keep_weights)), exist_ok=True)
+            restored.generator.save(os.path.join(start.staging, start.keep_weights))
+            staged.append(start.keep_weights)
         if start.staging is not None:
             if start.request.keep_generator:
                 staged.append(side_outputs(start.output)[1])

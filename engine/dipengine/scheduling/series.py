@@ -1,0 +1,91 @@
+"""Frames in order: each fit begins with the weights of the frame before it (`--warm previous`).
+
+A frame waits until the one before it is settled. Where that has failed, the last one that was done stands in for it. Weights are kept
+as long as a frame may want them: those of a frame go when all frames up to one that is done behind it are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dipengine.scheduling.ledger import Row
+from dipengine.scheduling.places import Places
+from dipengine.scheduling.sources import side_outputs
+
+
+class Series:
+    """All chains of a batch; jobs that follow no other one are in none."""
+
+    def __init__(self, rows: Iterable[Row], places: Places) -> None:
+        self._places = places
+        by_output = {row.job.output: row for row in rows}
+        self._before = {row.id: by_output[row.job.after] for row in by_output.values() if row.job.after in by_output}
+        self._behind = {before.id: by_output[row.job.output] for row in by_output.values() if (before := self._before.get(row.id))}
+
+    def again(self) -> Iterable[tuple[Row, str]]:
+        """Jobs that are done and have to be done again, with the reason; the caller queues each before it asks for the next.
+
+        What follows a frame that is done again has other weights to begin with; what a frame has to begin with may be gone.
+        """
+        order = sorted(self._before, key=lambda number: number)
+        stable = False
+        while not stable:
+            stable = True
+            for number in order:
+                row = self._row(number)
+                if row.state == "done" and self._before[number].state == "queued":
+                    stable = False
+                    yield row, "the frame before it is done again"
+                source = self._source(row) if row.state == "queued" else None
+                if source is not None and self._weights(source) is None:
+                    stable = False
+                    yield source, "its weights are needed again"
+
+    def ready(self, row: Row) -> bool:
+        """Whether nothing has to be waited for."""
+        before = self._before.get(row.id)
+        return before is None or before.state in ("done", "failed")
+
+    def behind(self, row: Row) -> Row | None:
+        """The frame that waited for this one."""
+        behind = self._behind.get(row.id)
+        return behind if behind is not None and behind.state == "queued" else None
+
+    def start(self, row: Row) -> dict[str, Any]:
+        """What a frame's Start message says besides: where its weights come from, where its own are kept."""
+        more: dict[str, Any] = {}
+        source = self._source(row)
+        if source is not None:
+            more["previous"] = (str(self._places.folder / self._weights(source)), source.job.input)
+        if row.id in self._behind and not row.job.request.keep_generator:
+            more["keep_weights"] = self._places.weights(row.name)
+        return more
+
+    def settled(self, row: Row) -> None:
+        """A frame is done: what it and those before it began with is not wanted any more, if none of them is to come."""
+        source = self._source(row)
+        at = self._before.get(row.id)
+        while at is not None and at is not source:
+            if at.state != "done":
+                return
+            at = self._before.get(at.id)
+        if source is not None:
+            self._places.drop_weights(source.name)
+        if row.id not in self._behind:
+            self._places.drop_weights(row.name)
+
+    def _row(self, number: int) -> Row:
+        return self._behind[self._before[number].id]
+
+    def _source(self, row: Row) -> Row | None:
+        """The last frame before this one that is done."""
+        at = self._before.get(row.id)
+        while at is not None and at.state == "failed":
+            at = self._before.get(at.id)
+        return at
+
+    def _weights(self, row: Row) -> str | None:
+        """Of a frame that is done, below the batch's folder; None where they are gone."""
+        name = side_outputs(row.job.output)[1] if row.job.request.keep_generator else self._places.weights(row.name)
+        return name if row.state == "queued" or (self._places.folder / name).exists() else None
