@@ -159,7 +159,7 @@ def alive(pid):
 
 
 def checkpoints(out="out"):
-    return list(Path(out).glob(".dipengine/checkpoints/*.safetensors"))
+    return list(Path(out).glob(".dipengine/checkpoints/[0-9]*.safetensors"))
 
 
 LONG = ["--channels", "8", "--levels", "2", "--iterations", "1500", "--stop", "fixed"]
@@ -293,6 +293,50 @@ def test_a_manifest_with_tasks_masks_and_truths(folder):
     assert rows()["filled.png"]["attempts"] == 2 and rows()["large.tif"]["attempts"] == 1
 
 
+def test_a_large_image_is_a_cohort_of_tiles(folder):
+    """Tiles of one image run on all workers; the bits are those of the single command."""
+    write_image("in/truth.png", read_image("in/a.png").pixels, Image(read_image("in/a.png").pixels))
+    Path("in/jobs.jsonl").write_text('{"input": "a.png", "truth": "truth.png"}\n{"input": "deep/c.tif"}\n{"input": "broken.png"}\n')
+    assert batch("--tile", "16,4", source="in/jobs.jsonl") == 1
+    assert main(["denoise", "in/a.png", "-o", "alone.png", *FIT, "--quiet", "--tile", "16,4", "--truth", "in/truth.png",
+                 "--record", "alone.json"]) == 0
+    assert np.array_equal(read_image("alone.png").pixels, read_image("out/a.png").pixels)
+    record, alone = (json.loads(Path(name).read_text()) for name in ("out/a.png.json", "alone.json"))
+    assert record["psnr"] == alone["psnr"] and len(record["tiles"]["each"]) == len(alone["tiles"]["each"]) > 1
+    assert read_image("out/deep/c.tif").pixels.dtype == np.uint16
+    assert {row["state"] for row in rows().values()} == {"done", "failed"} and rows()["a.png"]["attempts"] == 1
+    assert not list(Path("out/.dipengine").glob("tiles/*")) and not checkpoints()
+
+
+@pytest.mark.slow
+def test_tiles_survive_kill_9(folder):
+    fit = ["--channels", "8", "--levels", "2", "--iterations", "200", "--stop", "fixed"]
+    more = ["--tile", "16,4", "--checkpoint-every", "0.1"]
+    picture(folder / "large" / "a.png", 60, 70)
+    assert start(*more, out="reference", fit=fit, source="large").wait() == 0
+    for tiles in (0, 2, 5):
+        process = start(*more, fit=fit, source="large")
+        wait_until(lambda: checkpoints() and len(list(Path("out").glob(".dipengine/tiles/1/tile_*.npy"))) >= tiles)
+        process.kill()
+        process.communicate()
+    process = start(*more, fit=fit, source="large")
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert images() == images("reference") and everything() == everything("reference")
+    assert rows()["a.png"]["attempts"] == 4
+
+
+def test_a_tile_that_fails_fails_its_image_alone(folder, capsys):
+    mask = np.full((40, 40, 1), 255, np.uint8)
+    mask[:20, :20] = 0  # a whole tile and more
+    write_image("in/mask.png", mask, Image(mask))
+    picture(folder / "in" / "e.png", 40, 40)
+    Path("in/jobs.jsonl").write_text('{"input": "e.png", "task": "inpaint", "mask": "mask.png"}\n{"input": "a.png"}\n')
+    assert batch("--tile", "12,4", source="in/jobs.jsonl") == 1
+    assert "swallows a whole tile" in capsys.readouterr().err
+    assert set(images()) == {"a.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -303,6 +347,7 @@ def test_a_manifest_with_tasks_masks_and_truths(folder):
         (["in", "-o", "out", "--limit-time", "-1"], "limit-time is -1"),
         (["in", "-o", "out", "--device", "cuda:7"], "cuda:7"),
         (["in", "-o", "out", "--format", "xyz"], "names no format"),
+        (["in", "-o", "out", "--tile", "big"], "The tile is 'big'"),
         (["in", "-o", "in/a.png"], "cannot be"),
         (["in", "-o", "out", "--mask", "gone.png"], None),
     ],

@@ -6,7 +6,7 @@ from dipengine.fitting.settings import Settings
 from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.jobs import Job, Request
 from dipengine.scheduling.ledger import Ledger
-from dipengine.scheduling.messages import Died, Done, Failed, Go, Planned, Progressed, Ready, Start, Threads
+from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.pool import DevicePlan
 
 HERE = {"device": "cpu", "bf16": True}
@@ -304,6 +304,69 @@ def test_a_job_that_is_put_back_is_in_its_place_again():
             scene.plan(scene.workers[0])
             scene.finish(scene.workers[0])
     assert scene.ended == [("done", 1), ("done", 2)]
+
+
+class NoPlaces:
+    """Where the driver would put files."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: "x"
+
+
+def test_a_large_image_becomes_tiles_then_one_image():
+    scene = Scene(2)
+    scene.driver._places = NoPlaces()
+    scene.ready()
+    first, second = scene.workers
+    start = first.starts()[0]
+    first.say(Tiled(start.job, start.attempt, (0, 2, 3), 4))  # tile 1 was done by an engine before
+    scene.driver.step()
+    assert first.starts()[-1].stage == "tile" and first.starts()[-1].tile == 0
+    assert scene.state(scene.rows[0])["state"] == "running" and scene.driver.progress() == 0.25
+    scene.plan(second)
+    scene.finish(second)  # the other image makes room: tiles come before images that came later
+    assert second.starts()[-1].tile == 2
+    scene.plan(first)
+    scene.finish(first)
+    assert first.starts()[-1].tile == 3
+    for worker in (first, second):
+        scene.plan(worker)
+        scene.finish(worker)
+    blend = next(s for worker in scene.workers for s in worker.starts() if s.stage == "blend")
+    assert (blend.job, blend.attempt) == (1, 1)
+    worker = first if blend in first.starts() else second
+    scene.plan(worker)
+    scene.finish(worker)
+    assert scene.ended == [("done", 2), ("done", 1)] and scene.driver.idle
+    assert scene.state(scene.rows[0])["attempts"] == 1
+
+
+def test_a_tile_that_fails_ends_the_others():
+    scene = Scene(2)
+    scene.driver._places = NoPlaces()
+    scene.ready()
+    first, second = scene.workers
+    scene.plan(second)
+    start = first.starts()[0]
+    first.say(Tiled(start.job, start.attempt, (0, 1, 2, 3), 4))
+    scene.driver.step()
+    scene.finish(second)
+    assert (first.starts()[-1].tile, second.starts()[-1].tile) == (0, 1)
+    scene.fail(first, "final", "It is not finite.")
+    assert scene.ended == [("done", 2), ("failed", 1, "Tile 0: It is not finite.")]
+    assert any(isinstance(message, Drop) for message in second.sent)
+    assert scene.driver.idle and len(first.starts()) == 2 and len(second.starts()) == 2
+
+
+def test_tiles_of_an_engine_that_stops_leave_their_image_queued():
+    scene = Scene(1)
+    scene.driver._places = NoPlaces()
+    scene.ready()
+    start = scene.workers[0].starts()[0]
+    scene.workers[0].say(Tiled(start.job, start.attempt, (0, 1, 2), 3))
+    scene.driver.step()
+    scene.driver.stop(1)
+    assert scene.ledger.counts() == {"queued": 1}
 
 
 def test_where_a_job_was_begun_is_fixed_and_said_when_it_changes():

@@ -40,6 +40,8 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
     restore.add_fit_options(parser.add_argument_group("fit"))
     files = parser.add_argument_group("files")
     files.add_argument("--format", metavar="png|tiff|...", help="ending of the outputs (default: that of the input; PNG for JPEG)")
+    files.add_argument("--tile", default="auto", metavar="auto|none|SIDE[,OVERLAP]",
+                       help="large images as fits of tiles, blended (default: those whose fit does not fit in memory)")
     files.add_argument("--generators", action="store_true", help="keep every fitted generator beside its image")
     files.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger images (200 million)")
     engine = parser.add_argument_group("engine")
@@ -77,11 +79,13 @@ def run(parsed: argparse.Namespace) -> int:
     from dipengine.scheduling.pool import Pool
     from dipengine.scheduling.sources import jobs_of
     from dipengine.scheduling.worker import WorkerOptions
+    from dipengine.tiling import TileRequest
 
     for name in ("retries", "checkpoint_every", "limit_time"):
         value = getattr(parsed, name)
         if value is not None and not value >= 0:
             raise InputError(f"{name.replace('_', '-')} is {value}; give 0 or more.")
+    TileRequest.parse(parsed.tile)
     task = TASKS[parsed.task]
     options = {option.keyword: _path_text(getattr(parsed, option.keyword)) for option in task.options}
     request = Request(
@@ -97,7 +101,7 @@ def run(parsed: argparse.Namespace) -> int:
     batch = Batch(jobs, parsed.output, ledger=parsed.ledger, resume=parsed.resume, retry_failed=parsed.retry_failed)
     try:
         show = _Progress(batch.tally, parsed.quiet)
-        options = WorkerOptions(checkpoint_every=parsed.checkpoint_every, limit_time=parsed.limit_time)
+        options = WorkerOptions(checkpoint_every=parsed.checkpoint_every, limit_time=parsed.limit_time, tile=parsed.tile)
         with _signals(show), show:
             tally = batch.run(Pool(devices, options), retries=parsed.retries, progress=show)
         summary = batch.write_summary()

@@ -26,7 +26,7 @@ class Backlog:
     def put(self, row: Row) -> None:
         """A redo keeps its place in front of those that never ran."""
         # The count keeps heaps from comparing rows: one that is put back may lie in its lane still.
-        item = (-row.job.priority, row.id, next(self._count), row)
+        item = (-row.job.priority, row.order, next(self._count), row)
         self._waiting.add(row.id)
         heapq.heappush(self._all, item)
         if row.canvas is not None:
@@ -42,10 +42,10 @@ class Backlog:
             same = self._first(lane) if lane else None
             if same is not None and same[0] == first[0]:
                 first = same
-        self._waiting.discard(first[1])
+        self._waiting.discard(first[3].id)
         return first[3]
 
     def _first(self, heap: list[Item]) -> Item | None:
-        while heap and heap[0][1] not in self._waiting:
+        while heap and heap[0][3].id not in self._waiting:
             heapq.heappop(heap)
         return heap[0] if heap else None

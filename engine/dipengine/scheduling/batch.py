@@ -79,11 +79,11 @@ class Batch:
                     if row.state == "done":
                         self.tally.changed.append(f"{row.job.input}: {why}")
                     if changed or row.state == "done":
-                        self.places.forget(row.id)
+                        self.places.forget(row.name)
                     self.ledger.requeue(row, why or None)
                 if row.state == "done":
                     self.tally.already_done += 1
-                    self.places.forget(row.id)  # an engine that was killed in between has left its checkpoint
+                    self.places.forget(row.name)  # an engine that was killed in between has left its checkpoint
                 elif row.state == "failed":
                     self.tally.failed.append((row.job.input, self.ledger.error(row)))
                 else:

@@ -1,7 +1,8 @@
 """The driver: one step() is schedule, run, postprocess. It alone writes the ledger and puts outputs in their places.
 
-A job: waiting -> planned by a worker (its image read, its bytes known) -> running, once its device has room -> done or failed. What
-a step decides is written to the ledger in one transaction before anybody is told.
+A job: waiting -> planned by a worker (its image read, its bytes known) -> running, once its device has room -> done or failed. An
+image in tiles: waiting -> its plan of tiles is made -> every tile a job of its own -> blended. What a step decides is written to the
+ledger in one transaction before anybody is told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from dipengine.scheduling.backlog import Backlog
 from dipengine.scheduling.ledger import Ledger, Row
-from dipengine.scheduling.messages import Died, Done, Failed, Go, Planned, Progressed, Ready, Start, Threads
+from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.places import Places
 from dipengine.scheduling.pool import DevicePlan, Executor, Executors
 
@@ -25,6 +26,15 @@ class Listener(Protocol):
     def done(self, row: Row, message: Done) -> None: ...
 
     def failed(self, row: Row, error: str, cause: BaseException | None) -> None: ...
+
+
+@dataclass(slots=True)
+class Parent:
+    """An image whose tiles are under way."""
+
+    row: Row
+    total: int
+    pending: set[int]  # tiles
 
 
 @dataclass(slots=True)
@@ -88,6 +98,8 @@ class Driver:
             self._devices[executor.device].executors.append(executor)
         self._held: dict[Executor, dict[int, Held]] = {executor: {} for executor in self._executors}
         self._environments: dict[Executor, dict[str, Any]] = {}
+        self._parents: dict[int, Parent] = {}
+        self._tiles = 0  # so far, of all images: their rows are numbered below zero
         self._accidents: defaultdict[int, int] = defaultdict(int)
         self._writes: list[Callable[[], None]] = []
         self._said: list[Callable[[], None]] = []
@@ -118,9 +130,13 @@ class Driver:
 
     def progress(self) -> float:
         """Of the jobs under way, in jobs."""
-        return sum(
-            held.iteration / held.ceiling for jobs in self._held.values() for held in jobs.values() if held.ceiling
-        )
+        found = sum(1 - len(parent.pending) / parent.total for parent in self._parents.values())
+        for jobs in self._held.values():
+            for held in jobs.values():
+                if held.ceiling and held.row.stage != "blend":
+                    parent = self._parents.get(held.row.order) if held.row.parent is not None else None
+                    found += held.iteration / held.ceiling / (parent.total if parent else 1)
+        return found
 
     def step(self, timeout: float | None = None) -> None:
         """Hear what the workers say, decide what comes next, write it down, say it."""
@@ -141,10 +157,12 @@ class Driver:
     def stop(self, patience: float) -> None:
         """Ctrl-C: workers write checkpoints and leave; their jobs wait in the ledger."""
         self._pool.close(patience)
+        rows = {held.row.id: held.row for jobs in self._held.values() for held in jobs.values() if held.row.parent is None}
+        rows |= {number: parent.row for number, parent in self._parents.items()}
         with self._ledger.transaction():
-            for jobs in self._held.values():
-                for held in jobs.values():
-                    self._ledger.back(held.row)
+            for row in rows.values():
+                self._ledger.back(row)
+        self._parents = {}
         self._held = {executor: {} for executor in self._executors}
 
     # ---- hearing ------------------------------------------------------------------------------------------------
@@ -169,6 +187,9 @@ class Driver:
         if isinstance(message, Planned):
             held.bytes, held.ceiling = message.bytes, message.iterations
             self._devices[executor.device].deferred.append(held)
+        elif isinstance(message, Tiled):
+            self._release(held)
+            self._in_tiles(held.row, message)
         elif isinstance(message, Progressed):
             held.iteration = message.iteration
         elif isinstance(message, Done):
@@ -178,11 +199,35 @@ class Driver:
             self._release(held)
             self._failed(held, message)
 
+    def _in_tiles(self, row: Row, message: Tiled) -> None:
+        self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending))
+        for tile in message.pending:
+            self._tiles += 1
+            # Attempts go on where those of earlier engines cannot have been.
+            self._backlog.put(Row(-self._tiles, row.job, "queued", 100 * row.attempts, stage="tile", parent=row, tile=tile))
+        self._blend_if_complete(row)
+
+    def _tile_done(self, row: Row) -> None:
+        parent = self._parents.get(row.parent.id)
+        if parent is not None:
+            parent.pending.discard(row.tile)
+            self._places.forget(row.name)
+            self._accidents.pop(row.id, None)
+            self._blend_if_complete(parent.row)
+
+    def _blend_if_complete(self, row: Row) -> None:
+        if not self._parents[row.id].pending:
+            row.stage = "blend"
+            self._backlog.put(row)
+
     def _done(self, held: Held, message: Done) -> None:
         row = held.row
+        if row.parent is not None:
+            self._tile_done(row)
+            return
         if self._places is not None:
             try:
-                self._places.publish(row.id, message.attempt, message.staged)
+                self._places.publish(row.name, message.attempt, message.staged)
             except OSError as error:
                 self._accident(row, f"{row.job.output} cannot be put in its place ({error.strerror or error})", error)
                 return
@@ -220,19 +265,35 @@ class Driver:
 
     def _again(self, row: Row, error: str) -> None:
         if self._places is not None:
-            self._places.discard(row.id, row.attempts)
-        self._writes.append(lambda: self._ledger.back(row, error))
+            self._places.discard(row.name, row.attempts)
+        if row.parent is None and row.stage != "blend":
+            self._writes.append(lambda: self._ledger.back(row, error))
         self._backlog.put(row)
 
     def _give_up(self, row: Row, error: str, cause: BaseException | None, *, keep: bool) -> None:
+        if row.parent is not None:
+            if row.parent.id not in self._parents:
+                return  # another tile has failed before it
+            tile, row = row.tile, row.parent
+            error = f"Tile {tile}: {error}"
+            self._drop_tiles(row)
         if self._places is not None:
-            self._places.discard(row.id, row.attempts)
+            self._places.discard(row.name, row.attempts)
         self._writes.append(lambda: self._ledger.failed(row, error))
         self._said.append(lambda: self._settled(row, lambda: self._listener.failed(row, error, cause), keep=keep))
 
+    def _drop_tiles(self, row: Row) -> None:
+        """One tile has failed: the others are of no use. Those that wait are passed over, see `_next`."""
+        del self._parents[row.id]
+        for executor, jobs in self._held.items():
+            for held in [held for held in jobs.values() if held.row.parent is row]:
+                self._release(held)
+                executor.send(Drop(held.row.id))
+
     def _settled(self, row: Row, tell: Callable[[], None], *, keep: bool = False) -> None:
+        self._parents.pop(row.id, None)
         if self._places is not None and not keep:
-            self._places.forget(row.id)
+            self._places.forget(row.name)
         self._accidents.pop(row.id, None)
         tell()
 
@@ -270,12 +331,20 @@ class Driver:
                 environment, jobs = self._environments.get(executor), self._held[executor]
                 while environment is not None and self._backlog and self._takes_more(device, executor, jobs):
                     canvas = next((held.row.canvas for held in jobs.values()), None)
-                    row = self._backlog.take(canvas)
+                    row = self._next(canvas)
+                    if row is None:
+                        break
                     if jobs and row.id in self._accidents:
                         self._backlog.put(row)
                         break
                     orders.append((executor, self._start(row, executor, environment)))
         return orders
+
+    def _next(self, canvas: object) -> Row | None:
+        row = self._backlog.take(canvas)
+        while row is not None and row.parent is not None and row.parent.id not in self._parents:
+            row = self._backlog.take(canvas)  # a tile of an image that has failed
+        return row
 
     def _takes_more(self, device: Device, executor: Executor, jobs: dict[int, Held]) -> bool:
         # A job with an accident behind it has a worker to itself, so that the next one is no other image's.
@@ -286,25 +355,29 @@ class Driver:
         precision = row.job.request.settings.precision
         if precision == "auto":
             precision = "bf16" if environment.get("bf16") else "fp32"
-        here = json.dumps({**environment, "precision": precision, "tiling": None}, sort_keys=True)
+        here = json.dumps({**environment, "precision": precision}, sort_keys=True)
         note = None
         if row.environment is not None and row.environment != here:
             note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
-        attempt = row.attempts + 1
+        # A plan of tiles, their fits and the blending are one attempt of the image.
+        attempt = row.attempts + (row.stage != "blend")
         self._held[executor][row.id] = Held(row, executor)
         self._devices[executor.device].held += 1
         # Now, not with the write: what the worker answers is compared with it.
         row.state, row.attempts = "running", attempt
-        self._writes.append(lambda: self._ledger.started(row, here, note))
+        if row.stage == "image":
+            self._writes.append(lambda: self._ledger.started(row, here, note))
         files: dict[str, Any] = {"output": None, "staging": None, "checkpoint": None, "resume": None}
         if self._places is not None:
             files = {
                 "output": row.job.output,
-                "staging": self._places.staging(row.id, attempt),
-                "resume": self._places.latest(row.id),
-                "checkpoint": self._places.checkpoint(row.id, attempt),
+                "staging": self._places.staging(row.name, attempt),
+                "resume": self._places.latest(row.name),
+                "checkpoint": self._places.checkpoint(row.name, attempt),
+                "tiles": self._places.tiles(str(row.order)),
             }
-        return Start(row.id, attempt, row.job.input, row.job.request, **files, **self._more(row))
+        more = self._more(row)
+        return Start(row.id, attempt, row.job.input, row.job.request, **files, stage=row.stage, tile=row.tile, **more)
 
     def _share_threads(self) -> list[tuple[Executor, Any]]:
         """Cores that no job waits for go to the fits that run: their bits do not depend on it."""

@@ -63,6 +63,19 @@ class Row:
     files: str | None = None  # JSON, of jobs that are done
     environment: str | None = None
     canvas: object = None  # where known: jobs of one canvas share a device's plan
+    stage: str = "image"  # what is to be done next; "tile" and "blend" of an image in tiles
+    parent: "Row | None" = None  # of a tile, which has no row in the ledger: the image's
+    tile: int = -1
+
+    @property
+    def name(self) -> str:
+        """By which files of this job are told from those of others."""
+        return str(self.id) if self.parent is None else f"{self.parent.id}t{self.tile}"
+
+    @property
+    def order(self) -> int:
+        """Among jobs of one priority."""
+        return self.id if self.parent is None else self.parent.id
 
 
 class Ledger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image
 from dipengine.scheduling.jobs import FileFacts, Request
 
@@ -26,11 +27,22 @@ class Start:
     image: Image | None = None  # instead of `input`
     sides: dict[str, Any] = field(default_factory=dict)  # arrays of the task's options, where they are no files
     truth: Image | None = None
+    init: WarmStart | None = None  # weights to begin with
+    stage: str = "image"  # or "tile", "blend": of an image in tiles
+    tiles: str | None = None  # folder of its plan
+    tile: int = -1
 
 
 @dataclass(frozen=True)
 class Go:
     """The memory that was planned is granted."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Nobody wants this job any more; nothing is answered."""
 
     job: int
 
@@ -65,6 +77,16 @@ class Planned:
     attempt: int
     bytes: int
     iterations: int
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """The image does not fit in memory as one: its plan of tiles is made. pending: those without a result, of `total` fits."""
+
+    job: int
+    attempt: int
+    pending: tuple[int, ...]
+    total: int
 
 
 @dataclass(frozen=True)

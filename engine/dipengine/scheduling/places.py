@@ -14,11 +14,14 @@ from dipengine.errors import OutputError
 from dipengine.images.atomic import remove_leftovers
 from dipengine.scheduling.sources import OWN_FOLDER
 
-_CHECKPOINT = re.compile(r"(\d+)\.(\d+)\.safetensors")
+_CHECKPOINT = re.compile(r"(\d+(?:t\d+)?)\.(\d+)\.safetensors")
 
 
 class Places:
-    """`folder`/<outputs>, and below `folder`/.dipengine: ledger.sqlite, staging/<job>.<attempt>/, checkpoints/."""
+    """`folder`/<outputs>, and below `folder`/.dipengine: ledger.sqlite, staging/<job>.<attempt>/, checkpoints/, tiles/<job>/.
+
+    Jobs go by `Row.name`: a tile's is that of its image with the tile's number.
+    """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         """Makes the folders; what was being written when an earlier engine ended is removed. Raises OutputError."""
@@ -27,33 +30,34 @@ class Places:
         self.ledger = self.own / "ledger.sqlite"
         self._staging = self.own / "staging"
         self._checkpoints = self.own / "checkpoints"
-        self._attempts: defaultdict[int, list[int]] = defaultdict(list)
+        self._tiles = self.own / "tiles"
+        self._attempts: defaultdict[str, list[int]] = defaultdict(list)
 
     def prepare(self) -> None:
         """To be called with the ledger open: until then another engine may be at work here."""
         try:
             shutil.rmtree(self._staging, ignore_errors=True)
-            for place in (self._staging, self._checkpoints):
+            for place in (self._staging, self._checkpoints, self._tiles):
                 place.mkdir(parents=True, exist_ok=True)
             for name in os.listdir(self._checkpoints):
                 found = _CHECKPOINT.fullmatch(name)
                 if found:
-                    self._attempts[int(found[1])].append(int(found[2]))
+                    self._attempts[found[1]].append(int(found[2]))
                 else:
                     (self._checkpoints / name).unlink()
         except OSError as error:
             raise OutputError(f"The folder {self.folder} cannot be written ({error.strerror or error}); choose another -o.") from error
 
-    def staging(self, job: int, attempt: int) -> str:
+    def staging(self, job: str, attempt: int) -> str:
         return os.fspath(self._staging / f"{job}.{attempt}")
 
-    def checkpoint(self, job: int, attempt: int) -> str:
+    def checkpoint(self, job: str, attempt: int) -> str:
         """Where this attempt keeps its checkpoint; it counts as there from now on."""
         if attempt not in self._attempts[job]:
             self._attempts[job].append(attempt)
         return os.fspath(self._checkpoints / f"{job}.{attempt}.safetensors")
 
-    def latest(self, job: int) -> str | None:
+    def latest(self, job: str) -> str | None:
         """The checkpoint of the last attempt that wrote one."""
         for attempt in sorted(self._attempts.get(job, ()), reverse=True):
             path = self._checkpoints / f"{job}.{attempt}.safetensors"
@@ -61,18 +65,26 @@ class Places:
                 return os.fspath(path)
         return None
 
-    def forget(self, job: int) -> None:
-        """Remove a job's checkpoints."""
+    def tiles(self, job: str) -> str:
+        """Folder of the plan of an image in tiles."""
+        return os.fspath(self._tiles / job)
+
+    def forget(self, job: str) -> None:
+        """Remove a job's checkpoints, and its tiles with theirs."""
+        if (self._tiles / job).exists():
+            shutil.rmtree(self._tiles / job, ignore_errors=True)
+            for tile in [name for name in self._attempts if name.startswith(f"{job}t")]:
+                self.forget(tile)
         for attempt in self._attempts.pop(job, ()):
             path = self._checkpoints / f"{job}.{attempt}.safetensors"
             path.unlink(missing_ok=True)
             remove_leftovers(path)  # of a worker that was killed while it wrote
 
-    def discard(self, job: int, attempt: int) -> None:
+    def discard(self, job: str, attempt: int) -> None:
         """Remove what an attempt has staged."""
         shutil.rmtree(self.staging(job, attempt), ignore_errors=True)
 
-    def publish(self, job: int, attempt: int, names: Iterable[str]) -> None:
+    def publish(self, job: str, attempt: int, names: Iterable[str]) -> None:
         """Staged files, on the disk already, take their places; their folders are on the disk when this returns.
 
         Raises OSError; what has taken its place stays, and another attempt replaces it.
@@ -92,7 +104,7 @@ class Places:
 
     def tidy(self) -> None:
         """Remove the folders that are empty now."""
-        for place in (self._staging, self._checkpoints):
+        for place in (self._staging, self._checkpoints, self._tiles):
             with contextlib.suppress(OSError):
                 place.rmdir()
 

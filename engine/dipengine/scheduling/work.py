@@ -1,74 +1,147 @@
-"""One job inside a worker: read, plan, fit, write to the staging folder."""
+"""What a worker does for one Start message: an image as one fit, one tile of a large image, or the blending of its tiles."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dipengine.errors import FitError, InputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
+from dipengine.fitting.settings import Settings
 from dipengine.images import Image, check_writable, read_image, read_kernel, read_mask, write_image
-from dipengine.restoration import begin_restoration, plan_restoration
+from dipengine.restoration import RunningRestoration, begin_restoration, plan_restoration
 from dipengine.scheduling.jobs import FileFacts
 from dipengine.scheduling.memory import planned_bytes
-from dipengine.scheduling.messages import Done, Start
+from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
+from dipengine.tiling import TiledPlan, TileRequest, plan_tiles, tiled_record
+
+if TYPE_CHECKING:
+    from dipengine.scheduling.worker import WorkerOptions
+
+_RESULT = ("iterations", "delivered_iteration", "stop_reason", "rollbacks", "seconds", "psnr", "psnr_input", "ssim")
+_BLENDING = 256 << 20  # bytes of rows that pass through memory while tiles are blended, about
 
 
 class TimeLimit(FitError):
     """A fit took longer than it was allowed to; its checkpoint is written."""
 
 
-class Work:
-    """From a Start message to the files of its result."""
+class Work(ABC):
+    """Something with a beginning, turns and an end.
 
-    def __init__(self, start: Start, options: Any, threads: int) -> None:
-        """Read the image and decide everything; no memory is taken for the fit.
+    bytes: that it will hold, known when it has been made. iterations: at most.
+    """
 
-        Raises what reading and planning raise: InputError, ImageError, OutputError, DeviceError.
-        """
+    bytes: int
+    iterations: int
+    iteration = 0
+    resumed_at = 0
+
+    def __init__(self, start: Start) -> None:
         self.start = start
+
+    @abstractmethod
+    def begin(self, threads: int) -> None:
+        """Take the memory."""
+
+    @abstractmethod
+    def advance(self, seconds: float) -> bool:
+        """Go on for about so long; True when it is done."""
+
+    @abstractmethod
+    def finish(self) -> Done:
+        """What comes of it, written to the staging folder."""
+
+    def set_threads(self, count: int) -> None:
+        """CPU threads from the next turn on."""
+
+    def save(self) -> None:
+        """Write a checkpoint, where there is something to save."""
+
+
+def work_of(start: Start, options: WorkerOptions, threads: int) -> Work | Tiled:
+    """Read what is needed and decide everything; no memory is taken for the fit.
+
+    Raises what reading and planning raise: InputError, ImageError, OutputError, DeviceError.
+    """
+    if start.stage == "tile":
+        return TileFit(start, options, threads)
+    if start.stage == "blend":
+        return Blend(start)
+    settings = replace(start.request.settings, device=options.device, threads=threads)
+    if start.tiles is not None and start.image is None and options.tile != "none":
+        tiled = _in_tiles(start, options, settings)
+        if tiled is not None:
+            return tiled
+    return ImageFit(start, options, settings)
+
+
+def _in_tiles(start: Start, options: WorkerOptions, settings: Settings) -> Tiled | None:
+    request = start.request
+    named = {
+        name: read_kernel(value, max_pixels=request.max_pixels) if option.kind == "kernel" and isinstance(value, str) else value
+        for option in request.described.options
+        if (value := request.options.get(name := option.keyword)) is not None
+    }
+    tiled = plan_tiles(
+        start.input, request.task, named, settings, folder=start.tiles, tile=TileRequest.parse(options.tile),
+        budget=options.budget, max_pixels=request.max_pixels,
+    )
+    if tiled is None:
+        return None
+    _check_staged(start, lambda path: check_writable(path, tiled.restored_like, alpha=tiled.keeps_alpha))
+    return Tiled(start.job, start.attempt, tuple(tile.index for tile in tiled.pending), len(tiled.tiles))
+
+
+def _staged(start: Start) -> Path:
+    return Path(start.staging) / start.output
+
+
+def _check_staged(start: Start, check: Callable[[Path], None]) -> None:
+    os.makedirs(_staged(start).parent, exist_ok=True)
+    check(_staged(start))
+
+
+# ---- fits -----------------------------------------------------------------------------------------------------------
+
+
+class Fit(Work):
+    """A fit that is advanced in turns, saved now and then, and goes on from the checkpoint of an earlier attempt."""
+
+    def __init__(self, start: Start, options: WorkerOptions) -> None:
+        super().__init__(start)
         self._options = options
-        self._files: list[FileFacts] = []
-        request = start.request
-        self._image = start.image or self._read(start.input)
-        self._settings = replace(request.settings, device=options.device, threads=threads)
-        self._task_options = {**self._read_options(), **start.sides}
-        self._truth = start.truth if request.truth is None else self._read(request.truth)
-        self._plan = plan_restoration(self._image, request.task, self._task_options, self._settings)
-        problem = self._plan.problem
-        if start.staging is not None:
-            os.makedirs(self._staged().parent, exist_ok=True)
-            keeps_alpha = self._image.alpha is not None and not problem.fills_alpha
-            check_writable(self._staged(), self._image, alpha=keeps_alpha, scale=problem.scale)
-        self.iterations = self._plan.recipe.iterations
-        self.bytes = planned_bytes(self._plan)
-        self._fit: Any = None
+        self._fit: RunningRestoration | None = None
         self._saved = time.monotonic()
         self._pace = 0.0  # seconds an iteration
-        self.resumed_at = 0
+
+    @abstractmethod
+    def _begin(self) -> RunningRestoration: ...
+
+    @abstractmethod
+    def _owner(self) -> str:
+        """By which a checkpoint knows whose fit it is."""
 
     @property
     def iteration(self) -> int:
         return 0 if self._fit is None else self._fit.run.iteration
 
     def begin(self, threads: int) -> None:
-        """Take the memory; go on from a checkpoint where there is one that fits."""
-        self._fit = begin_restoration(
-            self._image, self.start.request.task, self._task_options, self._settings, self._plan, truth=self._truth
-        )
+        self._fit = self._begin()
         self.set_threads(threads)
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
                 take_up(self.start.resume, self._fit.run, self._owner())
                 self.resumed_at = self._fit.run.iteration
             except InputError:
-                # Of another machine, build or input: starting anew is what the job asks for.
-                self.resumed_at = 0
+                self.resumed_at = 0  # of another machine, build or input: the job asks to be started anew then
         self._saved = time.monotonic()
 
     def set_threads(self, count: int) -> None:
@@ -76,7 +149,6 @@ class Work:
             self._fit.run.set_threads(count)
 
     def advance(self, seconds: float) -> bool:
-        """Iterations for about so long, one at least; True when the fit has finished. Raises FitError."""
         run = self._fit.run
         count = max(1, int(seconds / self._pace)) if self._pace else 1
         before, begin = run.iteration, time.monotonic()
@@ -89,75 +161,161 @@ class Work:
         if limit is not None and run.seconds > limit:
             self.save()
             raise TimeLimit(f"It was not done after {limit:g} s (iteration {run.iteration} of at most {run.ceiling}); raise "
-                           f"--limit-time and run again with --retry-failed to go on from there.")
+                            f"--limit-time and run again with --retry-failed to go on from there.")
         if now - self._saved >= self._options.checkpoint_every:
             self.save()
         return False
 
     def save(self) -> None:
-        """Write the checkpoint of this attempt, where it has one."""
-        if self.start.checkpoint is not None and self._fit is not None and self._fit.run.iteration:
+        if self.start.checkpoint is not None and self.iteration:
             write_checkpoint(self.start.checkpoint, self._fit.run, self._owner())
             self._saved = time.monotonic()
 
-    def finish(self) -> Done:
-        """Deliver: write image, record and generator to the staging folder, in the order in which they take their places."""
-        restored = self._fit.finish()
-        record = restored.record
-        start, staged = self.start, []
+
+class ImageFit(Fit):
+    """An image as one fit."""
+
+    def __init__(self, start: Start, options: WorkerOptions, settings: Settings) -> None:
+        super().__init__(start, options)
+        request = start.request
+        self._files = Files(request.max_pixels)
+        self._image = start.image or self._files.image(start.input)
+        self._settings = settings
+        self._task_options = {**self._read_options(), **start.sides}
+        self._truth = start.truth if request.truth is None else self._files.image(request.truth)
+        self._plan = plan_restoration(self._image, request.task, self._task_options, settings)
+        problem = self._plan.problem
         if start.staging is not None:
-            from dipengine.cli.side_files import write_json
+            alpha = self._image.alpha is not None and not problem.fills_alpha
+            _check_staged(start, lambda path: check_writable(path, self._image, alpha=alpha, scale=problem.scale))
+        self.iterations = self._plan.recipe.iterations
+        self.bytes = planned_bytes(self._plan)
 
-            image, (about, generator) = self._staged(), side_outputs(start.output)
-            if start.request.keep_generator:
-                restored.generator.save(os.path.join(start.staging, generator))
-                staged.append(generator)
-            write_json(Path(start.staging) / about, record)
-            write_image(image, restored.pixels, self._image, alpha=restored.alpha, scale=restored.scale)
-            staged += [about, start.output]
-        names = ("iterations", "delivered_iteration", "stop_reason", "rollbacks", "seconds", "psnr", "psnr_input", "ssim")
-        result = {name: record[name] for name in names}
-        value = restored if start.staging is None else None
-        return Done(start.job, start.attempt, tuple(staged), tuple(self._files), result, value)
-
-    def drop(self) -> None:
-        """Give the memory back."""
-        self._fit = None
+    def _begin(self) -> RunningRestoration:
+        start = self.start
+        return begin_restoration(
+            self._image, start.request.task, self._task_options, self._settings, self._plan, truth=self._truth, init=start.init
+        )
 
     def _owner(self) -> str:
-        """By which a checkpoint knows its job: what is asked, of which pixels."""
-        files = ",".join(facts.sha256 for facts in self._files) or self._image.sha256
-        return hashlib.sha256(f"{self.start.request.digest} {files}".encode()).hexdigest()
+        digests = [facts.sha256 for facts in self._files.facts] or [self._image.sha256]
+        begun = [] if self.start.init is None else [self.start.init.sha256]
+        return hashlib.sha256(" ".join([self.start.request.digest, *digests, *begun]).encode()).hexdigest()
 
-    def _staged(self) -> Path:
-        return Path(self.start.staging) / self.start.output
-
-    def _read(self, path: str) -> Image:
-        status = os.stat(path) if os.path.exists(path) else None
-        image = read_image(path, max_pixels=self.start.request.max_pixels)
-        self._files.append(FileFacts(path, status.st_size, status.st_mtime_ns, image.sha256))
-        return image
+    def finish(self) -> Done:
+        restored = self._fit.finish()
+        start, staged = self.start, []
+        if start.staging is not None:
+            if start.request.keep_generator:
+                staged.append(side_outputs(start.output)[1])
+                restored.generator.save(os.path.join(start.staging, staged[0]))
+            _write_record(start, restored.record, staged)
+            write_image(_staged(start), restored.pixels, self._image, alpha=restored.alpha, scale=restored.scale)
+            staged.append(start.output)
+        value = restored if start.staging is None else None
+        return Done(start.job, start.attempt, tuple(staged), tuple(self._files.facts), _result(restored.record), value)
 
     def _read_options(self) -> dict[str, Any]:
         """The task's options, with the files that they name read; a mask is turned already where that was asked."""
-        request = self.start.request
+        request, files = self.start.request, self._files
         options = dict(request.options)
-        invert = bool(options.pop("invert_mask", False)) and "mask" in options
+        invert = bool(options.pop("invert_mask", False)) if "mask" in options else False
+        readers = {
+            "mask": lambda path: read_mask(path, self._image.pixels.shape, invert=invert, max_pixels=request.max_pixels),
+            "kernel": lambda path: read_kernel(path, max_pixels=request.max_pixels),
+        }
         for option in request.described.options:
             path = options.get(option.keyword)
-            if path is None or option.kind not in ("mask", "image", "kernel"):
+            if path is None:
                 continue
             if option.kind == "image":
-                options[option.keyword] = self._read(path)
-                continue
-            self._files.append(facts_of(path))
-            if option.kind == "mask":
-                options[option.keyword] = read_mask(
-                    path, self._image.pixels.shape, invert=invert, max_pixels=request.max_pixels
-                )
-            else:
-                options[option.keyword] = read_kernel(path, max_pixels=request.max_pixels)
+                options[option.keyword] = files.image(path)
+            elif option.kind in readers:
+                files.note(path)
+                options[option.keyword] = readers[option.kind](path)
         return options
+
+
+class TileFit(Fit):
+    """One tile of an image whose plan of tiles is made."""
+
+    def __init__(self, start: Start, options: WorkerOptions, threads: int) -> None:
+        super().__init__(start, options)
+        self._tiled = TiledPlan.load(Path(start.tiles))
+        image, task_options, settings, plan = self._tiled.tile_plan(start.tile)
+        placed = replace(plan.placement, threads=threads)
+        self._given = (image, self._tiled.task, task_options, replace(settings, threads=threads), replace(plan, placement=placed))
+        self.iterations = plan.recipe.iterations
+        self.bytes = planned_bytes(plan)
+
+    def _begin(self) -> RunningRestoration:
+        return begin_restoration(*self._given)
+
+    def _owner(self) -> str:
+        return f"{self._tiled.key} {self.start.tile}"
+
+    def finish(self) -> Done:
+        restored = self._fit.finish()
+        self._tiled.add(self.start.tile, restored.generator.delivered, restored.record)
+        return Done(self.start.job, self.start.attempt, (), (), {})
+
+
+class Blend(Work):
+    """The tiles of an image, all done, become its output."""
+
+    bytes = _BLENDING
+    iterations = 1
+
+    def begin(self, threads: int) -> None:
+        pass
+
+    def advance(self, seconds: float) -> bool:
+        return True
+
+    def finish(self) -> Done:
+        start = self.start
+        tiled = TiledPlan.load(Path(start.tiles))
+        files = Files(start.request.max_pixels)
+        files.known(start.input, tiled.image.like.sha256)
+        for path in start.request.side_files():
+            files.note(path)
+        measured = {}
+        result = tiled.assemble()
+        if start.request.truth is not None:
+            from dipengine.tiling.command import measured_against, truth_of
+
+            truth = truth_of(Path(start.request.truth), tiled, tiled.folder, start.request.max_pixels)
+            measured = measured_against(tiled, result, truth)
+        record, staged = tiled_record(tiled, measured), []
+        os.makedirs(_staged(start).parent, exist_ok=True)
+        _write_record(start, record, staged)
+        tiled.write(_staged(start), result)
+        return Done(start.job, start.attempt, (*staged, start.output), tuple(files.facts), _result(record))
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Reads files and keeps what they are known by."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self.facts: list[FileFacts] = []
+        self._max_pixels = max_pixels
+
+    def image(self, path: str) -> Image:
+        status = os.stat(path) if os.path.exists(path) else None
+        image = read_image(path, max_pixels=self._max_pixels)
+        self.facts.append(FileFacts(path, status.st_size, status.st_mtime_ns, image.sha256))
+        return image
+
+    def note(self, path: str) -> None:
+        self.facts.append(facts_of(path))
+
+    def known(self, path: str, sha256: str) -> None:
+        """A file whose digest was taken when it was read."""
+        status = os.stat(path)
+        self.facts.append(FileFacts(path, status.st_size, status.st_mtime_ns, sha256))
 
 
 def facts_of(path: str) -> FileFacts:
@@ -169,3 +327,15 @@ def facts_of(path: str) -> FileFacts:
     except OSError as error:
         raise InputError(f"{path} cannot be opened ({error.strerror or error}); check the path.") from error
     return FileFacts(path, status.st_size, status.st_mtime_ns, digest)
+
+
+def _write_record(start: Start, record: dict[str, Any], staged: list[str]) -> None:
+    from dipengine.cli.side_files import write_json
+
+    name = side_outputs(start.output)[0]
+    write_json(Path(start.staging) / name, record)
+    staged.append(name)
+
+
+def _result(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in _RESULT}

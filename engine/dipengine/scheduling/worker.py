@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from dipengine.scheduling.messages import Done, Failed, Go, Planned, Progressed, Ready, Start, Stop, Threads
+from dipengine.scheduling.messages import Drop, Failed, Go, Planned, Progressed, Ready, Start, Stop, Threads, Tiled
 
 _TURN = 0.25  # seconds of iterations between looks at the messages, about
 
@@ -27,7 +27,9 @@ class WorkerOptions:
     device: str = "cpu"
     threads: int = 1
     checkpoint_every: float = 60.0
-    limit_time: float | None = None  # seconds of iterations, of one image
+    limit_time: float | None = None  # seconds of iterations, of one fit
+    budget: int | None = None  # bytes that one fit may hold; images that need more are restored in tiles
+    tile: str = "auto"  # as --tile
 
 
 class Worker:
@@ -77,6 +79,9 @@ class Worker:
             if work is not None:
                 self._running[message.job] = work
                 self._guarded(work.start, work.begin, self._threads)
+        elif isinstance(message, Drop):
+            self._planned.pop(message.job, None)
+            self._running.pop(message.job, None)
         elif isinstance(message, Threads):
             self._threads = message.count
             for work in self._running.values():
@@ -85,9 +90,12 @@ class Worker:
             self._leaving = True
 
     def _plan(self, start: Start) -> None:
-        from dipengine.scheduling.work import Work
+        from dipengine.scheduling.work import work_of
 
-        work = Work(start, self._options, self._threads)
+        work = work_of(start, self._options, self._threads)
+        if isinstance(work, Tiled):
+            self._connection.send(work)
+            return
         self._planned[start.job] = work
         self._connection.send(Planned(start.job, start.attempt, work.bytes, work.iterations))
 
@@ -110,9 +118,7 @@ class Worker:
             action(*arguments)
         except Exception as error:  # noqa: BLE001  (whatever a library throws at a strange file)
             self._planned.pop(start.job, None)
-            work = self._running.pop(start.job, None)
-            if work is not None:
-                work.drop()
+            self._running.pop(start.job, None)
             self._connection.send(failure_of(start, error))
 
 

@@ -61,11 +61,11 @@ def restore_file(
             return None
         try:
             check_writable(output, tiled.restored_like, alpha=tiled.keeps_alpha)
-            compared = None if truth is None else _truth(truth, tiled, folder, max_pixels)
+            compared = None if truth is None else truth_of(truth, tiled, folder, max_pixels)
             for each in tiled.pending:
                 restore_tile(tiled, each.index, progress=progress(tiled, each))
             result = tiled.assemble()
-            record = tiled_record(tiled, {} if compared is None else _measured(tiled, result, compared))
+            record = tiled_record(tiled, {} if compared is None else measured_against(tiled, result, compared))
             tiled.write(output, result)
         except KeyboardInterrupt as stop:
             raise TilesInterrupted(len(tiled.tiles) - len(tiled.pending), len(tiled.tiles)) from stop
@@ -105,12 +105,12 @@ def _alone(folder: Path, output: Path) -> Iterator[None]:
             folder.rmdir()  # where nothing is kept in it
 
 
-def _truth(path: Path, tiled: TiledPlan, folder: Path, max_pixels: int) -> LargeImage:
+def truth_of(path: Path, tiled: TiledPlan, folder: Path, max_pixels: int) -> LargeImage:
     check_truth(tiled.image.like, read_header(path, max_pixels=max_pixels), tiled.shape)
     return decode(path, folder, "truth", max_pixels=max_pixels)
 
 
-def _measured(tiled: TiledPlan, result: RawPixels, truth: LargeImage) -> dict[str, float | None]:
+def measured_against(tiled: TiledPlan, result: RawPixels, truth: LargeImage) -> dict[str, float | None]:
     """As `restoration` measures an image in memory."""
     channels = tiled.shape[2]
     sample = Survey.of(truth, truth.known).sample
