@@ -226,11 +226,19 @@ class Fit {
   void get_gradients(py::handle out) const { check(dipengine_fit_get_gradients(fit_, floats(out, "out", parameters_, Access::write))); }
 
   py::bytes save_state(int slot) const {
-    std::string state(dipengine_fit_state_bytes(fit_), '\0');
-    check(dipengine_fit_save_state(fit_, slot, state.data(), state.size()));
+    const size_t bytes = dipengine_fit_state_bytes(fit_);
+    // Written where Python keeps it: a copy of it would be as large as the slot.
+    PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes));
+    if (object == nullptr) throw py::error_already_set();
+    const auto state = py::reinterpret_steal<py::bytes>(object);
+    check(dipengine_fit_save_state(fit_, slot, PyBytes_AS_STRING(object), bytes));
     return state;
   }
-  void load_state(int slot, const std::string& state) { check(dipengine_fit_load_state(fit_, slot, state.data(), state.size())); }
+  void load_state(int slot, const py::buffer& state) {
+    const py::buffer_info info = state.request();
+    if (info.ndim != 1 || info.strides[0] != info.itemsize) raise("InputError", "A state is one run of bytes; hand it over whole.");
+    check(dipengine_fit_load_state(fit_, slot, info.ptr, static_cast<size_t>(info.size * info.itemsize)));
+  }
 
   std::vector<std::string> steps() const {
     std::vector<std::string> names;

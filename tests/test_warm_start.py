@@ -210,6 +210,8 @@ def test_the_command_line_starts_from_a_file_and_says_so(tmp_path, noisy, capsys
     told = capsys.readouterr().err
     assert "g.safetensors" in told and "a network with levels 2 and this fit's has levels 3" in told
     assert told.count("\n") == 1 and not (tmp_path / "out.png").exists()
+    assert main([str(word) for word in (*second, "--levels", "2", "--tile", "24,4")]) == 2
+    assert "leave --init-from out" in capsys.readouterr().err
     same = [*second, "--levels", "2", "--generator", tmp_path / "g.safetensors"]
     assert main([str(word) for word in same]) == 2 and "named twice" in capsys.readouterr().err
 

@@ -17,6 +17,7 @@ from dipengine.tasks.base import Task
 _NOT_IN_TILES = {
     "generator": "has a generator for each of them",
     "export": "has a generator for each of them",
+    "init_from": "begins each of them with random weights",
     "checkpoint": "keeps what is done by itself, tile by tile",
 }
 
@@ -45,7 +46,7 @@ def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | Non
         return None
     for name, why in _NOT_IN_TILES.items():
         if needed and getattr(parsed, name):
-            raise InputError(f"An image in tiles {why}; leave --{name} out, or give --tile none.")
+            raise InputError(f"An image in tiles {why}; leave --{name.replace('_', '-')} out, or give --tile none.")
     bar = nullcontext() if parsed.quiet else _TileBar(task.name)
     try:
         with bar as shown:

@@ -214,7 +214,7 @@ class NativeFit:
         """All of the fit, so that one of the same settings goes on from there with the same bits."""
         return self._native.save_state(0)
 
-    def load_state(self, state: bytes) -> None:
+    def load_state(self, state: bytes | np.ndarray) -> None:
         """Go on from a saved state. Raises InputError for bytes that are no whole state of a fit of the same settings."""
         self._native.load_state(0, state)
 
@@ -227,7 +227,7 @@ class NativeFit:
     ) -> None:
         """Go on from a packed state; see `AutogradLoop.unpack`. The weights are in the state."""
         before = self.save_state()
-        self.load_state(np.ascontiguousarray(tensors["state"], np.uint8).tobytes())
+        self.load_state(np.ascontiguousarray(tensors["state"], np.uint8))
         if (found := self.iteration) != iteration:
             self.load_state(before)
             raise ValueError(f"it is of iteration {found}, not {iteration}")
