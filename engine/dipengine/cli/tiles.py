@@ -18,6 +18,7 @@ _NOT_IN_TILES = {
     "generator": "has a generator for each of them",
     "export": "has a generator for each of them",
     "checkpoint": "keeps what is done by itself, tile by tile",
+    "init_from": "has fits of other sizes than that one",
 }
 
 
@@ -45,7 +46,7 @@ def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | Non
         return None
     for name, why in _NOT_IN_TILES.items():
         if needed and getattr(parsed, name):
-            raise InputError(f"An image in tiles {why}; leave --{name} out, or give --tile none.")
+            raise InputError(f"An image in tiles {why}; leave --{name.replace('_', '-')} out, or give --tile none.")
     bar = nullcontext() if parsed.quiet else _TileBar(task.name)
     try:
         with bar as shown:
