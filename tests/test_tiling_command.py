@@ -95,6 +95,7 @@ def test_a_tile_that_holds_all_is_one_fit(folder):
         (["--tile", "40,30"], "overlap"),
         (["--tile", "40", "--generator", "g.safetensors"], "generator"),
         (["--tile", "40", "--checkpoint", "c.safetensors"], "tile by tile"),
+        (["--tile", "40", "--init-from", "g.safetensors"], "leave --init-from out"),
         (["--tile", "40", "--truth", "mask.png"], "truth"),
         (["--tile", "40", "--mask", "missing.png"], "missing.png"),
         (["--tile", "40", "--max-pixels", "100"], "max_pixels"),

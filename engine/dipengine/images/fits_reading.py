@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from dipengine.images.limits import check_size
 
 
 _LARGEST_PIXEL = 32  # bytes: four channels of float64
+_PIECE = 1 << 20
 _SIGNATURE = b"SIMPLE  ="
 _GZIP = b"\x1f\x8b"
 
@@ -110,13 +111,22 @@ def _around(source: str, start: int, end: int, max_pixels: int) -> tuple[bytes, 
         packed = file.read(2) == _GZIP
     limit = max_pixels * _LARGEST_PIXEL  # a gzip file of a few kilobytes can unpack to gigabytes
     with gzip.open(source) if packed else open(source, "rb") as file:
-        before = file.read(min(start, limit))
+        before = _read(file, min(start, limit))
         file.seek(end)
-        after = file.read(limit + 1)
+        after = _read(file, limit + 1)
     if len(before) < start or len(after) > limit:
         raise ImageError(f"{source} holds more than {limit:,} bytes besides its image; "
                          "raise --max-pixels (max_pixels) if you trust the file.")
     return before, after
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    """What is left of a file, `most` bytes of it at most, which are not taken before they are there."""
+    pieces = []
+    while most > 0 and (piece := file.read(min(most, _PIECE))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
 
 
 def physical(raw: np.ndarray, header) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ class Survey:
             pixels = band.pixels.reshape(-1, image.like.channels) if there is None else band.pixels[there]
             if not len(pixels):
                 continue
-            drawn.append(pixels[-count % stride :: stride])
+            drawn.append(pixels[-count % stride :: stride].copy())  # a view would keep the whole band
             total += pixels.sum(axis=0, dtype=np.float64)
             count += len(pixels)
             extremes.append(pixels[[int(pixels.min(axis=1).argmin()), int(pixels.max(axis=1).argmax())]])
