@@ -19,7 +19,7 @@ A fit that begins with another one's generator (fitting.warm_start) learns twice
 50 iterations, then it is at its best after 170 to 280 where a cold one takes 360 to 500 (ceiling 1800). Its minimum came where the
 warm-up ends or up to 50 iterations later, and none came after that, so that half of the patience delivered the same as all of it (18
 fits of three photographs of 128x128, sigma 25, the same picture and the next frame). The warm-up may not be halved: that delivered up
-to 1.2 dB less.
+to 1.2 dB less. Known noise keeps its whole look-back, whose worst case was the best of those tried (bench/warm_start.py).
 
 In simulated sensors' frames (bench/sensor.py, likelihood) that delivers within 0.54 dB of the best of the run in six frames of a
 photograph (0.19 in five) and within 0.63 dB in six of a field of stars, where the mean over all pixels alone was 0.3 to 1.5 dB
