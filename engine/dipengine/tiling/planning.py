@@ -20,6 +20,7 @@ from dipengine.errors import DipEngineError, InputError, OutputError
 from dipengine.fitting.settings import Settings
 from dipengine.images import MAX_PIXELS, Image, LargeImage, RawPixels, ValueMap, decode, read_header, read_large_mask
 from dipengine.images.large import dump
+from dipengine.images.reading import digest_of
 from dipengine.kernels import backend
 from dipengine.tasks import Task, task_named
 from dipengine.tiling import whole
@@ -190,9 +191,10 @@ def _mask(mask: Any, invert: bool, image: LargeImage, folder: Path, max_pixels: 
 def _key(source: Source, task: str, options: Mapping[str, Any], settings: Settings, fits: Fits, grid: TileGrid) -> str:
     """Digest of all that decides the result, the number of threads and the names of files apart."""
     placement = fits.plan.placement
+    files = [option.keyword for option in task_named(task).options if option.kind in ("mask", "image", "kernel")]
     about = {
         "version": __version__, "task": task, "source": _digest(source),
-        "options": {name: _digest(value) for name, value in sorted(options.items())},
+        "options": {name: _digest(value) if name in files else value for name, value in sorted(options.items())},
         "settings": asdict(replace(settings, threads=None)), "rows": asdict(grid.rows), "columns": asdict(grid.columns),
         "device": placement.device, "precision": placement.precision, "kernels": placement.kernels,
         "instruction_set": backend.instruction_set(),
@@ -200,18 +202,16 @@ def _key(source: Source, task: str, options: Mapping[str, Any], settings: Settin
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(value: Any) -> Any:
-    """A file's or an array's digest; other values as they are."""
+def _digest(value: Source | np.ndarray | None) -> str | None:
+    """Of a file's bytes, or of an array's values, its shape and dtype."""
+    if value is None:
+        return None
     if isinstance(value, Image):
-        return value.sha256 or hashlib.sha256(np.ascontiguousarray(value.pixels).data).hexdigest()
+        arrays = (value.pixels, value.alpha, value.known)
+        return " ".join([value.sha256, *("" if array is None else _digest(array) for array in arrays)])
     if isinstance(value, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and os.path.isfile(value):
-        with open(value, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return value
+        return f"{value.shape} {value.dtype} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
+    return digest_of(os.fspath(value))
 
 
 def _found(folder: Path, key: str) -> TiledPlan | None:
