@@ -9,16 +9,19 @@
 # the result loads on a machine without a driver and says there what it misses.
 set(DIPENGINE_CUDA_SOURCES
   csrc/ops/adam/adam_cuda.cu
+  csrc/ops/blur/blur_cuda.cu
   csrc/ops/conv/conv_bias_gradient_cuda.cu
   csrc/ops/conv/conv_data_gradient_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu
   csrc/ops/conv/conv_weights_cuda.cu
+  csrc/ops/deviance/deviance_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/norm/norm_cuda.cu
   csrc/ops/norm/parts_cuda.cu
-  csrc/ops/philox/philox_cuda.cu)
+  csrc/ops/philox/philox_cuda.cu
+  csrc/ops/resample/resample_cuda.cu)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)
 # As on the host: a fused multiply-add only where the source says fma.
 set(DIPENGINE_CUDA_FLAGS -fmad=false)
