@@ -32,12 +32,14 @@ def run(*command: object) -> str:
     return result.stdout
 
 
-def build(folder: Path) -> Path:
-    """Configure and build the emulator; the folder of its program and library."""
+def build(folder: Path, bindings: str | None = None, *options: str) -> Path:
+    """Configure and build the emulator; the folder of its program and library. Or the target `bindings` in its place."""
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
     run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_PORTABLE_ONLY=ON", "-DDIPENGINE_CUDA=OFF",
-        "-DCMAKE_CXX_COMPILER=g++")
-    run(CMAKE, "--build", folder, "--target", "dipengine_emulator_tests", "dipengine_emulated_device", "--parallel", os.cpu_count() or 1)
+        "-DCMAKE_CXX_COMPILER=g++", f"-DDIPENGINE_PYTHON={'ON' if bindings else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}",
+        *options)
+    targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device"]
+    run(CMAKE, "--build", folder, "--target", *targets, "--parallel", os.cpu_count() or 1)
     return folder / "tests/emulator"
 
 

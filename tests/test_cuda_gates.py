@@ -136,9 +136,13 @@ def test_library_with_cuda_loads_without_a_driver_and_says_so(tmp_path):
         pytest.skip('needs cmake: pip install "dipengine[test]"')
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=search) else []
     environment = os.environ | {"PATH": search}
+    pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the Python module")
+    package = tmp_path / "package/dipengine"
+    shutil.copytree(ROOT / "engine/dipengine", package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     run(cmake, "-S", ROOT, "-B", tmp_path, *generator, "-DDIPENGINE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-virtual",
-        "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", env=environment)
-    run(cmake, "--build", tmp_path, "--target", "dipengine", "--parallel", os.cpu_count() or 1, env=environment)
+        "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DDIPENGINE_PYTHON=ON", f"-DDIPENGINE_MODULE_DIR={package}",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", env=environment)
+    run(cmake, "--build", tmp_path, "--target", "dipengine", "_native", "--parallel", os.cpu_count() or 1, env=environment)
     library = next(tmp_path.glob("libdipengine.so.*.*.*"))
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
     assert not any("cuda" in name for name in needed), needed
@@ -157,5 +161,9 @@ class Params(ctypes.Structure):  # dipengine_perturb_cuda_params
 p = Params(struct_size=ctypes.sizeof(Params), fits=1, count=16, seeds=16, steps=16, z=16, out=16, z_fit_stride=16)
 print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().decode())
 """
-    said = run(sys.executable, "-c", script, library, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    without = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(package.parent)}
+    said = run(sys.executable, "-c", script, library, env=without)
     assert said.startswith("3 perturb needs a CUDA device and its driver"), said
+    said = run(sys.executable, "-m", "dipengine", "doctor", env=without)
+    assert re.search(r"^CUDA kernels +for 80-virtual \(nvcc [\d.]+\); No CUDA device can be used here: ", said, re.MULTILINE), said
+    assert package.as_posix() in run(sys.executable, "-c", "import dipengine; print(dipengine.__file__)", env=without)

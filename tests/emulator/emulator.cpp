@@ -24,6 +24,7 @@ constexpr int kLanes = 32;
 Settings the_settings;
 std::vector<std::string> the_faults;
 std::vector<Site> the_sites;
+std::vector<void*> the_streams;
 const char* kernel_name = "";
 
 void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -463,6 +464,12 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
+std::vector<void*> launched_on() {
+  std::vector<void*> streams;
+  streams.swap(the_streams);
+  return streams;
+}
+
 std::vector<Site> sites() {
   std::vector<Site> sorted = the_sites;
   std::sort(sorted.begin(), sorted.end(),
@@ -583,8 +590,9 @@ dipengine_status shared_memory_limit(size_t* bytes) {
   return DIPENGINE_OK;
 }
 
-dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread) {
+dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread, void* stream) {
   kernel_name = name;
+  the_streams.push_back(stream);
   DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.",
                     name, given.threads);
   DIPENGINE_REQUIRE(given.shared <= the_settings.shared_limit, "%s wants %zu bytes of shared memory; there are %zu.", name,
