@@ -16,57 +16,6 @@
 namespace dipengine {
 namespace {
 
-// ---- weights --------------------------------------------------------------------------------------------------------
-
-constexpr int kPackThreads = 256;
-
-struct PackLaunch {
-  DataPlan plan;
-  AxisVectors y, x;  // of the phase
-  int32_t phase;
-  const float* weight;
-  int64_t parameters_fit_stride;
-  uint16_t* packed;
-  const uint8_t* active;
-  int64_t lanes;  // of a channel tile, in this phase
-};
-
-DIPENGINE_KERNEL(kPackThreads, 2) conv_data_pack_kernel(DIPENGINE_PARAMS(PackLaunch) l) {
-  const DataPlan& p = l.plan;
-  const int64_t fit = cuda::block_z(), index = static_cast<int64_t>(cuda::block_x()) * kPackThreads + cuda::thread_index();
-  if (index >= l.lanes || (l.active != nullptr && l.active[fit] == 0)) return;
-  const int lane = static_cast<int>(index % 32), groups = p.tile_channels / 16;
-  const int group = static_cast<int>(index / 32 % groups);
-  const int64_t block = index / 32 / groups;
-  const int xs = p.x[l.phase % p.phases].vectors, matrices = p.y[l.phase / p.phases].vectors * xs;
-  const int64_t chunk_blocks = static_cast<int64_t>(matrices) * (p.chunk / 16);
-  const int chunk = static_cast<int>(block / chunk_blocks), within = static_cast<int>(block % chunk_blocks);
-  const int products = chunk_products(p, chunk), matrix = within / products;
-  const float* weight = l.weight + fit * l.parameters_fit_stride;
-  cuda::Bytes16 out{};
-  DIPENGINE_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const int k = lane % 4 * 2 + i % 2 + (i % 4 >= 2 ? 8 : 0);
-    const int w = group / p.products_n, j = group % p.products_n * 2 + i / 4;
-    const int to = cuda::block_y() * p.tile_channels + tile_channel(p.products_n, w, j, lane / 4);
-    const int from = chunk * p.chunk + within % products * 16 + k;
-    float sum = 0;
-    if (to < p.channels && from < p.out_channels) {
-      for (int t = 0; t < p.kernel * p.kernel; ++t) {
-        const float share = l.y.of[matrix / xs][t / p.kernel] * l.x.of[matrix % xs][t % p.kernel];
-        if (share != 0) {
-          sum = fma(share, weight[(static_cast<int64_t>(t) * p.input_channels + p.first_channel + to) * p.out_channels + from],
-                    sum);
-        }
-      }
-    }
-    out.word[i / 2] |= static_cast<uint32_t>(bf16_from_float(sum)) << (16 * (i % 2));
-  }
-  const int64_t phases_blocks = p.phase_blocks[p.phases * p.phases];
-  const int64_t first = ((fit * p.channel_tiles + cuda::block_y()) * phases_blocks + p.phase_blocks[l.phase]) * groups * 32;
-  cuda::store16(l.packed + (first + index) * 8, out);
-}
-
 // ---- the product ----------------------------------------------------------------------------------------------------
 
 struct DataLaunch {
@@ -84,15 +33,6 @@ struct DataLaunch {
   const float* centre;
   PartSums* parts;
 };
-
-// The entries that apply to a block's tile, by index; made once, kept in shared memory.
-struct Applying {
-  int32_t count;
-  uint8_t index[kMostEntries];
-};
-
-constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
-static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
 
 DIPENGINE_DEVICE void choose_entries(const AxisEntries& axis, int first, int samples, Applying* to) {
   to->count = 0;
@@ -312,88 +252,6 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
 using Params = dipengine_conv_cuda_params;
 
 template <typename Tile>
-void set_tile(DataPlan* p, TileKind kind) {
-  p->kind = kind;
-  p->warps_m = Tile::kWarpsM;
-  p->tile_rows = Tile::kRows;
-  p->tile_channels = Tile::kChannels;
-  p->products_n = Tile::kProductsN;
-}
-
-}  // namespace
-
-dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source, const char* op, DataPlan* plan,
-                                AxisVectors (*y)[2], AxisVectors (*x)[2]) {
-  const dipengine_conv_cuda_source& s = p.sources[source];
-  *plan = DataPlan{};
-  plan->phases = p.stride;
-  plan->height = s.height;
-  plan->width = s.width;
-  plan->channels = s.channels;
-  plan->out_height = p.height;
-  plan->out_width = p.width;
-  plan->out_channels = p.channels;
-  plan->kernel = p.kernel;
-  for (int i = 0; i < p.sources_count; ++i) {
-    if (i < source) plan->first_channel += p.sources[i].channels;
-    plan->input_channels += p.sources[i].channels;
-  }
-  const int grid_height = (s.height + p.stride - 1) / p.stride, grid_width = (s.width + p.stride - 1) / p.stride;
-  // As in the forward pass: narrower where few blocks would come of it, by the layer's shape alone.
-  const int64_t tiles = static_cast<int64_t>((grid_height + 15) / 16) * ((grid_width + 7) / 8) * p.stride * p.stride;
-  const auto few = [&](int channels) { return tiles * ((s.channels + channels - 1) / channels) < 64; };
-  if (s.channels > 64 && !few(128))
-    set_tile<WideTile>(plan, TileKind::wide);
-  else if (s.channels > 32 && !(s.channels > 64 && few(64)))
-    set_tile<MiddleTile>(plan, TileKind::middle);
-  else if (s.channels > 16)
-    set_tile<SlimTile>(plan, TileKind::slim);
-  else
-    set_tile<NarrowTile>(plan, TileKind::narrow);
-  plan->tiles_y = (grid_height + plan->tile_rows - 1) / plan->tile_rows;
-  plan->tiles_x = (grid_width + kTileColumns - 1) / kTileColumns;
-  plan->channel_tiles = (s.channels + plan->tile_channels - 1) / plan->tile_channels;
-  int rows = 0, columns = 0;
-  for (int phase = 0; phase < p.stride; ++phase) {
-    const bool made =
-        make_axis({s.height, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->y[phase], &(*y)[phase]) &&
-        make_axis({s.width, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->x[phase], &(*x)[phase]);
-    if (!made)
-      return fail(DIPENGINE_UNSUPPORTED, "%s has no data gradient of kernel %d with pad %d; pad by half the kernel at most.", op,
-                  p.kernel, p.pad);
-    const int r = plan->y[phase].step * (plan->tile_rows - 1) + plan->y[phase].high - plan->y[phase].low + 1;
-    const int c = plan->x[phase].step * (kTileColumns - 1) + plan->x[phase].high - plan->x[phase].low + 1;
-    rows = r > rows ? r : rows;
-    columns = c > columns ? c : columns;
-  }
-  size_t limit = 0;
-  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
-  const int all = (p.channels + 15) / 16 * 16;
-  for (size_t budget : {(limit - 1024) / 2, limit}) {
-    for (int chunk : {128, 64, 32, 16}) {
-      if (chunk > 16 && chunk / 2 >= all) continue;
-      plan->chunk = chunk;
-      plan->chunks = (p.channels + chunk - 1) / chunk;
-      plan->pitch = 2 * chunk + 16;
-      plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + kApplyingBytes +
-                           static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
-      if (plan->shared_bytes > budget) continue;
-      for (int phase = 0; phase < p.stride * p.stride; ++phase) {
-        const int64_t matrices = static_cast<int64_t>(plan->y[phase / p.stride].vectors) * plan->x[phase % p.stride].vectors;
-        int64_t products = 0;
-        for (int c = 0; c < plan->chunks; ++c) products += chunk_products(*plan, c);
-        plan->phase_blocks[phase + 1] = plan->phase_blocks[phase] + matrices * products;
-      }
-      return DIPENGINE_OK;
-    }
-  }
-  return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
-              plan->shared_bytes, limit);
-}
-
-namespace {
-
-template <typename Tile>
 dipengine_status launch_product(const DataLaunch& l, const Params& p, const char* name) {
   const DataPlan& d = l.plan;
   return cuda::launch(conv_data_gradient_kernel<Tile>, name,
@@ -406,22 +264,7 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
                                const AxisVectors (&x)[2]) {
   const dipengine_conv_cuda_source& s = p.sources[source];
   const bool single = p.fits == 1;
-  for (int phase = 0; phase < plan.phases * plan.phases; ++phase) {
-    const int64_t lanes = (plan.phase_blocks[phase + 1] - plan.phase_blocks[phase]) * (plan.tile_channels / 16) * 32;
-    if (lanes == 0) continue;
-    const PackLaunch pack = {plan,
-                             y[phase / plan.phases],
-                             x[phase % plan.phases],
-                             phase,
-                             p.weight,
-                             single ? 0 : p.parameters_fit_stride,
-                             static_cast<uint16_t*>(p.packed),
-                             p.active,
-                             lanes};
-    DIPENGINE_TRY(cuda::launch(conv_data_pack_kernel, "conv_data_pack",
-                               {(lanes + kPackThreads - 1) / kPackThreads, plan.channel_tiles, p.fits, kPackThreads, 0}, pack,
-                               p.stream));
-  }
+  DIPENGINE_TRY(launch_data_pack(p, plan, y, x));
   DataLaunch l{};
   l.plan = plan;
   l.d_raw = gradient_source(p);

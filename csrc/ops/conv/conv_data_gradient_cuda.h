@@ -36,8 +36,21 @@ DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
 
 DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
 
+// The entries that apply to a block's tile, by index; made once, kept in shared memory.
+struct Applying {
+  int32_t count;
+  uint8_t index[kMostEntries];
+};
+
+constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
+static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
+
 // The plan of one source, and the coefficients of its axes' entries by phase. Params have been checked.
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
                                 AxisVectors (*y)[2], AxisVectors (*x)[2]);
+
+// packed from weight, for every phase.
+dipengine_status launch_data_pack(const dipengine_conv_cuda_params& params, const DataPlan& plan, const AxisVectors (&y)[2],
+                                  const AxisVectors (&x)[2]);
 
 }  // namespace dipengine
