@@ -4,7 +4,7 @@
 // brings d_raw around them into shared memory, a chunk of channels at a time, and runs over pairs of entries of the two
 // axes (conv_axis_cuda.h) in place of taps. Weights: one matrix for each pair of coefficient vectors,
 //
-//   packed [fit][channel tile][phase][chunk][matrix][16 channels of d_raw][16 channels of the source][lane][8]
+//   packed [fit][channel tile][phase][chunk][matrix][depth channels of d_raw][16 channels of the source][lane][16 bytes]
 #pragma once
 
 #include "ops/conv/conv_axis_cuda.h"
@@ -25,9 +25,9 @@ struct DataPlan {
   AxisEntries y[2], x[2];
 };
 
-DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk) {
+DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk, int depth) {
   const int left = p.out_channels - chunk * p.chunk;
-  return ((left < p.chunk ? left : p.chunk) + 15) / 16;
+  return ((left < p.chunk ? left : p.chunk) + depth - 1) / depth;
 }
 
 DIPENGINE_HD int64_t data_parts(const DataPlan& p) {

@@ -1,5 +1,6 @@
 // The choice of tiles of a convolution's data gradient.
 #include "ops/conv/conv_data_gradient_cuda.h"
+#include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 
 namespace dipengine {
@@ -62,20 +63,23 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
   }
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
-  const int all = (p.channels + 15) / 16 * 16;
+  const int bytes = p.dtype == DIPENGINE_FLOAT32 ? cuda::Float32::kBytes : cuda::Bfloat16::kBytes;
+  const int depth = p.dtype == DIPENGINE_FLOAT32 ? cuda::Float32::kDepth : cuda::Bfloat16::kDepth;
+  const int all = (p.channels + depth - 1) / depth * depth;
   for (size_t budget : {(limit - 1024) / 2, limit}) {
-    for (int chunk : {128, 64, 32, 16}) {
-      if (chunk > 16 && chunk / 2 >= all) continue;
+    for (int chunk_bytes : kChunkBytes) {
+      const int chunk = chunk_bytes / bytes;
+      if (chunk > depth && chunk / 2 >= all) continue;
       plan->chunk = chunk;
       plan->chunks = (p.channels + chunk - 1) / chunk;
-      plan->pitch = 2 * chunk + 16;
+      plan->pitch = chunk_bytes + kPitchMargin;
       plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + kApplyingBytes +
                            static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
       if (plan->shared_bytes > budget) continue;
       for (int phase = 0; phase < p.stride * p.stride; ++phase) {
         const int64_t matrices = static_cast<int64_t>(plan->y[phase / p.stride].vectors) * plan->x[phase % p.stride].vectors;
         int64_t products = 0;
-        for (int c = 0; c < plan->chunks; ++c) products += chunk_products(*plan, c);
+        for (int c = 0; c < plan->chunks; ++c) products += chunk_products(*plan, c, depth);
         plan->phase_blocks[phase + 1] = plan->phase_blocks[phase] + matrices * products;
       }
       return DIPENGINE_OK;
