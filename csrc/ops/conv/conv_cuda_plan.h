@@ -116,14 +116,17 @@ static inline bool in_sixteens(int32_t dtype, int64_t fit_stride, const dipengin
 // Checks params and makes their plan; defined in conv_plan_cuda.cu.
 dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 
-// The weight gradient's tiles: pixels as above, by 64 input channels (of as many taps as registers hold) and 64 outputs.
-constexpr int kGradientRows = 16;
+// The weight gradient's tiles: 16 x 8 pixels, 8 x 8 of float32 for the sake of shared memory, by 64 input channels (of as many
+// taps as registers hold) and 64 outputs.
+DIPENGINE_HD constexpr int gradient_tile_rows(int element_bytes) { return element_bytes == 4 ? 8 : 16; }
 constexpr int kGradientChannels = 64;
 constexpr int kGradientOffsets = 64;  // bytes of shared memory for the taps' offsets
 constexpr int kGradientDepth = 16;                          // input channels of a product
 // Rows of shared memory are read along columns there; of float32 without ldmatrix, which needs another margin.
-DIPENGINE_HD int gradient_margin(int element_bytes) { return element_bytes == 4 ? 32 : kPitchMargin; }
-DIPENGINE_HD int gradient_pitch(int element_bytes) { return element_bytes * kGradientChannels + gradient_margin(element_bytes); }
+DIPENGINE_HD constexpr int gradient_margin(int element_bytes) { return element_bytes == 4 ? 32 : kPitchMargin; }
+DIPENGINE_HD constexpr int gradient_pitch(int element_bytes) {
+  return element_bytes * kGradientChannels + gradient_margin(element_bytes);
+}
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 

@@ -75,13 +75,13 @@ struct RowShape {
   int bytes, depth, margin;
 };
 
-RowShape forward_rows(const Params& p) {
+RowShape forward_shape(const Params& p) {
   if (p.dtype == DIPENGINE_FLOAT32) return {cuda::Float32::kBytes, cuda::Float32::kDepth, kPitchMargin};
   return {cuda::Bfloat16::kBytes, cuda::Bfloat16::kDepth, kPitchMargin};
 }
 
-RowShape gradient_rows(const Params& p) {
-  const int bytes = forward_rows(p).bytes;
+RowShape gradient_shape(const Params& p) {
+  const int bytes = forward_shape(p).bytes;
   return {bytes, kGradientDepth, gradient_margin(bytes)};
 }
 
@@ -196,15 +196,15 @@ void cut_grid(ConvPlan* plan) {
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
   DIPENGINE_TRY(begin_plan(params, op, plan));
-  plan->tile_rows = kGradientRows;
+  const RowShape shape = gradient_shape(*params);
+  plan->tile_rows = gradient_tile_rows(shape.bytes);
   plan->tile_channels = kGradientChannels;
   cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
-  const RowShape shape = gradient_rows(*params);
   for (int chunk : {64, 32, 16}) {
     plan->shared_bytes = set_chunks(*params, plan, chunk, shape) +
-                         static_cast<size_t>(kGradientOffsets + kGradientRows * kTileColumns * gradient_pitch(shape.bytes));
+                         static_cast<size_t>(kGradientOffsets + plan->tile_rows * kTileColumns * gradient_pitch(shape.bytes));
     if (plan->shared_bytes <= limit) return DIPENGINE_OK;
   }
   return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
@@ -219,7 +219,7 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   const size_t stages = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32;
   const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
-  const RowShape shape = forward_rows(*params);
+  const RowShape shape = forward_shape(*params);
   for (size_t budget : {half, limit}) {
     for (int bytes : kChunkBytes) {
       plan->shared_bytes = stages + set_chunks(*params, plan, bytes / shape.bytes, shape);

@@ -2,10 +2,10 @@
 //
 //   d_W[tap, c, o] = sum over pixels r  u[stride * r + tap - pad, c] * d_raw[r, o],      d_raw = A * g + B * raw + C
 //
-// A block owns 64 input channels of up to `taps` taps and 64 output channels, and goes over some of the image's tiles of
-// 16 x 8 pixels: it brings u (with its halo, as the forward pass does) and d_raw into shared memory, and multiplies their
-// transposes for all its taps, 16 (tf32: 8) pixels at a time. Blocks that share weights leave parts in
-// the workspace, which a second kernel adds up in float64 in their order. How many parts there are depends on the layer alone.
+// A block owns 64 input channels of up to `taps` taps and 64 output channels, and goes over some of the image's tiles: it brings
+// u (with its halo, as the forward pass does) and d_raw into shared memory, and multiplies their transposes for all its taps,
+// 16 (tf32: 8) pixels at a time. Blocks that share weights leave parts in the workspace, which a second kernel adds up in
+// float64 in their order. How many parts there are depends on the layer alone.
 //
 // A source upsampled by nearest samples has 4 taps in each of 4 phases, whose gradients add up to those of the raw taps
 // that they are sums of (design 3.1). A gathered source is one tap whose channels are all taps of all its channels.
@@ -19,8 +19,10 @@ namespace dipengine {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPixels = kGradientRows * kTileColumns;
 constexpr int kInputs = 64;  // channels of a block
+
+template <typename Element>
+constexpr int kPixels = gradient_tile_rows(Element::kBytes) * kTileColumns;
 
 struct GradientLaunch {
   ConvPlan plan;
@@ -45,7 +47,7 @@ DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int ti
   constexpr int kGroups = kGradientChannels / Element::kEach;
   const int group = cuda::thread_index() % kGroups, channel = first_channel + Element::kEach * group;
   const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.channels);
-  for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels; pixel += kThreads / kGroups) {
+  for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
     const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
     cuda::Bytes16 out{};
     if (row < p.grid_height && column < p.grid_width) {
@@ -126,7 +128,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
 
   int* const offsets = reinterpret_cast<int*>(cuda::shared_memory());
   unsigned char* const outputs = cuda::shared_memory() + kGradientOffsets;
-  unsigned char* const inputs = outputs + kPixels * gradient_pitch(Element::kBytes);
+  unsigned char* const inputs = outputs + kPixels<Element> * gradient_pitch(Element::kBytes);
   const int warp = cuda::warp_index(), lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const int warp_m = warp % 4, warp_n = warp / 4;  // 16 inputs, 32 outputs
   const bool gathered = s.gathered != 0;
@@ -144,17 +146,18 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   const int tiles = p.tiles_y * p.tiles_x, each = (tiles + l.splits - 1) / l.splits;
   const int begin = cuda::block_x() * each, end = begin + each < tiles ? begin + each : tiles;
   for (int tile = begin; tile < end; ++tile) {
-    const int tile_row = tile / p.tiles_x * kGradientRows, tile_column = tile % p.tiles_x * kTileColumns;
+    const int tile_row = tile / p.tiles_x * gradient_tile_rows(Element::kBytes), tile_column = tile % p.tiles_x * kTileColumns;
     const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
     if (tile > begin) cuda::sync_threads();  // all have read the tile before
     if (gathered) {
-      load_gathered<Element, kThreads, kPixels, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left, inputs);
+      load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
+                                                                         inputs);
     } else {
       load_tile<Element, kThreads, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
     }
     load_gradient<Element>(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
     cuda::sync_threads();
-    for (int step = 0; step < kPixels / Element::kDepth && there; ++step) {
+    for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
       uint32_t b[4][2];
       Along::load_b(b, outputs + 32 * warp_n * Element::kBytes, step, lane);
       const unsigned char* from = inputs + first_column * Element::kBytes + Along::a_offset(s, step, lane);
