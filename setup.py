@@ -74,7 +74,7 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja"],
+        "test": ["pytest", "hypothesis", "astropy", "pillow", "cmake", "ninja", "pybind11"],
     },
     zip_safe=False,
 )

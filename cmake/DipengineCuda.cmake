@@ -12,6 +12,8 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/blur/blur_cuda.cu
   csrc/ops/conv/conv_bias_gradient_cuda.cu
   csrc/ops/conv/conv_data_gradient_cuda.cu
+  csrc/ops/conv/conv_data_plan_cuda.cu
+  csrc/ops/conv/conv_data_weights_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu

@@ -309,9 +309,9 @@ void access(const void* pointer, size_t bytes, bool write) {
   if (current >= 0) check_access(pointer, bytes, write, me().now);
 }
 
-bool misaligned(const void* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return false;
-  fault("thread %d gives an address of a 16-byte access that is no multiple of 16", current);
+bool misaligned(const void* pointer, uintptr_t bytes = 16) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes == 0) return false;
+  fault("thread %d gives an address of a %zu-byte access that is no multiple of %zu", current, bytes, bytes);
   return true;
 }
 
@@ -534,6 +534,11 @@ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Mma arguments{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   together(Operation::mma_bf16, &arguments, "mma_bf16", 0);
 }
+uint32_t tf32_from_float(float x) {
+  const uint32_t bits = float_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;  // the NaN that conversions give
+  return (bits & 0x7fffffffu) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
 void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Mma arguments{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   together(Operation::mma_tf32, &arguments, "mma_tf32", 0);
@@ -547,6 +552,13 @@ void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
   together(Operation::load_matrices, &arguments, "load_matrices_transposed", 0);
 }
 
+Bytes8 load8(const void* from) {
+  Bytes8 value{};
+  if (misaligned(from, 8)) return value;
+  access(from, 8, false);
+  std::memcpy(&value, from, 8);
+  return value;
+}
 Bytes16 load16(const void* from) {
   Bytes16 value{};
   if (misaligned(from)) return value;
