@@ -74,7 +74,8 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja"],
+        "test": ["pytest", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja",
+                 "pybind11"],
     },
     zip_safe=False,
 )

@@ -227,11 +227,11 @@ void norm_fold_gradient(double count, py::handle mean, py::handle variance, py::
 }  // namespace
 
 void bind_conv(py::module_& module) {
-  py::class_<Workspace>(module, "Workspace", "Memory that ops work in; grows as they ask. Not for two threads at once.")
+  py::class_<Workspace>(module, "Workspace", py::module_local(), "Memory that ops work in; grows as they ask. Not for two threads at once.")
       .def(py::init<>())
       .def_property_readonly("bytes", &Workspace::bytes);
 
-  py::class_<Source>(module, "Source",
+  py::class_<Source>(module, "Source", py::module_local(),
                      "One source of a convolution: x [height, width, channels] and what is folded into loading it.\n"
                      "See csrc/ops/conv/conv.h. upsample: 0 none, 1 nearest, 2 bilinear.")
       .def(py::init([](py::object x, int upsample, Coefficients inner, Coefficients outer, double slope, py::object d_x,

@@ -2,6 +2,10 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <string>
+
+#include "place.h"
+#include "platform/cuda/device.h"
 
 namespace dipengine_python {
 
@@ -38,8 +42,29 @@ const DLPackExchangeAPI* look_up_exchange(PyTypeObject* type) {
   return usable ? api : nullptr;
 }
 
-// The exchange table of a type, or null. The last type is remembered: arguments of a call are mostly of one type.
-// (The interpreter's lock guards the memory; a reference keeps the type's address from being used again.)
+// __dlpack__ refuses a tensor that autograd watches; the exchange table hands it out. Reading it does no harm.
+bool requires_grad(py::handle object) {
+  const py::object flag = py::getattr(object, "requires_grad", py::none());
+  return flag.ptr() == Py_True;
+}
+
+bool is_cuda(int device) { return device == kDLCUDA || device == kDLCUDAManaged; }
+
+// True where what the type's library has queued on its current stream needs no order beside the place's.
+bool same_stream(const DLPackExchangeAPI* exchange, const Place& place) {
+  if (!place.cuda()) return true;
+  void* stream = nullptr;
+  if (exchange->current_work_stream == nullptr || exchange->current_work_stream(kDLCUDA, place.device(), &stream) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  return (stream == nullptr ? 1 : reinterpret_cast<uintptr_t>(stream)) == place.stream_number();
+}
+
+}  // namespace
+
+// The last type is remembered: arguments of a call are mostly of one type. (The interpreter's lock guards the memory; a
+// reference keeps the type's address from being used again.)
 const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
   static PyTypeObject* last = nullptr;
   static const DLPackExchangeAPI* api = nullptr;
@@ -54,42 +79,49 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
   return api;
 }
 
-// __dlpack__ refuses a tensor that autograd watches; the exchange table hands it out. Reading it does no harm.
-bool requires_grad(py::handle object) {
-  const py::object flag = py::getattr(object, "requires_grad", py::none());
-  return flag.ptr() == Py_True;
-}
+Tensor::Tensor(py::handle object, const char* name, Access access) : Tensor(object, name, access, Place()) {}
 
-}  // namespace
-
-Tensor::Tensor(py::handle object, const char* name, Access access) : name_(name) {
+Tensor::Tensor(py::handle object, const char* name, Access access, const Place& place) : name_(name) {
   const DLPackExchangeAPI* exchange = exchange_of(Py_TYPE(object.ptr()));
-  if (exchange != nullptr) {
+  if (exchange != nullptr && same_stream(exchange, place)) {
     if (exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor_) != 0) throw py::error_already_set();
     if (access == Access::write && requires_grad(object)) {
       raise("InputError", "The tensor '%s' requires grad, so it cannot be written in place; detach it.", name_);
     }
+  } else if (place.cuda() && !PyCapsule_CheckExact(object.ptr()) && !py::hasattr(object, "__dlpack__")) {
+    take_interface(object, access, place);
   } else {
-    take_capsule(object, access);
+    take_capsule(object, access, place);
   }
-  const DLDeviceType device = tensor_.device.device_type;
-  if (device != kDLCPU && device != kDLCUDAHost) {
+  const DLDevice device = tensor_.device;
+  if (place.cuda() && !(is_cuda(device.device_type) && device.device_id == place.device())) refuse_place(place);
+  if (!place.cuda() && device.device_type != kDLCPU && device.device_type != kDLCUDAHost) {
     raise("DeviceError", "The tensor '%s' is not in CPU memory; move it there, or use kernels=\"torch\".", name_);
   }
   if (tensor_.dtype.lanes != 1) refuse("has vector elements");
 }
 
-void Tensor::take_capsule(py::handle object, Access access) {
+void Tensor::take_capsule(py::handle object, Access access, const Place& place) {
   if (PyCapsule_CheckExact(object.ptr())) {
     capsule_ = py::reinterpret_borrow<py::object>(object);
   } else {
     if (!py::hasattr(object, "__dlpack__")) refuse("has no __dlpack__ method");
     const py::object method = object.attr("__dlpack__");
+    py::dict arguments;
+    if (place.cuda()) {
+      // A tensor in CPU memory is refused here: some libraries would refuse the stream instead.
+      if (py::hasattr(object, "__dlpack_device__")) {
+        if (!is_cuda(object.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>())) refuse_place(place);
+      }
+      arguments["stream"] = place.stream_number();
+    }
+    py::dict versioned = arguments.attr("copy")();
+    versioned["max_version"] = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION);
     try {
-      capsule_ = method(py::arg("max_version") = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION));
+      capsule_ = method(**versioned);
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_TypeError)) throw;  // a library from before DLPack 1.0 knows no such argument
-      capsule_ = method();
+      capsule_ = method(**arguments);
     }
   }
   if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
@@ -104,6 +136,52 @@ void Tensor::take_capsule(py::handle object, Access access) {
   } else {
     refuse("is no DLPack capsule, or one that was consumed");
   }
+}
+
+// Version 3 of https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html, and those before it, which have no stream.
+void Tensor::take_interface(py::handle object, Access access, const Place& place) {
+  if (!py::hasattr(object, "__cuda_array_interface__")) refuse("has neither __dlpack__ nor __cuda_array_interface__");
+  const py::dict interface = object.attr("__cuda_array_interface__");
+  const auto optional = [&](const char* key) -> py::object {
+    if (!interface.contains(key)) return py::none();
+    return interface[key];
+  };
+  if (!optional("mask").is_none()) refuse("is masked");
+  const auto data = interface["data"].cast<py::tuple>();
+  if (access == Access::write && data[1].cast<bool>()) refuse("is read-only");
+  tensor_.data = reinterpret_cast<void*>(data[0].cast<uintptr_t>());
+  tensor_.device = {kDLCUDA, place.device()};
+  if (tensor_.data != nullptr) check(dipengine::cuda::device_of(tensor_.data, &tensor_.device.device_id));
+
+  const auto type = interface["typestr"].cast<std::string>();  // "<f4"
+  const int bytes = type.size() == 3 && type[0] != '>' ? type[2] - '0' : 0;
+  const size_t kind = bytes < 1 || bytes > 8 ? std::string::npos : std::string("iufb").find(type[1]);
+  if (kind == std::string::npos) refuse("has a dtype that no op takes");
+  const DLDataTypeCode codes[] = {kDLInt, kDLUInt, kDLFloat, kDLBool};
+  tensor_.dtype = {static_cast<uint8_t>(codes[kind]), static_cast<uint8_t>(8 * bytes), 1};
+
+  for (const py::handle size : interface["shape"]) shape_.push_back(size.cast<int64_t>());
+  if (const py::object strides = optional("strides"); !strides.is_none()) {
+    for (const py::handle stride : strides) {
+      const auto step = stride.cast<int64_t>();
+      if (step % bytes != 0) refuse("has strides that are no whole elements");
+      strides_.push_back(step / bytes);
+    }
+    if (strides_.size() != shape_.size()) refuse("has strides of another number of axes than its shape");
+    tensor_.strides = strides_.data();
+  }
+  tensor_.shape = shape_.data();
+  tensor_.ndim = static_cast<int32_t>(shape_.size());
+
+  const py::object stream = optional("stream");
+  if (stream.is_none()) return;  // the producer asks for no order
+  const auto number = stream.cast<uintptr_t>();
+  if (number == 0) refuse("names stream 0, which the interface does not allow");
+  if (number != place.stream_number()) check(dipengine::cuda::wait_for(place.stream(), reinterpret_cast<void*>(number)));
+}
+
+void Tensor::refuse_place(const Place& place) const {
+  raise("DeviceError", "The tensor '%s' is not on CUDA device %d with the others; move it there.", name_, place.device());
 }
 
 void Tensor::refuse(const char* why) const {
@@ -151,6 +229,11 @@ void* Tensor::flat(int64_t expected, dipengine_dtype wanted) const {
   }
   if (!contiguous_from(0)) raise("InputError", "The tensor '%s' is not C-contiguous; copy it into that order.", name_);
   return data();
+}
+
+int64_t* Tensor::flat_int64(int64_t expected) const {
+  if (!is_int64() || count() != expected || !contiguous_from(0)) raise("InputError", "'%s' must be int64, one per fit.", name_);
+  return static_cast<int64_t*>(data());
 }
 
 }  // namespace dipengine_python

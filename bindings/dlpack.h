@@ -1,7 +1,10 @@
-// Tensors of any array library, seen through DLPack: no copy, no arithmetic, no reference kept after the call.
+// Tensors of any array library, seen through DLPack or the CUDA array interface: no copy, no arithmetic, no reference kept
+// after the call.
 #pragma once
 
 #include <pybind11/pybind11.h>
+
+#include <vector>
 
 #include "dipengine/dipengine.h"
 #include "dlpack/dlpack.h"
@@ -29,14 +32,24 @@ void call(dipengine_status (*op)(const Params*), const Params& params) {
 
 enum class Access { read, write };
 
-// A strided CPU tensor. It borrows: the Python object must outlive it, as a function's arguments do.
+class Place;
+
+// The DLPack C exchange table of a type (PyTorch 2.10 and newer have one), or null.
+const DLPackExchangeAPI* exchange_of(PyTypeObject* type);
+
+// A strided tensor. It borrows: the Python object must outlive it, as a function's arguments do.
 //
-// Taken from, in this order: the type's DLPack C exchange table (PyTorch 2.10 and newer: no capsule, well under a
-// microsecond), or a capsule from obj.__dlpack__(), versioned or legacy, which stays unconsumed and is freed by its own
-// destructor. Raises DeviceError for another device, InputError for what is no tensor or cannot be written.
+// Taken from, in this order: the type's exchange table (no capsule, well under a microsecond; on a device only where its
+// current stream is the place's); a capsule from obj.__dlpack__(), versioned or legacy, which stays unconsumed and is freed by
+// its own destructor; obj.__cuda_array_interface__. The producer is given the place's stream, or that stream waits for the one
+// that the interface names. Raises DeviceError for another device, InputError for what is no tensor or cannot be written.
 class Tensor {
  public:
-  Tensor(py::handle object, const char* name, Access access = Access::read);
+  Tensor(py::handle object, const char* name, Access access = Access::read);  // in CPU memory
+  Tensor(py::handle object, const char* name, Access access, const Place& place);
+
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
 
   const char* name() const { return name_; }
   int dims() const { return tensor_.ndim; }
@@ -53,14 +66,18 @@ class Tensor {
 
   // data() after checking that the tensor is C-contiguous, has `count` elements and the dtype named.
   void* flat(int64_t count, dipengine_dtype dtype) const;
+  int64_t* flat_int64(int64_t count) const;
 
  private:
-  void take_capsule(py::handle object, Access access);
+  void take_capsule(py::handle object, Access access, const Place& place);
+  void take_interface(py::handle object, Access access, const Place& place);
   [[noreturn]] void refuse(const char* why) const;
+  [[noreturn]] void refuse_place(const Place& place) const;
 
   const char* name_;
   DLTensor tensor_{};
   py::object capsule_;
+  std::vector<int64_t> shape_, strides_;  // of an interface, which has no memory of its own for them
 };
 
 // The native pool behind a `Pool` object, or null for None.

@@ -282,7 +282,7 @@ py::dict stop_rule(int64_t iterations, double average_decay) {
 }  // namespace
 
 void bind_fit(py::module_& module) {
-  py::class_<Fit>(module, "Fit", "Fits of one shape, whole iterations at a time (csrc/include/dipengine/fit.h).")
+  py::class_<Fit>(module, "Fit", py::module_local(), "Fits of one shape, whole iterations at a time (csrc/include/dipengine/fit.h).")
       .def(py::init<py::object, const py::dict&, const py::dict&>(), py::arg("pool"), py::arg("generator"), py::arg("settings"))
       .def_property_readonly("bytes", &Fit::bytes)
       .def("start", &Fit::start, py::arg("slot"), py::kw_only(), py::arg("seed"), py::arg("target"), py::arg("mask") = py::none(),

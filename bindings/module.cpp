@@ -29,6 +29,13 @@ std::string cpu_isa() {
   return name;
 }
 
+// (devices, what is missing where there are none)
+py::tuple cuda_devices() {
+  int32_t count = 0;
+  const dipengine_status status = dipengine_cuda_device_count(&count);
+  return py::make_tuple(count, status == DIPENGINE_OK ? "" : dipengine_last_error());
+}
+
 py::dict build_info() {
   dipengine_build_info info{};
   info.struct_size = sizeof(info);
@@ -54,10 +61,12 @@ PYBIND11_MODULE(_native, module) {
   using namespace dipengine_python;
   module.doc() = "The C++ core of dipengine. Tensors come in through DLPack and outputs are written into given ones.";
 
-  py::class_<Pool>(module, "Pool", "Threads for native ops; the calling one is counted.")
+  py::class_<Pool>(module, "Pool", py::module_local(), "Threads for native ops; the calling one is counted.")
       .def(py::init<int>(), py::arg("threads"))
       .def_property_readonly("threads", &Pool::threads);
   module.def("build_info", &build_info, "What the core was built from: version, ABI, compiler, instruction sets, CUDA.");
+  module.def("cuda_devices", &cuda_devices,
+             "(number of CUDA devices that the kernels could run on, what is missing where there are none).");
   module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
   module.def("cpu_has_isa", [](const std::string& name) { return dipengine_cpu_has_isa(name.c_str()) != 0; },
              "Whether this CPU has the instruction set, used or not.");

@@ -3,8 +3,9 @@
 
 #include <vector>
 
-#include "dlpack.h"
 #include "ops/philox/philox.h"
+#include "ops/philox/philox_cuda.h"
+#include "place.h"
 
 namespace dipengine_python {
 namespace {
@@ -30,26 +31,14 @@ void check_rows(const Tensor& tensor) {
   }
 }
 
-void perturb(py::handle z, float z_scale, float std, const std::vector<uint64_t>& seeds, uint32_t stream,
-             const std::vector<uint32_t>& steps, py::handle out, py::handle pool) {
-  const Tensor code(z, "z"), result(out, "out", Access::write);
-  check_rows(code);
-  check_rows(result);
-  const auto fits = static_cast<int64_t>(seeds.size());
-  if (result.size(0) != fits || steps.size() != seeds.size() || (code.size(0) != fits && code.size(0) != 1)) {
-    raise("InputError", "perturb needs one seed, one step, one output and one code (or one code in all) per fit.");
-  }
-  dipengine_perturb_params params{};
-  params.struct_size = sizeof(params);
-  params.pool = pool_of(pool);
+// What both kinds of device are told alike.
+template <typename Params>
+void set_tensors(Params& params, int64_t fits, const Tensor& code, const Tensor& result, float z_scale, float std) {
   params.fits = fits;
   params.count = result.count() / fits;
   if (code.count() != params.count * code.size(0)) {
     raise("InputError", "perturb was given a code and an output of different sizes; make them alike.");
   }
-  params.seeds = seeds.data();
-  params.steps = steps.data();
-  params.stream = stream;
   params.z_dtype = code.dtype();
   params.z = code.data();
   params.z_fit_stride = code.size(0) == 1 ? 0 : code.stride(0);
@@ -58,6 +47,38 @@ void perturb(py::handle z, float z_scale, float std, const std::vector<uint64_t>
   params.out_dtype = result.dtype();
   params.out = result.data();
   params.out_fit_stride = result.stride(0);
+}
+
+void perturb(py::handle z, float z_scale, float std, const std::vector<uint64_t>& seeds, uint32_t noise_stream,
+             const std::vector<uint32_t>& steps, py::handle out, py::handle pool, py::handle workspace, py::handle stream) {
+  const Place place(z, "z", stream);
+  const Tensor code(z, "z", Access::read, place), result(out, "out", Access::write, place);
+  check_rows(code);
+  check_rows(result);
+  const auto fits = static_cast<int64_t>(seeds.size());
+  if (result.size(0) != fits || steps.size() != seeds.size() || (code.size(0) != fits && code.size(0) != 1)) {
+    raise("InputError", "perturb needs one seed, one step, one output and one code (or one code in all) per fit.");
+  }
+  if (place.cuda()) {
+    dipengine_perturb_cuda_params params{};
+    set_tensors(params, fits, code, result, z_scale, std);
+    Numbers numbers;
+    const size_t seeds_at = numbers.add(seeds.data(), fits), steps_at = numbers.add(steps.data(), fits);
+    const DeviceMemory memory(workspace, numbers.bytes(), place);
+    numbers.send(memory.data(), place);
+    params.seeds = at<const uint64_t>(memory.data(), seeds_at);
+    params.steps = at<const uint32_t>(memory.data(), steps_at);
+    params.noise_stream = noise_stream;
+    call_on(place, dipengine_perturb_cuda, params);
+    return;
+  }
+  dipengine_perturb_params params{};
+  params.struct_size = sizeof(params);
+  params.pool = pool_of(pool);
+  set_tensors(params, fits, code, result, z_scale, std);
+  params.seeds = seeds.data();
+  params.steps = steps.data();
+  params.stream = noise_stream;
   call(dipengine_perturb, params);
 }
 
@@ -71,9 +92,10 @@ void bind_philox(py::module_& module) {
   define("philox_uniform", &fill<dipengine_philox_uniform, DIPENGINE_FLOAT32>, "out (float32) = uniforms in [0, 1).");
   define("philox_normal", &fill<dipengine_philox_normal, DIPENGINE_FLOAT32>, "out (float32) = standard normals.");
   define("philox_bytes", &fill<dipengine_philox_bytes, DIPENGINE_UINT8>, "out (uint8) = random bytes.");
-  module.def("perturb", &perturb, py::arg("z"), py::arg("z_scale"), py::arg("std"), py::arg("seeds"), py::arg("stream"),
-             py::arg("steps"), py::arg("out"), py::arg("pool") = py::none(),
-             "out[f] = z[f] + std * normal(seeds[f], stream, steps[f]); z float32, or uint8 standing for z * z_scale.");
+  module.def("perturb", &perturb, py::arg("z"), py::arg("z_scale"), py::arg("std"), py::arg("seeds"), py::arg("noise_stream"),
+             py::arg("steps"), py::arg("out"), py::arg("pool") = py::none(), py::arg("workspace") = py::none(),
+             py::arg("stream") = py::none(),
+             "out[f] = z[f] + std * normal(seeds[f], noise_stream, steps[f]); z float32, or uint8 standing for z * z_scale.");
 }
 
 }  // namespace dipengine_python

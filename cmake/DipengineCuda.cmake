@@ -9,16 +9,21 @@
 # the result loads on a machine without a driver and says there what it misses.
 set(DIPENGINE_CUDA_SOURCES
   csrc/ops/adam/adam_cuda.cu
+  csrc/ops/blur/blur_cuda.cu
   csrc/ops/conv/conv_bias_gradient_cuda.cu
   csrc/ops/conv/conv_data_gradient_cuda.cu
+  csrc/ops/conv/conv_data_plan_cuda.cu
+  csrc/ops/conv/conv_data_weights_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu
   csrc/ops/conv/conv_weights_cuda.cu
+  csrc/ops/deviance/deviance_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/norm/norm_cuda.cu
   csrc/ops/norm/parts_cuda.cu
-  csrc/ops/philox/philox_cuda.cu)
+  csrc/ops/philox/philox_cuda.cu
+  csrc/ops/resample/resample_cuda.cu)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)
 # As on the host: a fused multiply-add only where the source says fma.
 set(DIPENGINE_CUDA_FLAGS -fmad=false)
@@ -56,7 +61,7 @@ if(build_cuda)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  add_library(dipengine_cuda OBJECT ${DIPENGINE_CUDA_SOURCES})
+  add_library(dipengine_cuda OBJECT ${DIPENGINE_CUDA_SOURCES} csrc/platform/cuda/device.cu)
   target_link_libraries(dipengine_cuda PRIVATE dipengine_flags)
   target_compile_options(dipengine_cuda PRIVATE ${DIPENGINE_CUDA_FLAGS})
   set_target_properties(dipengine_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)

@@ -6,6 +6,7 @@ kernels asked for, `exact` in float64 by autograd on PyTorch's own operations; b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -208,8 +209,21 @@ def run(problem: Problem, kernels: str) -> dict[str, Tensor]:
     return out
 
 
-def exact(problem: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Outputs in float64, and the size that each would have by the random walk of its terms (what errors are relative to)."""
+def nearest_tf32(values: Tensor) -> Tensor:
+    """float64 values rounded to 10 mantissa bits behind the leading one, ties away from zero."""
+    part, exponent = torch.frexp(values)
+    return torch.ldexp(part.sign() * torch.floor(part.abs() * 2**11 + 0.5) / 2**11, exponent)
+
+
+def exact(problem: Problem, operand: Callable[[Tensor], Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Outputs in float64, and the size that each would have by the random walk of its terms (what errors are relative to).
+
+    operand: what becomes of the two operands of each of the three products, as hardware rounds them.
+    """
+
+    def rounded(tensor):  # its gradient is that of the tensor
+        return tensor if operand is None else tensor + (operand(tensor.detach()) - tensor.detach())
+
     layer = problem.layer
     weight = problem.weight.double().permute(3, 2, 0, 1).requires_grad_()
     leaves, activations, parts = [], [], []
@@ -231,17 +245,17 @@ def exact(problem: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         elif given.upsample == "bilinear":
             nchw = F.interpolate(nchw, scale_factor=2, mode="bilinear", align_corners=False)
         parts.append(nchw)
-    operand = torch.cat(parts, 1)
+    image = torch.cat(parts, 1)
     if layer.padding == "reflection" and layer.pad:
-        operand = F.pad(operand, (layer.pad,) * 4, mode="reflect")
+        image = F.pad(image, (layer.pad,) * 4, mode="reflect")
     bias = None if problem.bias is None else problem.bias.double().requires_grad_()
     pad = layer.pad if layer.padding == "zero" else 0
-    y = F.conv2d(operand, weight, bias, stride=layer.stride, padding=pad)[0].permute(1, 2, 0)
+    y = F.conv2d(rounded(image), rounded(weight), bias, stride=layer.stride, padding=pad)[0].permute(1, 2, 0)
     d_raw = problem.gradient.double()
     if problem.coefficients is not None:
         a, b, c = problem.coefficients
         d_raw = a * d_raw + b * problem.raw.double() + c
-    y.backward(d_raw)
+    y.backward(rounded(d_raw))
 
     raw = y.detach()
     out = {"raw": raw, "d_weight": weight.grad.permute(2, 3, 1, 0)}
@@ -250,9 +264,9 @@ def exact(problem: Problem) -> tuple[dict[str, Tensor], dict[str, float]]:
         return float(tensor.detach().square().mean().sqrt())
 
     pixels, taps = raw.shape[0] * raw.shape[1], layer.kernel**2
-    reach = rms(operand) * rms(weight) * (taps * operand.shape[1]) ** 0.5
+    reach = rms(image) * rms(weight) * (taps * image.shape[1]) ** 0.5
     back = rms(d_raw) * rms(weight) * (taps * layer.channels) ** 0.5
-    size = {"raw": reach, "d_weight": rms(operand) * rms(d_raw) * pixels**0.5}
+    size = {"raw": reach, "d_weight": rms(image) * rms(d_raw) * pixels**0.5}
     if layer.moments:
         out["mean"], out["variance"] = raw.mean((0, 1)), raw.var((0, 1), unbiased=False)
         size["mean"], size["variance"] = reach, reach**2

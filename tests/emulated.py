@@ -22,8 +22,8 @@ NEEDS = [
     pytest.mark.skipif(CMAKE is None, reason='needs cmake: pip install "dipengine[test]"'),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++: the emulator stands on its thread sanitizer's calls"),
 ]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 UPSAMPLE = {"none": 0, "nearest": 1, "bilinear": 2}
-FLOAT32, BFLOAT16 = 0, 1
 
 
 def run(*command: object) -> str:
@@ -32,12 +32,14 @@ def run(*command: object) -> str:
     return result.stdout
 
 
-def build(folder: Path) -> Path:
-    """Configure and build the emulator; the folder of its program and library."""
+def build(folder: Path, bindings: str | None = None, *options: str) -> Path:
+    """Configure and build the emulator; the folder of its program and library. Or the target `bindings` in its place."""
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
     run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_PORTABLE_ONLY=ON", "-DDIPENGINE_CUDA=OFF",
-        "-DCMAKE_CXX_COMPILER=g++")
-    run(CMAKE, "--build", folder, "--target", "dipengine_emulator_tests", "dipengine_emulated_device", "--parallel", os.cpu_count() or 1)
+        "-DCMAKE_CXX_COMPILER=g++", f"-DDIPENGINE_PYTHON={'ON' if bindings else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}",
+        *options)
+    targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device"]
+    run(CMAKE, "--build", folder, "--target", *targets, "--parallel", os.cpu_count() or 1)
     return folder / "tests/emulator"
 
 
@@ -58,8 +60,8 @@ class ConvSource(Structure):  # dipengine_conv_cuda_source
 class ConvParams(Structure):  # dipengine_conv_cuda_params
     _fields_ = [("struct_size", c_size_t), ("source_size", c_size_t), ("stream", c_void_p), ("workspace", c_void_p),
                 ("workspace_bytes", c_size_t), ("fits", c_int64), ("active", c_void_p), ("numbers_fit_stride", c_int64),
-                ("sources", POINTER(ConvSource)), ("sources_count", c_int32), ("raw_dtype", c_int32), ("kernel", c_int32),
-                ("stride", c_int32), ("pad", c_int32), ("padding", c_int32), ("height", c_int32), ("width", c_int32),
+                ("sources", POINTER(ConvSource)), ("sources_count", c_int32), ("dtype", c_int32), ("raw_dtype", c_int32),
+                ("kernel", c_int32), ("stride", c_int32), ("pad", c_int32), ("padding", c_int32), ("height", c_int32), ("width", c_int32),
                 ("channels", c_int32), ("weight", c_void_p), ("parameters_fit_stride", c_int64), ("packed", c_void_p),
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
@@ -113,7 +115,7 @@ class Device:
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
     def conv(self, problem) -> dict[str, Tensor]:
-        """Every output of a conv_problems.Problem in bfloat16, by the names that conv_problems gives them."""
+        """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them."""
         return _Conv(self, problem).run()
 
 
@@ -161,11 +163,10 @@ class _Conv:
         sources = (ConvSource * len(layer.inputs))(*(self.source(i) for i in range(len(layer.inputs))))
         height, width = layer.size()
         raw = torch.full((height, width, layer.channels), float("nan"), dtype=problem.raw_dtype)
-        wide = FLOAT32 if raw.dtype == torch.float32 else BFLOAT16
         p = ConvParams(
             struct_size=sizeof(ConvParams), source_size=sizeof(ConvSource), fits=1, sources=sources, sources_count=len(sources),
-            raw_dtype=wide, kernel=layer.kernel, stride=layer.stride, pad=layer.pad, padding=int(layer.padding == "zero"), height=height,
-            width=width, channels=layer.channels, weight=self.put(problem.weight.float()),
+            dtype=DTYPES[problem.dtype], raw_dtype=DTYPES[raw.dtype], kernel=layer.kernel, stride=layer.stride, pad=layer.pad,
+            padding=int(layer.padding == "zero"), height=height, width=width, channels=layer.channels, weight=self.put(problem.weight.float()),
             raw=Pixels(self.result("raw", raw), width * layer.channels, layer.channels), eps=1e-5,
         )
         if layer.bias:
@@ -179,8 +180,8 @@ class _Conv:
         self.device.call("dipengine_conv_cuda_pack", byref(p))
         self.device.call("dipengine_conv_cuda_forward", byref(p))
 
-        p.raw, p.raw_dtype = self.image(problem.raw), BFLOAT16
-        p.gradient, p.gradient_dtype = self.image(problem.gradient), wide
+        p.raw, p.raw_dtype = self.image(problem.raw), DTYPES[problem.dtype]
+        p.gradient, p.gradient_dtype = self.image(problem.gradient), DTYPES[problem.raw_dtype]
         if layer.coefficients:
             p.gradient_scale, p.raw_scale, p.gradient_shift = (self.put(c.float()) for c in problem.coefficients)
         p.d_weight = self.result("d_weight", torch.full_like(problem.weight, float("nan")))

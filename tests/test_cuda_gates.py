@@ -23,26 +23,38 @@ REGISTERS = {
     "perturb_kernel": 64,
     "masked_mse_kernel": 96,
     "masked_mse_finish_kernel": 96,
-    "conv_pack_kernel": 96,
+    "blur_kernel": 104,
+    "deviance_kernel": 104,
+    "deviance_finish_kernel": 112,
+    "downsample_rows_kernel": 64,
+    "downsample_columns_kernel": 64,
+    "upsample_rows_kernel": 64,
+    "upsample_columns_kernel": 64,
     "moments_kernel": 96,
     "sums_kernel": 96,
-    "norm_statistics_kernel": 96,
-    "norm_backward_kernel": 96,
     "norm_fold_gradient_kernel": 64,
-    "conv_forward_kernel<4,1,2,1>": 160,
-    "conv_forward_kernel<4,1,2,2>": 176,
-    "conv_forward_kernel<2,2,4,2>": 216,
-    "conv_forward_kernel<2,2,4,4>": 255,
-    "conv_data_pack_kernel": 96,
-    "conv_data_gradient_kernel<4,1,2,1>": 144,
-    "conv_data_gradient_kernel<4,1,2,2>": 168,
-    "conv_data_gradient_kernel<2,2,4,2>": 208,
-    "conv_data_gradient_kernel<2,2,4,4>": 255,
-    "conv_weight_gradient_kernel<1>": 184,
-    "conv_weight_gradient_kernel<4>": 240,
-    "conv_weight_gradient_kernel<9>": 255,
     "conv_weight_sum_kernel": 64,
-    "conv_bias_gradient_kernel": 96,
+} | {
+    name.replace("<", f"<{element},") if "<" in name else f"{name}<{element}>": most
+    for name, by_element in {
+        "norm_statistics_kernel": (96, 64),
+        "norm_backward_kernel": (96, 72),
+        "conv_pack_kernel": (96, 80),
+        "conv_forward_kernel<4,1,2,1>": (160, 144),
+        "conv_forward_kernel<4,1,2,2>": (176, 160),
+        "conv_forward_kernel<2,2,4,2>": (216, 192),
+        "conv_forward_kernel<2,2,4,4>": (255, 248),
+        "conv_data_pack_kernel": (96, 72),
+        "conv_data_gradient_kernel<4,1,2,1>": (144, 128),
+        "conv_data_gradient_kernel<4,1,2,2>": (168, 144),
+        "conv_data_gradient_kernel<2,2,4,2>": (208, 176),
+        "conv_data_gradient_kernel<2,2,4,4>": (255, 240),
+        "conv_weight_gradient_kernel<1>": (184, 160),
+        "conv_weight_gradient_kernel<4>": (240, 208),
+        "conv_weight_gradient_kernel<9>": (255, 255),
+        "conv_bias_gradient_kernel": (96, 64),
+    }.items()
+    for element, most in zip(("bf16", "float32"), by_element, strict=True)
 }
 
 pytestmark = [
@@ -58,10 +70,10 @@ def run(*command: object, **options) -> str:
 
 
 def short_name(mangled: str) -> str:
-    """`conv_forward_kernel<4,1,2,1>` of _ZN9dipengine...19conv_forward_kernelINS_8ConvTileILi4ELi1ELi2ELi1EEEE..."""
+    """`conv_forward_kernel<bf16,4,1,2,1>` of _ZN...19conv_forward_kernelINS_4cuda8Bfloat16ENS_8ConvTileILi4ELi1ELi2ELi1EEEE..."""
     name = re.search(r"\d+([a-z_]+_kernel)", mangled).group(1)
-    numbers = re.findall(r"Li(\d+)E", mangled)
-    return name + (f"<{','.join(numbers)}>" if numbers else "")
+    arguments = [short for tag, short in (("Bfloat16", "bf16"), ("Float32", "float32")) if tag in mangled] + re.findall(r"Li(\d+)E", mangled)
+    return name + (f"<{','.join(arguments)}>" if arguments else "")
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +112,12 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
     disassembler = shutil.which("cuobjdump")
     if disassembler is None:
         print("no cuobjdump: PTX was looked at in place of machine code")
-        words = {"product": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "matrices": "ldmatrix.sync.aligned.m8n8.x4",
-                 "copy": "cp.async.cg", "load": "ld.global.nc.v4"}
+        words = {"bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+                 "rounding": "cvt.rna.tf32.f32", "matrices": "ldmatrix.sync.aligned.m8n8.x4", "copy": "cp.async.cg", "load": "ld.global.nc.v4"}
     else:
-        words = {"product": "HMMA.16816.F32.BF16", "matrices": "LDSM.16.M", "copy": "LDGSTS.E.BYPASS.128", "load": "LDG.E.128"}
-    for name, needs in (("conv_forward", words), ("conv_data_gradient", words), ("conv_weight_gradient", words.keys() - {"copy"})):
+        words = {"bf16": "HMMA.16816.F32.BF16", "float32": "HMMA.1688.F32.TF32", "rounding": "TF32", "matrices": "LDSM.16.M",
+                 "copy": "LDGSTS.E.BYPASS.128", "load": "LDG.E.128"}
+    for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient"):
         if disassembler is None:
             run(NVCC, *FLAGS, "-arch=compute_80", "-ptx", ROOT / f"csrc/ops/conv/{name}_cuda.cu", "-o", tmp_path / "code.ptx")
             codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}
@@ -117,8 +130,15 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
             kernels = [kernel for kernel in kernels if f"{name}_kernel" in kernel[:200]]
             assert len(kernels) == sum(short.startswith(f"{name}_kernel") for short in REGISTERS), architecture
             for kernel in kernels:
+                element, other = ("float32", "bf16") if "Float32" in kernel[:200] else ("bf16", "float32")
+                needs = {element, "load"} | ({"rounding"} if element == "float32" else set())
+                if name != "conv_weight_gradient":
+                    needs |= {"copy", "matrices"}
+                elif element == "bf16":  # ldmatrix transposes 16-bit elements alone
+                    needs |= {"matrices"}
                 for need in needs:
                     assert words[need] in kernel, (architecture, kernel[:120], need)
+                assert words[other] not in kernel, (architecture, kernel[:120], other)
 
 
 @pytest.mark.slow
@@ -129,9 +149,13 @@ def test_library_with_cuda_loads_without_a_driver_and_says_so(tmp_path):
         pytest.skip('needs cmake: pip install "dipengine[test]"')
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=search) else []
     environment = os.environ | {"PATH": search}
+    pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the Python module")
+    package = tmp_path / "package/dipengine"
+    shutil.copytree(ROOT / "engine/dipengine", package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     run(cmake, "-S", ROOT, "-B", tmp_path, *generator, "-DDIPENGINE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-virtual",
-        "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", env=environment)
-    run(cmake, "--build", tmp_path, "--target", "dipengine", "--parallel", os.cpu_count() or 1, env=environment)
+        "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DDIPENGINE_PYTHON=ON", f"-DDIPENGINE_MODULE_DIR={package}",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", env=environment)
+    run(cmake, "--build", tmp_path, "--target", "dipengine", "_native", "--parallel", os.cpu_count() or 1, env=environment)
     library = next(tmp_path.glob("libdipengine.so.*.*.*"))
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
     assert not any("cuda" in name for name in needed), needed
@@ -150,5 +174,9 @@ class Params(ctypes.Structure):  # dipengine_perturb_cuda_params
 p = Params(struct_size=ctypes.sizeof(Params), fits=1, count=16, seeds=16, steps=16, z=16, out=16, z_fit_stride=16)
 print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().decode())
 """
-    said = run(sys.executable, "-c", script, library, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    without = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(package.parent)}
+    said = run(sys.executable, "-c", script, library, env=without)
     assert said.startswith("3 perturb needs a CUDA device and its driver"), said
+    said = run(sys.executable, "-m", "dipengine", "doctor", env=without)
+    assert re.search(r"^CUDA kernels +for 80-virtual \(nvcc [\d.]+\); No CUDA device can be used here: ", said, re.MULTILINE), said
+    assert package.as_posix() in run(sys.executable, "-c", "import dipengine; print(dipengine.__file__)", env=without)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from emulated import CMAKE
 
-from dipengine.cli.doctor import on_silicon
+from dipengine.cli.doctor import cuda_kernels, on_silicon
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,6 +48,12 @@ def test_a_hash_changes_with_source_headers_and_silicon_and_not_with_comments(tm
     silicon = tmp_path / "csrc/platform/cuda/silicon.txt"
     silicon.write_text(silicon.read_text() + f"adam {first['adam'][0]} H200 2026-01-01\n")
     assert manifest(tmp_path)["adam"] == (second["adam"][0], first["adam"][0])
+
+
+def test_doctor_tells_whether_the_kernels_can_run():
+    assert cuda_kernels("none (built with DIPENGINE_CUDA=OFF)", 0, "Built without.") == "none (built with DIPENGINE_CUDA=OFF)"
+    assert cuda_kernels("for 90 (nvcc 13.0.88)", 1, "") == "for 90 (nvcc 13.0.88); 1 device"
+    assert cuda_kernels("for 90 (nvcc 13.0.88)", 0, "No driver.") == "for 90 (nvcc 13.0.88); No driver."
 
 
 def test_doctor_tells_what_ran_what_changed_and_what_never_ran():

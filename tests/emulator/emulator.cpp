@@ -24,6 +24,7 @@ constexpr int kLanes = 32;
 Settings the_settings;
 std::vector<std::string> the_faults;
 std::vector<Site> the_sites;
+std::vector<void*> the_streams;
 const char* kernel_name = "";
 
 void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -308,9 +309,9 @@ void access(const void* pointer, size_t bytes, bool write) {
   if (current >= 0) check_access(pointer, bytes, write, me().now);
 }
 
-bool misaligned(const void* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return false;
-  fault("thread %d gives an address of a 16-byte access that is no multiple of 16", current);
+bool misaligned(const void* pointer, uintptr_t bytes = 16) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes == 0) return false;
+  fault("thread %d gives an address of a %zu-byte access that is no multiple of %zu", current, bytes, bytes);
   return true;
 }
 
@@ -463,6 +464,12 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
+std::vector<void*> launched_on() {
+  std::vector<void*> streams;
+  streams.swap(the_streams);
+  return streams;
+}
+
 std::vector<Site> sites() {
   std::vector<Site> sorted = the_sites;
   std::sort(sorted.begin(), sorted.end(),
@@ -527,6 +534,11 @@ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Mma arguments{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   together(Operation::mma_bf16, &arguments, "mma_bf16", 0);
 }
+uint32_t tf32_from_float(float x) {
+  const uint32_t bits = float_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;  // the NaN that conversions give
+  return (bits & 0x7fffffffu) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
+}
 void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Mma arguments{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   together(Operation::mma_tf32, &arguments, "mma_tf32", 0);
@@ -540,6 +552,13 @@ void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
   together(Operation::load_matrices, &arguments, "load_matrices_transposed", 0);
 }
 
+Bytes8 load8(const void* from) {
+  Bytes8 value{};
+  if (misaligned(from, 8)) return value;
+  access(from, 8, false);
+  std::memcpy(&value, from, 8);
+  return value;
+}
 Bytes16 load16(const void* from) {
   Bytes16 value{};
   if (misaligned(from)) return value;
@@ -583,8 +602,9 @@ dipengine_status shared_memory_limit(size_t* bytes) {
   return DIPENGINE_OK;
 }
 
-dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread) {
+dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread, void* stream) {
   kernel_name = name;
+  the_streams.push_back(stream);
   DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.",
                     name, given.threads);
   DIPENGINE_REQUIRE(given.shared <= the_settings.shared_limit, "%s wants %zu bytes of shared memory; there are %zu.", name,

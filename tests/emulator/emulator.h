@@ -42,6 +42,9 @@ Settings& settings();
 const std::vector<std::string>& faults();
 void clear_faults();
 
+// The streams of the launches since the last call.
+std::vector<void*> launched_on();
+
 // Where barriers and waits were met since the last clear_sites, in order of file and line.
 std::vector<Site> sites();
 void clear_sites();

@@ -1,33 +1,20 @@
 // The convolutions on the emulated device, forward and both gradients, against plain loops in float64: ragged and tiny layers
-// of every tile; one fit and three. Single values: this finds a wrong index. test_emulator.py judges the precision.
+// of every tile, in bfloat16 and float32; one fit and three. Single values: this finds a wrong index. test_emulator.py judges
+// the precision. Float32 images have values whose activations and d_raw float32 holds exactly, so that where a product's
+// operands are sums of nothing, the loops over operands rounded to tf32 must agree to float32's precision.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
+#include "conv_layers.h"
 #include "guarded.h"
-#include "ops/conv/conv_data_gradient_cuda.h"
 #include "scenarios.h"
 
 using namespace dipengine;
+using namespace dipengine::emulator::layers;
 using emulator::Array;
 
 namespace {
-
-struct Input {
-  int height, width, channels;
-  int upsample = DIPENGINE_UPSAMPLE_NONE;
-  bool inner = true, outer = false;
-  int gap = 0;  // elements between pixels
-};
-
-struct Layer {
-  std::vector<Input> inputs;
-  int channels;
-  int kernel = 3, stride = 1, pad = 1, padding = DIPENGINE_PADDING_REFLECTION;
-  bool wide = false, bias = false;
-  int fits = 1;
-};
 
 int64_t place(int64_t i, int64_t n, int padding) {
   if (padding == DIPENGINE_PADDING_ZERO) return i < 0 || i >= n ? -1 : i;
@@ -41,14 +28,15 @@ std::vector<float> affine(check::Numbers& numbers, int64_t count, double offset)
   return values;
 }
 
+template <typename Stored>
 struct SourceData {
   Input input;
   int64_t pixel, row, fit;
-  std::vector<uint16_t> x;
+  std::vector<Stored> x;
   std::vector<float> inner_scale, inner_shift, outer_scale, outer_shift;
 
   double activation(int64_t f, int64_t y, int64_t column, int64_t c, int64_t numbers) const {
-    double value = static_cast<double>(float_from_bf16(x[static_cast<size_t>(f * fit + y * row + column * pixel + c)]));
+    double value = check::widen(x[static_cast<size_t>(f * fit + y * row + column * pixel + c)]);
     const size_t k = static_cast<size_t>(f * numbers + c);
     if (input.inner) value = value * static_cast<double>(inner_scale[k]) + static_cast<double>(inner_shift[k]);
     if (value <= 0) value *= 0.25;
@@ -56,19 +44,40 @@ struct SourceData {
   }
 };
 
+// The nearest number of 11 significant bits, ties away from zero.
+double nearest_tf32(double value) {
+  int exponent = 0;
+  const double part = std::frexp(value, &exponent);
+  return std::ldexp(std::round(std::ldexp(part, 11)), exponent - 11);
+}
+
+// Numbers in [-1, 1) of the grid 1 / steps.
+std::vector<float> on_grid(check::Numbers& numbers, int64_t count, double steps) {
+  std::vector<float> values;
+  for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(std::round(numbers.next() * steps) / steps));
+  return values;
+}
+
+template <typename Stored>
 bool conv_case(const Layer& layer) {
+  constexpr bool single = sizeof(Stored) == 4;
+  // Of a product's operand; and how far results may be off, in sizes of the sum, where operands are single values and sums.
+  const auto operand = [](double value) { return single ? nearest_tf32(value) : value; };
+  constexpr double kDirect = single ? 2e-5 : 0.012, kTransformed = single ? 1.5e-3 : 0.012;
   check::Numbers numbers(static_cast<uint64_t>(layer.channels * 131 + layer.inputs[0].height));
   const int factor = layer.inputs[0].upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
   const int64_t height = (factor * layer.inputs[0].height + 2 * layer.pad - layer.kernel) / layer.stride + 1;
   const int64_t width = (factor * layer.inputs[0].width + 2 * layer.pad - layer.kernel) / layer.stride + 1;
   const int64_t stride = 300;  // of per-channel numbers
-  std::vector<SourceData> data;
+  bool nearest = false;
+  for (const Input& i : layer.inputs) nearest = nearest || i.upsample == DIPENGINE_UPSAMPLE_NEAREST;
+  std::vector<SourceData<Stored>> data;
   int64_t inputs = 0;
   for (const Input& i : layer.inputs) {
-    SourceData d{i, i.channels + i.gap, i.width * (i.channels + i.gap), i.height * i.width * (i.channels + i.gap), {}, {}, {}, {},
-                 {}};
+    const int64_t apart = i.channels + i.gap;
+    SourceData<Stored> d{i, apart, i.width * apart, i.height * i.width * apart, {}, {}, {}, {}, {}};
     for (int64_t k = 0; k < d.fit * layer.fits; ++k)
-      d.x.push_back(bf16_from_float(static_cast<float>(std::round(numbers.next() * 16) / 8)));
+      d.x.push_back(check::stored<Stored>(2 * std::round(numbers.next() * (single ? 1024 : 16)) / (single ? 1024 : 16)));
     d.inner_scale = affine(numbers, stride * layer.fits, 0.5);
     d.inner_shift = affine(numbers, stride * layer.fits, 1.0 / 64);
     d.outer_scale = affine(numbers, stride * layer.fits, 0.25);
@@ -85,15 +94,15 @@ bool conv_case(const Layer& layer) {
                            beta = numbers.vector<float>(parameters * layer.fits);
 
   // On the device.
-  std::vector<std::unique_ptr<Array<uint16_t>>> images;
+  std::vector<std::unique_ptr<Array<Stored>>> images;
   std::vector<std::unique_ptr<Array<float>>> floats;
   const auto on_device = [&](const std::vector<float>& values) {
     floats.push_back(std::make_unique<Array<float>>(values));
     return floats.back()->data();
   };
   std::vector<dipengine_conv_cuda_source> sources;
-  for (const SourceData& d : data) {
-    images.push_back(std::make_unique<Array<uint16_t>>(d.x));
+  for (const SourceData<Stored>& d : data) {
+    images.push_back(std::make_unique<Array<Stored>>(d.x));
     dipengine_conv_cuda_source s{};
     s.height = d.input.height;
     s.width = d.input.width;
@@ -107,7 +116,7 @@ bool conv_case(const Layer& layer) {
     sources.push_back(s);
   }
   const int64_t pixel = layer.channels + (layer.channels % 8 == 0 ? 8 : 3), row = width * pixel + 8, fit = height * row;
-  Array<uint16_t> halves(fit * layer.fits);
+  Array<Stored> images_out(fit * layer.fits);
   Array<float> wide(fit * layer.fits), mean(stride * layer.fits), variance(stride * layer.fits), scale(stride * layer.fits),
       shift(stride * layer.fits);
   const std::vector<uint8_t> active = {1, 0, 1};
@@ -120,7 +129,8 @@ bool conv_case(const Layer& layer) {
   p.numbers_fit_stride = stride;
   p.sources = sources.data();
   p.sources_count = static_cast<int32_t>(sources.size());
-  p.raw_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  p.dtype = single ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  p.raw_dtype = layer.wide ? DIPENGINE_FLOAT32 : p.dtype;
   p.kernel = layer.kernel;
   p.stride = layer.stride;
   p.pad = layer.pad;
@@ -131,7 +141,7 @@ bool conv_case(const Layer& layer) {
   p.weight = on_device(weight);
   p.parameters_fit_stride = parameters;
   if (layer.bias) p.bias = on_device(bias);
-  p.raw = {layer.wide ? static_cast<void*>(wide.data()) : halves.data(), row, pixel};
+  p.raw = {layer.wide ? static_cast<void*>(wide.data()) : images_out.data(), row, pixel};
   p.raw_fit_stride = fit;
   p.mean = mean.data();
   p.variance = variance.data();
@@ -150,27 +160,27 @@ bool conv_case(const Layer& layer) {
   if (dipengine_conv_cuda_pack(&p) != DIPENGINE_OK || dipengine_conv_cuda_forward(&p) != DIPENGINE_OK) {
     return emulator::wrong("%s", dipengine_last_error());
   }
-  if (!packed.intact() || !workspace.intact() || !halves.intact() || !wide.intact() || !mean.intact() || !scale.intact()) {
+  if (!packed.intact() || !workspace.intact() || !images_out.intact() || !wide.intact() || !mean.intact() || !scale.intact()) {
     return emulator::wrong("written outside");
   }
 
   // The weight gradient of another raw, in place of it.
-  std::vector<float> gradient = numbers.vector<float>(fit * layer.fits), a = numbers.vector<float>(stride * layer.fits),
-                     b = numbers.vector<float>(stride * layer.fits), c = numbers.vector<float>(stride * layer.fits, 0.2);
-  std::vector<uint16_t> gradient_halves, raw_halves;
-  for (float& g : gradient) gradient_halves.push_back(bf16_from_float(g));
-  for (float r : numbers.vector<float>(fit * layer.fits)) raw_halves.push_back(bf16_from_float(r));
+  std::vector<float> gradient = on_grid(numbers, fit * layer.fits, 4096), a = on_grid(numbers, stride * layer.fits, 16),
+                     b = on_grid(numbers, stride * layer.fits, 16), c = on_grid(numbers, stride * layer.fits, 64);
+  std::vector<Stored> stored_gradient, stored_raw;
+  for (float& g : gradient) stored_gradient.push_back(check::stored<Stored>(static_cast<double>(g)));
+  for (float r : on_grid(numbers, fit * layer.fits, 4096)) stored_raw.push_back(check::stored<Stored>(static_cast<double>(r)));
   if (!layer.wide) {
-    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = float_from_bf16(gradient_halves[i]);
+    for (size_t i = 0; i < gradient.size(); ++i) gradient[i] = static_cast<float>(check::widen(stored_gradient[i]));
   }
-  Array<uint16_t> device_gradient(gradient_halves), device_raw(raw_halves);
+  Array<Stored> device_gradient(stored_gradient), device_raw(stored_raw);
   Array<float> d_weight(parameters * layer.fits), d_bias(parameters * layer.fits);
   dipengine_conv_cuda_params q = p;
   q.raw = {device_raw.data(), row, pixel};
-  q.raw_dtype = DIPENGINE_BFLOAT16;
+  q.raw_dtype = p.dtype;
   q.gradient = {layer.wide ? static_cast<void*>(on_device(gradient)) : device_gradient.data(), row, pixel};
   q.gradient_fit_stride = fit;
-  q.gradient_dtype = layer.wide ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
+  q.gradient_dtype = p.raw_dtype;
   if (!layer.bias) {
     q.gradient_scale = on_device(a);
     q.raw_scale = on_device(b);
@@ -185,15 +195,15 @@ bool conv_case(const Layer& layer) {
   if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   if (!gradient_workspace.intact() || !d_weight.intact()) return emulator::wrong("written outside");
   // The data gradient of every source.
-  std::vector<std::vector<uint16_t>> old;
+  std::vector<std::vector<Stored>> old;
   std::vector<std::vector<float>> centre;
-  std::vector<std::unique_ptr<Array<uint16_t>>> d_x;
+  std::vector<std::unique_ptr<Array<Stored>>> d_x;
   std::vector<std::unique_ptr<Array<float>>> of_d_x;
   for (size_t i = 0; i < data.size(); ++i) {
     old.emplace_back();
-    for (float value : numbers.vector<float>(data[i].fit * layer.fits)) old.back().push_back(bf16_from_float(value));
+    for (double value : numbers.vector<double>(data[i].fit * layer.fits)) old.back().push_back(check::stored<Stored>(value));
     centre.push_back(numbers.vector<float>(stride * layer.fits));
-    d_x.push_back(std::make_unique<Array<uint16_t>>(old.back()));
+    d_x.push_back(std::make_unique<Array<Stored>>(old.back()));
     for (int k = 0; k < 2; ++k) of_d_x.push_back(std::make_unique<Array<float>>(stride * layer.fits));
     sources[i].d_x = {d_x.back()->data(), data[i].row, data[i].pixel};
     sources[i].d_x_fit_stride = data[i].fit;
@@ -218,9 +228,9 @@ bool conv_case(const Layer& layer) {
   for (int64_t f = 0; f < layer.fits && layer.fits > 1; ++f) {
     if (active[static_cast<size_t>(f)] == 0) continue;
     std::vector<dipengine_conv_cuda_source> own = sources;
-    std::vector<std::unique_ptr<Array<uint16_t>>> own_d_x;
+    std::vector<std::unique_ptr<Array<Stored>>> own_d_x;
     Array<float> own_numbers(stride * 8), own_wide(fit), own_d_weight(parameters), own_d_bias(parameters);
-    Array<uint16_t> own_halves(fit);
+    Array<Stored> own_images(fit);
     Array<uint8_t> own_packed(static_cast<int64_t>(std::max(p.packed_bytes, q.packed_bytes))),
         own_workspace(static_cast<int64_t>(
             std::max({p.workspace_bytes, q.workspace_bytes, static_cast<size_t>(gradient_workspace.size())})));
@@ -230,8 +240,8 @@ bool conv_case(const Layer& layer) {
       for (const float** pointer :
            {&own[i].inner.scale, &own[i].inner.shift, &own[i].outer.scale, &own[i].outer.shift, &own[i].centre})
         moved(*pointer);
-      own_d_x.push_back(std::make_unique<Array<uint16_t>>(
-          std::vector<uint16_t>(old[i].begin() + f * data[i].fit, old[i].begin() + (f + 1) * data[i].fit)));
+      own_d_x.push_back(std::make_unique<Array<Stored>>(
+          std::vector<Stored>(old[i].begin() + f * data[i].fit, old[i].begin() + (f + 1) * data[i].fit)));
       own[i].d_x.data = own_d_x.back()->data();
       own[i].sum = own_numbers.data() + (4 + 2 * static_cast<int64_t>(i)) * stride;
       own[i].product = own[i].sum + stride;
@@ -254,14 +264,14 @@ bool conv_case(const Layer& layer) {
     one.shift = one.scale + stride;
     one.d_weight = own_d_weight.data();
     one.d_bias = own_d_bias.data();
-    one.raw = {layer.wide ? static_cast<void*>(own_wide.data()) : own_halves.data(), row, pixel};
+    one.raw = {layer.wide ? static_cast<void*>(own_wide.data()) : own_images.data(), row, pixel};
     one.raw_dtype = p.raw_dtype;
     if (dipengine_conv_cuda_pack(&one) != DIPENGINE_OK || dipengine_conv_cuda_forward(&one) != DIPENGINE_OK) {
       return emulator::wrong("alone: %s", dipengine_last_error());
     }
     one.raw = {device_raw.data() + f * fit, row, pixel};
-    one.raw_dtype = DIPENGINE_BFLOAT16;
-    one.gradient.data = static_cast<char*>(q.gradient.data) + f * fit * (layer.wide ? 4 : 2);
+    one.raw_dtype = p.dtype;
+    one.gradient.data = static_cast<char*>(q.gradient.data) + f * fit * (q.gradient_dtype == DIPENGINE_FLOAT32 ? 4 : 2);
     if (dipengine_conv_cuda_weight_gradient(&one) != DIPENGINE_OK || dipengine_conv_cuda_data_gradient(&one) != DIPENGINE_OK) {
       return emulator::wrong("alone: %s", dipengine_last_error());
     }
@@ -269,7 +279,7 @@ bool conv_case(const Layer& layer) {
       return std::memcmp(alone, among + f * count, static_cast<size_t>(count) * sizeof(*alone)) == 0 ||
              emulator::wrong("%s of fit %lld has other bits alone", what, static_cast<long long>(f));
     };
-    if (!same("raw", own_halves.data(), halves.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
+    if (!same("raw", own_images.data(), images_out.data(), fit) || !same("raw", own_wide.data(), wide.data(), fit) ||
         !same("d_weight", own_d_weight.data(), d_weight.data(), parameters) ||
         !same("d_bias", own_d_bias.data(), d_bias.data(), parameters) || !same("mean", one.mean, mean.data(), stride) ||
         !same("variance", one.variance, variance.data(), stride) || !same("scale", one.scale, scale.data(), stride) ||
@@ -288,14 +298,14 @@ bool conv_case(const Layer& layer) {
     const size_t at = static_cast<size_t>(f * fit + r * row + q_ * pixel + o), k = static_cast<size_t>(f * stride + o);
     const double g = static_cast<double>(gradient[at]);
     if (layer.bias) return g;
-    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * static_cast<double>(float_from_bf16(raw_halves[at])) +
+    return static_cast<double>(a[k]) * g + static_cast<double>(b[k]) * check::widen(stored_raw[at]) +
            static_cast<double>(c[k]);
   };
 
   // Plain loops.
   for (int64_t f = 0; f < layer.fits; ++f) {
     const auto stored = [&](int64_t i) {
-      return layer.wide ? static_cast<double>(wide[i]) : static_cast<double>(float_from_bf16(halves[i]));
+      return layer.wide ? static_cast<double>(wide[i]) : check::widen(images_out[i]);
     };
     if (active[static_cast<size_t>(f)] == 0) {
       for (int64_t i = f * fit; i < (f + 1) * fit; ++i) {
@@ -311,12 +321,12 @@ bool conv_case(const Layer& layer) {
     for (int64_t r = 0; r < height; ++r) {
       for (int64_t k = 0; k < width; ++k) {
         for (int64_t o = 0; o < layer.channels; ++o)
-          d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = d_raw(f, r, k, o);
+          d_of_raw[static_cast<size_t>((r * width + k) * layer.channels + o)] = operand(d_raw(f, r, k, o));
       }
     }
     int64_t first = 0;
     for (size_t index = 0; index < data.size(); ++index) {
-      const SourceData& d = data[index];
+      const SourceData<Stored>& d = data[index];
       const Input& i = d.input;
       std::vector<check::Sum> du(d.x.size() / static_cast<size_t>(layer.fits));
       const int64_t factor_here = i.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
@@ -338,12 +348,14 @@ bool conv_case(const Layer& layer) {
               check::Sum* out = raw.data() + (r * width + q) * layer.channels;
               check::Sum* to = d_w.data() + (t * inputs + first + c) * layer.channels;
               const double* from = d_of_raw.data() + (r * width + q) * layer.channels;
+              u = operand(u);
               for (int64_t o = 0; o < layer.channels; ++o) {
-                out[o].add(u * static_cast<double>(w[o]));
+                const double weight_here = operand(static_cast<double>(w[o]));
+                out[o].add(u * weight_here);
                 // Near a zero of d_raw, rounding its terms in float32 counts.
                 to[o].add(u * from[o], std::fabs(u) * (std::fabs(from[o]) + 1e-3));
                 for (int k = 0; k < 4; ++k) {
-                  const double share = rows.weight[k / 2] * columns.weight[k % 2] * static_cast<double>(w[o]);
+                  const double share = rows.weight[k / 2] * columns.weight[k % 2] * weight_here;
                   const size_t at = static_cast<size_t>(rows.index[k / 2] * d.row + columns.index[k % 2] * d.pixel + c);
                   if (share != 0) du[at].add(from[o] * share, (std::fabs(from[o]) + 1e-3) * std::fabs(share));
                 }
@@ -358,16 +370,16 @@ bool conv_case(const Layer& layer) {
         for (int64_t y = 0; y < i.height; ++y) {
           for (int64_t x = 0; x < i.width; ++x) {
             const int64_t at = y * d.row + x * d.pixel + c;
-            const double raw_x = static_cast<double>(float_from_bf16(d.x[static_cast<size_t>(f * d.fit + at)]));
+            const double raw_x = check::widen(d.x[static_cast<size_t>(f * d.fit + at)]);
             const size_t k = static_cast<size_t>(f * stride + c);
             const double t =
                 i.inner ? raw_x * static_cast<double>(d.inner_scale[k]) + static_cast<double>(d.inner_shift[k]) : raw_x;
             const double slope = t > 0 ? 1 : 0.25;
             check::Sum expected;
             expected.add(du[static_cast<size_t>(at)], i.outer ? 1 : slope);
-            if (index == 0) expected.add(static_cast<double>(float_from_bf16(old[index][static_cast<size_t>(f * d.fit + at)])));
-            const double got = static_cast<double>(float_from_bf16((*d_x[index])[f * d.fit + at]));
-            if (!check::near(got, expected, 0.012)) {
+            if (index == 0) expected.add(check::widen(old[index][static_cast<size_t>(f * d.fit + at)]));
+            const double got = check::widen((*d_x[index])[f * d.fit + at]);
+            if (!check::near(got, expected, i.upsample == DIPENGINE_UPSAMPLE_NONE ? kDirect : kTransformed)) {
               return emulator::wrong("d_x of source %zu [%lld][%lld][%lld][%lld] is %g where %g is expected", index,
                                      static_cast<long long>(f), static_cast<long long>(y), static_cast<long long>(x),
                                      static_cast<long long>(c), got, expected.value);
@@ -388,7 +400,7 @@ bool conv_case(const Layer& layer) {
     }
     for (int64_t i = 0; i < weights; ++i) {
       const double got = static_cast<double>(d_weight[f * parameters + i]);
-      if (!check::near(got, d_w[static_cast<size_t>(i)], 0.012)) {
+      if (!check::near(got, d_w[static_cast<size_t>(i)], kDirect)) {
         return emulator::wrong("d_weight[%lld][tap %lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
                                static_cast<long long>(i / layer.channels / inputs),
                                static_cast<long long>(i / layer.channels % inputs), static_cast<long long>(i % layer.channels),
@@ -397,7 +409,7 @@ bool conv_case(const Layer& layer) {
     }
     for (int64_t c = 0; c < layer.channels; ++c) {
       check::Sum of_bias;
-      for (int64_t i = 0; i < height * width; ++i) of_bias.add(d_of_raw[static_cast<size_t>(i * layer.channels + c)]);
+      for (int64_t i = 0; i < height * width; ++i) of_bias.add(d_raw(f, i / width, i % width, c));
       if (!check::near(static_cast<double>(d_bias[f * parameters + c]), of_bias, 1e-5)) {
         return emulator::wrong("d_bias[%lld] is %g where %g is expected", static_cast<long long>(c),
                                static_cast<double>(d_bias[f * parameters + c]), of_bias.value);
@@ -408,7 +420,7 @@ bool conv_case(const Layer& layer) {
           const double got = stored(f * fit + r * row + q * pixel + c);
           check::Sum expected = raw[static_cast<size_t>((r * width + q) * layer.channels + c)];
           if (layer.bias) expected.add(static_cast<double>(bias[static_cast<size_t>(f * parameters + c)]));
-          if (!check::near(got, expected, 0.012)) {
+          if (!check::near(got, expected, nearest ? kTransformed : kDirect)) {
             return emulator::wrong("raw[%lld][%lld][%lld][%lld] is %g where %g is expected", static_cast<long long>(f),
                                    static_cast<long long>(r), static_cast<long long>(q), static_cast<long long>(c), got,
                                    expected.value);
@@ -441,12 +453,11 @@ bool conv_case(const Layer& layer) {
   return true;
 }
 
-constexpr int kNearest = DIPENGINE_UPSAMPLE_NEAREST, kBilinear = DIPENGINE_UPSAMPLE_BILINEAR, kZero = DIPENGINE_PADDING_ZERO;
-
+template <typename Stored>
 bool all(std::initializer_list<Layer> layers) {
   int index = 0;
   for (const Layer& layer : layers) {
-    if (!conv_case(layer)) return emulator::wrong("in layer %d of the scenario", index);
+    if (!conv_case<Stored>(layer)) return emulator::wrong("in layer %d of the scenario", index);
     ++index;
   }
   return true;
@@ -455,35 +466,39 @@ bool all(std::initializer_list<Layer> layers) {
 }  // namespace
 
 SCENARIO(conv_narrow) {
-  return all({{{{1, 1, 3}}, 1, 1, 1, 0},
+  return all<uint16_t>({{{{1, 1, 3}}, 1, 1, 1, 0},
               {{{19, 11, 5}}, 3},
               {{{17, 9, 40, 0, true, true, 8}}, 16, 1, 1, 0},
               {{{2, 2, 33, 0, false}}, 7, 3, 1, 1, kZero}});
 }
-SCENARIO(conv_slim) { return all({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}}); }
-SCENARIO(conv_middle) { return all({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
-SCENARIO(conv_wide) {
-  return all({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}});
+SCENARIO(conv_slim) {
+  return all<uint16_t>({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}});
 }
-SCENARIO(conv_many_channels) { return all({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_middle) { return all<uint16_t>({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_wide) {
+  return all<uint16_t>({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}});
+}
+// Wide tiles backward: the narrower ones of the forward pass would do for its outputs.
+SCENARIO(conv_wide_backward) { return all<uint16_t>({{{{128, 64, 72}}, 8, 1, 1, 0}}); }
+SCENARIO(conv_many_channels) { return all<uint16_t>({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
 SCENARIO(conv_strided) {
-  return all({{{{34, 18, 32}}, 16, 3, 2, 1},
+  return all<uint16_t>({{{{34, 18, 32}}, 16, 3, 2, 1},
               {{{9, 13, 3}}, 20, 3, 2, 1, kZero},
               {{{7, 8, 20}}, 5, 4, 2, 2},
               {{{5, 6, 9}}, 5, 1, 2, 0},
               {{{15, 16, 12}}, 33, 7, 2, 3}});
 }
 SCENARIO(conv_nearest) {
-  return all(
+  return all<uint16_t>(
       {{{{1, 1, 4, kNearest}}, 3}, {{{9, 5, 40, kNearest, true, true}}, 33}, {{{3, 10, 8, kNearest}}, 16, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_nearest_with_skip) {
-  return all({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24},
+  return all<uint16_t>({{{{18, 10, 4, 0, true, true}, {9, 5, 32, kNearest, true, true}}, 24},
               {{{2, 2, 17}, {1, 1, 5, kNearest}}, 8},
               {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_bilinear) {
-  return all({{{{1, 1, 4, kBilinear}}, 3},
+  return all<uint16_t>({{{{1, 1, 4, kBilinear}}, 3},
               {{{9, 5, 20, kBilinear, true, true}}, 8},
               {{{18, 10, 4}, {9, 5, 16, kBilinear}}, 24, 3, 1, 1, kZero}});
 }
@@ -491,73 +506,36 @@ SCENARIO(conv_of_three_fits) {
   Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 24, kNearest, true, true}}, 20};
   layer.fits = 3;
   layer.bias = true;
-  return conv_case(layer);
+  return conv_case<uint16_t>(layer);
 }
 
-TEST(plans_of_the_papers_layers_leave_room_for_two_blocks_on_every_device) {
-  // [height, width of raw, sources, channels, kernel, stride] at 256 x 256; two blocks on one multiprocessor, so that one
-  // can load while the other multiplies. sm_86, 89 and 120; sm_80; sm_90.
-  const std::vector<Layer> layers = {{{{256, 256, 32}}, 128, 3, 2, 1},
-                                     {{{128, 128, 128}}, 128},
-                                     {{{128, 128, 128}}, 128, 3, 2, 1},
-                                     {{{256, 256, 32}}, 4, 1, 1, 0},
-                                     {{{128, 128, 128}}, 4, 1, 1, 0},
-                                     {{{256, 256, 4}, {128, 128, 128, kNearest}}, 128},
-                                     {{{256, 256, 4}, {128, 128, 128, kBilinear}}, 128},
-                                     {{{256, 256, 128}}, 128, 1, 1, 0},
-                                     {{{256, 256, 128}}, 3, 1, 1, 0}};
-  for (size_t limit : {99 * 1024, 163 * 1024, 227 * 1024}) {
-    emulator::settings().shared_limit = limit;
-    for (const Layer& layer : layers) {
-      std::vector<dipengine_conv_cuda_source> sources;
-      static uint16_t memory[8];
-      for (const Input& i : layer.inputs) {
-        dipengine_conv_cuda_source s{};
-        s.height = i.height;
-        s.width = i.width;
-        s.channels = i.channels;
-        s.upsample = i.upsample;
-        s.x = {memory, int64_t{1} * i.width * i.channels, i.channels};
-        s.slope = 0.2f;
-        sources.push_back(s);
-      }
-      dipengine_conv_cuda_params p{};
-      p.struct_size = sizeof(p);
-      p.source_size = sizeof(sources[0]);
-      p.fits = 1;
-      p.sources = sources.data();
-      p.sources_count = static_cast<int32_t>(sources.size());
-      p.raw_dtype = DIPENGINE_BFLOAT16;
-      p.kernel = layer.kernel;
-      p.stride = layer.stride;
-      p.pad = layer.pad;
-      p.height = layer.inputs[0].height / layer.stride;
-      p.width = layer.inputs[0].width / layer.stride;
-      p.channels = layer.channels;
-      p.raw = {memory, int64_t{1} * p.width * p.channels, p.channels};
-      ConvPlan plan, weights;
-      DataPlan data;
-      AxisVectors y[2] = {}, x[2] = {};
-      CHECK(make_conv_plan(&p, "plan", &plan) == DIPENGINE_OK && make_weight_gradient_plan(&p, "plan", &weights) == DIPENGINE_OK);
-      CHECK(make_data_plan(p, p.sources_count - 1, "plan", &data, &y, &x) == DIPENGINE_OK);
-      // But for 128 channels where a tile sees four times its pixels, on the smallest: one block fits there.
-      const bool small = limit == 99 * 1024;
-      const bool one = small && layer.stride == 2 && plan.tile_channels == 128;
-      const bool one_backward = small && layer.inputs.back().upsample != 0 && data.tile_channels == 128;
-      CHECK(plan.shared_bytes + 1024 <= (limit + 1024) / (one ? 1 : 2));
-      CHECK(data.shared_bytes + 1024 <= (limit + 1024) / (one_backward ? 1 : 2));
-      CHECK(weights.shared_bytes <= limit);  // of 256 threads
-      if (std::getenv("EMULATOR_PLANS") != nullptr) {
-        const auto last = static_cast<size_t>(plan.sources_count - 1);
-        std::printf(
-            "%zu KB: %d -> %d channels, kernel %d, stride %d, upsampling %d: forward %dx8x%d by %d, %zu bytes; data %dx8x%d by "
-            "%d, %zu; "
-            "weights by %d, %zu\n",
-            limit / 1024, layer.inputs.back().channels, layer.channels, layer.kernel, layer.stride, layer.inputs.back().upsample,
-            plan.tile_rows, plan.tile_channels, plan.sources[last].chunk, plan.shared_bytes, data.tile_rows, data.tile_channels,
-            data.chunk, data.shared_bytes, weights.sources[last].chunk, weights.shared_bytes);
-      }
-    }
-  }
-  emulator::settings() = emulator::Settings{};
+// Float32 images, products in tf32: every tile, way of loading and form of the three products again.
+SCENARIO(conv_tf32_narrow) {
+  return all<float>({{{{1, 1, 3}}, 1, 1, 1, 0},
+                     {{{19, 11, 5}}, 3},
+                     {{{17, 9, 20, 0, true, true, 8}}, 16, 1, 1, 0},
+                     {{{2, 2, 17, 0, false}}, 7, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_tf32_slim) {
+  return all<float>({{{{18, 10, 12}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, false, true}});
+}
+SCENARIO(conv_tf32_middle) { return all<float>({{{{16, 8, 20}}, 64}, {{{17, 9, 12}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_tf32_wide) { return all<float>({{{{128, 64, 8, 0, true, false, 4}}, 124, 1, 1, 0}}); }
+SCENARIO(conv_tf32_wide_backward) { return all<float>({{{{128, 64, 124}}, 8, 1, 1, 0}}); }
+SCENARIO(conv_tf32_many_channels) { return all<float>({{{{9, 9, 70}}, 64}, {{{6, 12, 136, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_tf32_strided) {
+  return all<float>({{{{34, 18, 20}}, 16, 3, 2, 1}, {{{9, 13, 3}}, 20, 3, 2, 1, kZero}, {{{7, 8, 12}}, 5, 4, 2, 2}});
+}
+SCENARIO(conv_tf32_nearest) {
+  return all<float>({{{{1, 1, 4, kNearest}}, 3},
+                     {{{18, 10, 4, 0, true, true}, {9, 5, 20, kNearest, true, true}}, 33},
+                     {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_tf32_bilinear) {
+  return all<float>({{{{1, 1, 4, kBilinear}}, 3}, {{{18, 10, 4}, {9, 5, 12, kBilinear, true, true}}, 24, 3, 1, 1, kZero}});
+}
+SCENARIO(conv_tf32_of_three_fits) {
+  Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 12, kNearest, true, true}}, 20};
+  layer.fits = 3;
+  return conv_case<float>(layer);
 }

@@ -2,6 +2,7 @@
 // products against plain loops. (NVIDIA, PTX ISA 9.0, "Matrix fragments for mma.m16n8k8", "... m16n8k16", "ldmatrix".)
 #include "emulated_kernels.h"
 #include "guarded.h"
+#include "platform/cuda/tensor_core.h"
 #include "scenarios.h"
 
 using namespace dipengine;
@@ -112,6 +113,53 @@ TEST(golden_fragments_of_load_matrices) {
       }
     }
   }
+}
+
+// Of 32-bit elements a row of a matrix is four: rows 0 to 7, 8 to 15 and columns 0 to 3, 4 to 7 of A in the order of the
+// matrices give the fragment of mma.m16n8k8.
+TEST(golden_fragments_of_load_matrices_are_those_of_mma_tf32) {
+  check::Numbers numbers(3);
+  const std::vector<float> a = integers(numbers, 128);
+  std::vector<uint16_t> rows(256);  // row l % 8 of matrix l / 8 is what lane l gives the address of
+  for (int l = 0; l < 32; ++l) {
+    const int row = l % 8 + l / 8 % 2 * 8, column = l / 16 * 4;
+    std::memcpy(rows.data() + 8 * l, a.data() + row * 8 + column, 16);
+  }
+  Array<uint16_t> from(rows), out(32 * 8);
+  CHECK(emulated::load_matrices(from.data(), out.data(), false) == DIPENGINE_OK);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      float got;
+      std::memcpy(&got, out.data() + lane * 8 + 2 * i, 4);
+      CHECK(got == a[static_cast<size_t>(a_tf32(lane, i).row * 8 + a_tf32(lane, i).column)]);
+    }
+  }
+}
+
+// cvt.rna.tf32.f32: ten bits behind the leading one, to the nearest, ties away from zero.
+TEST(golden_values_of_rounding_to_tf32) {
+  const float infinity = INFINITY;
+  const std::vector<std::pair<float, float>> golden = {
+      {0.0f, 0.0f},
+      {-0.0f, -0.0f},
+      {1.0f, 1.0f},
+      {0x1.ffcp0f, 0x1.ffcp0f},
+      {0x1.001p0f, 0x1.0p0f},        // below the tie
+      {0x1.002p0f, 0x1.004p0f},      // a tie: away
+      {-0x1.002p0f, -0x1.004p0f},
+      {0x1.006p0f, 0x1.008p0f},      // the next tie: away too, where to even would be down
+      {0x1.001ffep0f, 0x1.0p0f},     // the last float32 below the tie
+      {0x1.ffep0f, 0x1.0p1f},        // into the next power of two
+      {-0x1.23456p-100f, -0x1.234p-100f},
+      {0x1p-149f, 0.0f},             // subnormal: as many bits below the point
+      {0x1p-136f, 0x1p-136f},
+      {infinity, infinity},
+      {-infinity, -infinity},
+  };
+  for (const auto& [from, to] : golden) {
+    CHECK(cuda::tf32_from_float(from) == float_bits(to));
+  }
+  CHECK(std::isnan(float_from_bits(cuda::tf32_from_float(NAN) & 0xffffe000u)));
 }
 
 TEST(sums_of_products_are_truncated_and_overflow_nowhere) {

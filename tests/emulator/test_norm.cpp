@@ -1,4 +1,5 @@
-// BatchNorm's passes on the emulated device against plain loops over the upsampled values in float64.
+// BatchNorm's passes on the emulated device, over bfloat16 and float32 images, against plain loops over the upsampled values in
+// float64.
 #include <memory>
 
 #include "guarded.h"
@@ -16,21 +17,22 @@ bool close(const char* what, int64_t channel, double got, double expected, doubl
                          expected);
 }
 
+template <typename Stored>
 bool norm_case(int height, int width, int channels, int upsample, int64_t fits, double offset) {
   check::Numbers numbers(static_cast<uint64_t>(height * 1000 + width));
   const int64_t pixel = channels + 3, row = width * pixel + 2, fit = height * row, stride = 150, apart = 170;
-  const auto half = [&](double scale, double shift) {
-    std::vector<uint16_t> values;
-    for (double v : numbers.vector<double>(fit * fits, scale)) values.push_back(bf16_from_float(static_cast<float>(v + shift)));
+  const auto image = [&](double scale, double shift) {
+    std::vector<Stored> values;
+    for (double v : numbers.vector<double>(fit * fits, scale)) values.push_back(check::stored<Stored>(v + shift));
     return values;
   };
-  const std::vector<uint16_t> x = half(2, offset), g = half(1, 0.3);
+  const std::vector<Stored> x = image(2, offset), g = image(1, 0.3);
   std::vector<float> scale = numbers.vector<float>(stride * fits), shift = numbers.vector<float>(stride * fits),
                      gamma = numbers.vector<float>(apart * fits), beta = numbers.vector<float>(apart * fits),
                      a = numbers.vector<float>(stride * fits), b = numbers.vector<float>(stride * fits),
                      c = numbers.vector<float>(stride * fits), centre = numbers.vector<float>(stride * fits);
   const std::vector<uint8_t> active = {1, 0, 1};
-  Array<uint16_t> device_x(x), device_g(g), in_place(g);
+  Array<Stored> device_x(x), device_g(g), in_place(g);
   Array<uint8_t> device_active(active);
   Array<float> d_scale(scale), d_shift(shift), d_gamma(gamma), d_beta(beta), d_a(a), d_b(b), d_c(c), d_centre(centre);
   Array<float> mean(stride * fits), variance(stride * fits), fold(stride * fits), fold_shift(stride * fits), sum(stride * fits),
@@ -58,6 +60,7 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
   p.numbers_fit_stride = stride;
   p.parameters_fit_stride = apart;
   p.source = &s;
+  p.dtype = sizeof(Stored) == 4 ? DIPENGINE_FLOAT32 : DIPENGINE_BFLOAT16;
   p.mean = mean.data();
   p.variance = variance.data();
   p.gamma = d_gamma.data();
@@ -91,7 +94,7 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
   for (int64_t f = 0; f < fits; ++f) {
     if (active[static_cast<size_t>(f)] == 0) {
       if (!std::isnan(mean[f * stride]) ||
-          std::memcmp(in_place.data() + f * fit, g.data() + f * fit, static_cast<size_t>(fit) * 2) != 0) {
+          std::memcmp(in_place.data() + f * fit, g.data() + f * fit, static_cast<size_t>(fit) * sizeof(Stored)) != 0) {
         return emulator::wrong("a resting fit was written to");
       }
       continue;
@@ -99,7 +102,7 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
     for (int64_t k = 0; k < channels; ++k) {
       const size_t number = static_cast<size_t>(f * stride + k), parameter = static_cast<size_t>(f * apart + k);
       const auto x_of = [&](int64_t i) {
-        return static_cast<double>(float_from_bf16(x[static_cast<size_t>(f * fit + i / width * row + i % width * pixel + k)]));
+        return check::widen(x[static_cast<size_t>(f * fit + i / width * row + i % width * pixel + k)]);
       };
       const auto inner = [&](int64_t i) {
         return x_of(i) * static_cast<double>(scale[number]) + static_cast<double>(shift[number]);
@@ -143,13 +146,15 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
       double total = 0, with_x = 0, reach = 0;
       for (int64_t i = 0; i < height * width; ++i) {
         const size_t at = static_cast<size_t>(i), place = static_cast<size_t>(f * fit + i / width * row + i % width * pixel + k);
-        const double terms[3] = {static_cast<double>(a[number]) * static_cast<double>(float_from_bf16(g[place])),
+        const double terms[3] = {static_cast<double>(a[number]) * check::widen(g[place]),
                                  static_cast<double>(b[number]) * back[at], static_cast<double>(c[number]) * ones[at]};
         const double slope = inner(i) > 0 ? 1 : 0.2f, expected = slope * (terms[0] + terms[1] + terms[2]);
-        const double got = static_cast<double>(float_from_bf16(in_place[static_cast<int64_t>(place)]));
-        // Within half a unit in the last place of bfloat16; where x is next to the kink, of either slope.
+        const double got = check::widen(in_place[static_cast<int64_t>(place)]);
+        // Within half a unit in bfloat16's last place, or float32's rounding of terms; where x is next to the kink, of either
+        // slope.
         const double allowed =
-            std::fabs(expected) / 250 + 1e-5 * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
+            (sizeof(Stored) == 4 ? 0 : std::fabs(expected) / 250) +
+            1e-5 * (std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]));
         if (std::fabs(inner(i)) > 1e-5 && !close("d_x", k, got, expected, allowed)) return false;
         total += got;
         with_x += got * (x_of(i) - static_cast<double>(centre[number]));
@@ -182,15 +187,25 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
 }  // namespace
 
 SCENARIO(norm_of_small_images) {
-  return norm_case(1, 1, 3, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) && norm_case(2, 1, 33, DIPENGINE_UPSAMPLE_NEAREST, 1, 0) &&
-         norm_case(3, 5, 4, DIPENGINE_UPSAMPLE_NONE, 1, 0);
+  return norm_case<uint16_t>(1, 1, 3, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) &&
+         norm_case<uint16_t>(2, 1, 33, DIPENGINE_UPSAMPLE_NEAREST, 1, 0) &&
+         norm_case<uint16_t>(3, 5, 4, DIPENGINE_UPSAMPLE_NONE, 1, 0);
 }
 SCENARIO(norm_of_several_parts) {
-  return norm_case(19, 31, 35, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) && norm_case(40, 41, 5, DIPENGINE_UPSAMPLE_NEAREST, 1, 0);
+  return norm_case<uint16_t>(19, 31, 35, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) &&
+         norm_case<uint16_t>(40, 41, 5, DIPENGINE_UPSAMPLE_NEAREST, 1, 0);
 }
 SCENARIO(norm_with_a_large_mean) {
-  return norm_case(17, 33, 8, DIPENGINE_UPSAMPLE_BILINEAR, 1, 100) && norm_case(17, 33, 8, DIPENGINE_UPSAMPLE_NONE, 1, 100);
+  return norm_case<uint16_t>(17, 33, 8, DIPENGINE_UPSAMPLE_BILINEAR, 1, 100) &&
+         norm_case<uint16_t>(17, 33, 8, DIPENGINE_UPSAMPLE_NONE, 1, 100);
 }
 SCENARIO(norm_of_three_fits) {
-  return norm_case(17, 19, 6, DIPENGINE_UPSAMPLE_BILINEAR, 3, 0) && norm_case(17, 19, 6, DIPENGINE_UPSAMPLE_NEAREST, 3, 0);
+  return norm_case<uint16_t>(17, 19, 6, DIPENGINE_UPSAMPLE_BILINEAR, 3, 0) &&
+         norm_case<uint16_t>(17, 19, 6, DIPENGINE_UPSAMPLE_NEAREST, 3, 0);
 }
+SCENARIO(norm_of_float32_images) {
+  return norm_case<float>(19, 15, 35, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) &&
+         norm_case<float>(17, 33, 5, DIPENGINE_UPSAMPLE_NEAREST, 1, 100) &&
+         norm_case<float>(2, 1, 3, DIPENGINE_UPSAMPLE_NONE, 1, 0);
+}
+SCENARIO(norm_of_three_fits_in_float32) { return norm_case<float>(17, 19, 6, DIPENGINE_UPSAMPLE_BILINEAR, 3, 0); }

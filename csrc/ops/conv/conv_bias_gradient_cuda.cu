@@ -18,7 +18,9 @@ struct BiasLaunch {
   int64_t count;
 };
 
-DIPENGINE_KERNEL(kThreads, 2) conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLaunch) l) {
+template <typename Element>
+DIPENGINE_KERNEL(kThreads, 2)
+conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLaunch) l) {
   const int64_t fit = cuda::block_z();
   if (l.active != nullptr && l.active[fit] == 0) return;
   const int channel = cuda::block_y() * cuda::kWarp + cuda::lane_index();
@@ -26,7 +28,7 @@ DIPENGINE_KERNEL(kThreads, 2) conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLau
   const int64_t end = begin + kPixels < pixels ? begin + kPixels : pixels;
   float sum = 0;
   for (int64_t at = begin + cuda::warp_index(); at < end && channel < l.channels; at += kWarps) {
-    sum += d_raw_at(l.d_raw, fit, at / l.width, at % l.width, channel);
+    sum += d_raw_at<Element>(l.d_raw, fit, at / l.width, at % l.width, channel);
   }
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   shared[cuda::thread_index()] = sum;
@@ -49,9 +51,10 @@ size_t bias_gradient_workspace(const dipengine_conv_cuda_params& p) {
 dipengine_status launch_bias_gradient(const dipengine_conv_cuda_params& p) {
   const BiasLaunch l = {gradient_source(p), p.height, p.width, p.channels, p.active, static_cast<PartSums*>(p.workspace),
                         parts_of(p)};
-  DIPENGINE_TRY(cuda::launch(conv_bias_gradient_kernel, "conv_bias_gradient",
-                             {l.count, (p.channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, kThreads * sizeof(float)},
-                             l, p.stream));
+  const cuda::Grid grid = {l.count, (p.channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads, kThreads * sizeof(float)};
+  DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    return cuda::launch(conv_bias_gradient_kernel<decltype(element)>, "conv_bias_gradient", grid, l, p.stream);
+  }));
   return launch_sums({l.count, p.channels, l.parts, p.active, p.fits == 1 ? 0 : p.parameters_fit_stride, p.d_bias, nullptr},
                      p.fits, p.stream);
 }

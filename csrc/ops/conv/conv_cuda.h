@@ -1,10 +1,11 @@
-/* The generator's convolutions on a CUDA device: those of ops/conv.h for bfloat16 images, on the tensor cores.
+/* The generator's convolutions on a CUDA device: those of ops/conv.h for bfloat16 and float32 images, on the tensor cores.
  *
  *   raw[r] = bias + sum over sources s, taps t of  W[t, s]^T u_s[stride * r + t - pad]
  *   u_s    = upsample(outer(leaky_relu(inner(x_s))))
  *
- * with the same sources, padding and upsampling. u is made in float32 while loading and rounded to bfloat16 once, weights
- * are rounded from float32 masters (for nearest upsampling: from sums of two or four of them), sums are float32.
+ * with the same sources, padding and upsampling. u is made in float32 while loading and rounded once, to bfloat16 or, for
+ * float32 images, to tf32 (10 mantissa bits, ties away from zero); weights are rounded from float32 masters (for nearest
+ * upsampling: from sums of two or four of them); sums are float32. In the backward pass the same of d_raw.
  *
  * All pointers but `sources` are device memory. Per-channel numbers are float32 [fits, channels], the fits
  * numbers_fit_stride elements apart; weight, bias, gamma, beta and d_weight are parameters_fit_stride apart, as parts of one
@@ -31,12 +32,12 @@ typedef struct dipengine_affine_cuda {
 typedef struct dipengine_conv_cuda_source {
   int32_t height, width, channels; /* of x */
   int32_t upsample;                /* dipengine_upsample; kernel 3, stride 1, pad 1 where not none */
-  dipengine_pixels x;              /* bfloat16 */
+  dipengine_pixels x;              /* of the params' dtype */
   int64_t x_fit_stride;
   dipengine_affine_cuda inner, outer;
   float slope; /* of the leaky ReLU behind inner; 1: none */
   /* data gradient only; d_x NULL: not wanted. sum and product as in ops/conv.h, of the values as stored */
-  dipengine_pixels d_x; /* bfloat16 */
+  dipengine_pixels d_x; /* as x */
   int64_t d_x_fit_stride;
   int32_t accumulate;
   const float* centre;  /* [fits, channels], or NULL: zero */
@@ -54,7 +55,8 @@ typedef struct dipengine_conv_cuda_params {
   int64_t numbers_fit_stride;
   const dipengine_conv_cuda_source* sources; /* host memory; in the order of the weight's input channels */
   int32_t sources_count;                     /* 1 or 2; at most one upsampled */
-  int32_t raw_dtype;                         /* bfloat16 or float32 */
+  int32_t dtype;                             /* of x and d_x: bfloat16 or float32 */
+  int32_t raw_dtype;                         /* bfloat16 or float32; float32 where dtype is */
   int32_t kernel, stride, pad;               /* kernel 1 to 7, stride 1 or 2 */
   int32_t padding;                           /* dipengine_padding */
   int32_t height, width, channels;           /* of raw */
@@ -69,10 +71,10 @@ typedef struct dipengine_conv_cuda_params {
   const float *gamma, *beta; /* [channels] of a fit; NULL is 1 and 0 */
   double eps;
   float *scale, *shift; /* [fits, channels]: the fold of the norm behind raw, gamma / sqrt(variance + eps); both or none */
-  /* backward only: d_raw = A * gradient + B * raw + C per channel, formed while loading; raw in bfloat16 */
+  /* backward only: d_raw = A * gradient + B * raw + C per channel, formed while loading; raw as x */
   dipengine_pixels gradient;
   int64_t gradient_fit_stride;
-  int32_t gradient_dtype;                                   /* bfloat16 or float32 */
+  int32_t gradient_dtype;                                   /* as raw_dtype */
   const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
   float* d_weight;                                          /* as weight */
   float* d_bias;                                            /* as bias; optional */

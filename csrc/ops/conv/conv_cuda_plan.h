@@ -2,13 +2,14 @@
 //
 // A block owns 8 columns and kRows rows of outputs (of one phase, where a source is upsampled by nearest samples: output
 // 2 i + phase, a grid of low-resolution pixels) and kChannels output channels. For each source, for each chunk of its
-// channels, it brings the inputs that its outputs see into shared memory once, as bfloat16, and runs over the taps. A
-// product is one *block* of the weight stream: 16 input channels (of one tap) by kChannels outputs. Blocks lie in global
+// channels, it brings the inputs that its outputs see into shared memory once, as bfloat16 (tf32), and runs over the taps. A
+// product is one *block* of the weight stream: 16 (8) input channels of one tap by kChannels outputs. Blocks lie in global
 // memory in the order of their use, an even number to a chunk, so that the kernel copies them without any index arithmetic:
 //
-//   packed [fit][channel tile][phase][block][16 channels][lane][8]
+//   packed [fit][channel tile][phase][block][16 output channels][lane][16 bytes]
 //
-// where a lane's 8 values are its B operands of two products of 8 output channels (platform/cuda/tensor_core.h).
+// where a lane's 16 bytes are its B operands of two products of 8 output channels (platform/cuda/tensor_core.h). `depth` is
+// how many input channels a product takes (platform/cuda/element.h).
 #pragma once
 
 #include "ops/conv/conv_cuda.h"
@@ -20,7 +21,9 @@ namespace dipengine {
 constexpr int kTileColumns = 8;
 constexpr int kStages = 4;           // of the weights' pipeline, two blocks each
 constexpr int kMostGathered = 8;     // channels of a source that is gathered: see SourcePlan
-constexpr int kMostGatheredK = 208;  // and its channels times taps
+constexpr int kMostGatheredBytes = 416;  // and its channels times taps
+constexpr int kChunkBytes[] = {256, 128, 64, 32};  // of channels brought at a time, what fits first
+constexpr int kPitchMargin = 16;     // bytes that rows of shared memory are longer than their data, against bank conflicts
 
 // The shapes of a block: warps along pixels and channels, and a warp's 16-pixel and 16-channel products.
 template <int warps_m, int warps_n, int products_m, int products_n>
@@ -47,7 +50,7 @@ DIPENGINE_HD int tile_channel(int products_n, int w, int j, int n) {
 }
 
 struct SourcePlan {
-  const uint16_t* x;
+  const void* x;
   int64_t x_fit_stride, row_stride, pixel_stride;
   dipengine_affine_cuda inner, outer;
   float slope;
@@ -59,8 +62,8 @@ struct SourcePlan {
   // all it sees in one row of taps * taps * channels. Else a row is an input pixel, and taps are offsets between rows.
   int32_t gathered;
   int32_t rows, columns, half;  // of the inputs of a tile; with stride 2 even columns come first, `half` of them
-  int32_t chunk, chunks;        // channels brought at a time, a multiple of 16
-  int32_t pitch;                // bytes of a row of shared memory; 16 more than its data, against bank conflicts
+  int32_t chunk, chunks;        // channels brought at a time, a multiple of the depth
+  int32_t pitch;                // bytes of a row of shared memory
   int32_t aligned;              // 16-byte loads
   int32_t first_block, chunk_blocks;
 };
@@ -77,21 +80,23 @@ struct ConvPlan {
   SourcePlan sources[DIPENGINE_CONV_MAX_SOURCES];
 };
 
-// Of a fit: parts of the moments, and elements of the weight streams.
-DIPENGINE_HD int64_t conv_parts(const ConvPlan& p) { return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m; }
-DIPENGINE_HD int64_t packed_elements(const ConvPlan& p) {
-  return static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases * p.blocks * p.tile_channels * 16;
+// Of a fit: parts of the moments, and bytes of the weight streams.
+DIPENGINE_HD int64_t conv_parts(const ConvPlan& p) {
+  return static_cast<int64_t>(p.phases) * p.phases * p.tiles_y * p.tiles_x * p.warps_m;
+}
+DIPENGINE_HD int64_t packed_bytes(const ConvPlan& p) {
+  return static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases * p.blocks * p.tile_channels * 32;
 }
 
-// Products of 16 channels in chunk `chunk` of a source: for one tap, or for all if gathered.
-DIPENGINE_HD int chunk_products(const SourcePlan& s, int chunk) {
-  if (s.gathered != 0) return (s.taps * s.taps * s.channels + 15) / 16;
+// Products in chunk `chunk` of a source: for one tap, or for all if gathered.
+DIPENGINE_HD int chunk_products(const SourcePlan& s, int chunk, int depth) {
+  if (s.gathered != 0) return (s.taps * s.taps * s.channels + depth - 1) / depth;
   const int left = s.channels - chunk * s.chunk;
-  return ((left < s.chunk ? left : s.chunk) + 15) / 16;
+  return ((left < s.chunk ? left : s.chunk) + depth - 1) / depth;
 }
 
-DIPENGINE_HD int chunk_blocks(const SourcePlan& s, int chunk) {
-  return chunk_products(s, chunk) * (s.gathered != 0 ? 1 : s.taps * s.taps);
+DIPENGINE_HD int chunk_blocks(const SourcePlan& s, int chunk, int depth) {
+  return chunk_products(s, chunk, depth) * (s.gathered != 0 ? 1 : s.taps * s.taps);
 }
 
 // What each part of the moments' workspace is of: a warp's rows of a tile.
@@ -99,14 +104,29 @@ DIPENGINE_HD PartPixels part_pixels_of(const ConvPlan& p) {
   return {p.grid_height, p.grid_width, p.tiles_y, p.tiles_x, p.tile_rows, p.warps_m};
 }
 
+static inline int values_in_16_bytes(int32_t dtype) { return dtype == DIPENGINE_FLOAT32 ? 4 : 8; }
+
+// Whether every pixel of an image begins at a multiple of 16 bytes.
+static inline bool in_sixteens(int32_t dtype, int64_t fit_stride, const dipengine_pixels& pixels) {
+  const int each = values_in_16_bytes(dtype);
+  return fit_stride % each == 0 && pixels.row_stride % each == 0 && pixels.pixel_stride % each == 0 &&
+         reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+}
+
 // Checks params and makes their plan; defined in conv_plan_cuda.cu.
 dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 
-// The weight gradient's tiles: pixels as above, by 64 input channels (of as many taps as registers hold) and 64 outputs.
-constexpr int kGradientRows = 16;
+// The weight gradient's tiles: 16 x 8 pixels, 8 x 8 of float32 for the sake of shared memory, by 64 input channels (of as many
+// taps as registers hold) and 64 outputs.
+DIPENGINE_HD constexpr int gradient_tile_rows(int element_bytes) { return element_bytes == 4 ? 8 : 16; }
 constexpr int kGradientChannels = 64;
 constexpr int kGradientOffsets = 64;  // bytes of shared memory for the taps' offsets
-constexpr int kGradientPitch = 2 * kGradientChannels + 16;  // bytes of a pixel's d_raw in shared memory
+constexpr int kGradientDepth = 16;                          // input channels of a product
+// Rows of shared memory are read along columns there; of float32 without ldmatrix, which needs another margin.
+DIPENGINE_HD constexpr int gradient_margin(int element_bytes) { return element_bytes == 4 ? 32 : kPitchMargin; }
+DIPENGINE_HD constexpr int gradient_pitch(int element_bytes) {
+  return element_bytes * kGradientChannels + gradient_margin(element_bytes);
+}
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 

@@ -8,7 +8,6 @@
 // border run: each lane gives ldmatrix the row of its own pixel, or, where an entry does not apply to it, a row of zeros.
 // Weights come by cp.async through kStages stages. A block's warps leave their sums in the workspace; a second kernel adds
 // them in a fixed order. Nearest upsampling: 16 products a low-resolution pixel, against 36 at full resolution.
-#include "math/bf16.h"
 #include "ops/conv/conv_data_gradient_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
@@ -16,67 +15,14 @@
 namespace dipengine {
 namespace {
 
-// ---- weights --------------------------------------------------------------------------------------------------------
-
-constexpr int kPackThreads = 256;
-
-struct PackLaunch {
-  DataPlan plan;
-  AxisVectors y, x;  // of the phase
-  int32_t phase;
-  const float* weight;
-  int64_t parameters_fit_stride;
-  uint16_t* packed;
-  const uint8_t* active;
-  int64_t lanes;  // of a channel tile, in this phase
-};
-
-DIPENGINE_KERNEL(kPackThreads, 2) conv_data_pack_kernel(DIPENGINE_PARAMS(PackLaunch) l) {
-  const DataPlan& p = l.plan;
-  const int64_t fit = cuda::block_z(), index = static_cast<int64_t>(cuda::block_x()) * kPackThreads + cuda::thread_index();
-  if (index >= l.lanes || (l.active != nullptr && l.active[fit] == 0)) return;
-  const int lane = static_cast<int>(index % 32), groups = p.tile_channels / 16;
-  const int group = static_cast<int>(index / 32 % groups);
-  const int64_t block = index / 32 / groups;
-  const int xs = p.x[l.phase % p.phases].vectors, matrices = p.y[l.phase / p.phases].vectors * xs;
-  const int64_t chunk_blocks = static_cast<int64_t>(matrices) * (p.chunk / 16);
-  const int chunk = static_cast<int>(block / chunk_blocks), within = static_cast<int>(block % chunk_blocks);
-  const int products = chunk_products(p, chunk), matrix = within / products;
-  const float* weight = l.weight + fit * l.parameters_fit_stride;
-  cuda::Bytes16 out{};
-  DIPENGINE_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    const int k = lane % 4 * 2 + i % 2 + (i % 4 >= 2 ? 8 : 0);
-    const int w = group / p.products_n, j = group % p.products_n * 2 + i / 4;
-    const int to = cuda::block_y() * p.tile_channels + tile_channel(p.products_n, w, j, lane / 4);
-    const int from = chunk * p.chunk + within % products * 16 + k;
-    float sum = 0;
-    if (to < p.channels && from < p.out_channels) {
-      for (int t = 0; t < p.kernel * p.kernel; ++t) {
-        const float share = l.y.of[matrix / xs][t / p.kernel] * l.x.of[matrix % xs][t % p.kernel];
-        if (share != 0) {
-          sum = fma(share, weight[(static_cast<int64_t>(t) * p.input_channels + p.first_channel + to) * p.out_channels + from],
-                    sum);
-        }
-      }
-    }
-    out.word[i / 2] |= static_cast<uint32_t>(bf16_from_float(sum)) << (16 * (i % 2));
-  }
-  const int64_t phases_blocks = p.phase_blocks[p.phases * p.phases];
-  const int64_t first = ((fit * p.channel_tiles + cuda::block_y()) * phases_blocks + p.phase_blocks[l.phase]) * groups * 32;
-  cuda::store16(l.packed + (first + index) * 8, out);
-}
-
-// ---- the product ----------------------------------------------------------------------------------------------------
-
 struct DataLaunch {
   DataPlan plan;
   GradientSource d_raw;
   const uint8_t* active;
-  const uint16_t* packed;
-  const uint16_t* x;
+  const unsigned char* packed;
+  const void* x;
   int64_t x_fit_stride, x_row_stride, x_pixel_stride;
-  uint16_t* d_x;
+  void* d_x;
   int64_t d_x_fit_stride, d_x_row_stride, d_x_pixel_stride;
   int32_t accumulate, through_outer, aligned;
   dipengine_affine_cuda inner;
@@ -84,15 +30,6 @@ struct DataLaunch {
   const float* centre;
   PartSums* parts;
 };
-
-// The entries that apply to a block's tile, by index; made once, kept in shared memory.
-struct Applying {
-  int32_t count;
-  uint8_t index[kMostEntries];
-};
-
-constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
-static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
 
 DIPENGINE_DEVICE void choose_entries(const AxisEntries& axis, int first, int samples, Applying* to) {
   to->count = 0;
@@ -111,17 +48,17 @@ struct Work {
   int chunk_pairs, pairs;
 };
 
-DIPENGINE_DEVICE int pairs_of(const DataPlan& p, const Work& w, int chunk) {
-  return (w.ys->count * w.xs->count * chunk_products(p, chunk) + 1) / 2;
+DIPENGINE_DEVICE int pairs_of(const DataPlan& p, const Work& w, int chunk, int depth) {
+  return (w.ys->count * w.xs->count * chunk_products(p, chunk, depth) + 1) / 2;
 }
 
-template <typename Tile>
+template <typename Tile, int depth>
 DIPENGINE_DEVICE void begin_stage(const DataPlan& p, const Work& w, const unsigned char* stream, unsigned char* stages,
                                   int pair) {
   constexpr int kBytes = Tile::kBlockBytes;
   if (pair < w.pairs) {
-    const int chunk = pair / w.chunk_pairs, products = chunk_products(p, chunk);
-    const int64_t chunk_first = static_cast<int64_t>(chunk) * w.y->vectors * w.x->vectors * (p.chunk / 16);
+    const int chunk = pair / w.chunk_pairs, products = chunk_products(p, chunk, depth);
+    const int64_t chunk_first = static_cast<int64_t>(chunk) * w.y->vectors * w.x->vectors * (p.chunk / depth);
     for (int half = 0; half < 2; ++half) {
       const int block = pair % w.chunk_pairs * 2 + half, entry = block / products;
       if (entry >= w.ys->count * w.xs->count) continue;
@@ -140,56 +77,74 @@ struct TileShape {
   int top, left, rows, columns, half;  // positions of d_raw; even columns first where the step is 2
 };
 
-template <int threads>
+template <typename Element, int threads>
 DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int step, int64_t fit, int chunk,
                                  unsigned char* inputs) {
   const DataPlan& p = l.plan;
-  const int groups = 2 * chunk_products(p, chunk), group = cuda::thread_index() % (p.chunk / 8);
-  const int channel = chunk * p.chunk + 8 * group;
+  constexpr int kEach = Element::kEach;
+  const int groups = 2 * chunk_products(p, chunk, Element::kDepth), group = cuda::thread_index() % (p.chunk / kEach);
+  const int channel = chunk * p.chunk + kEach * group;
   if (group >= groups) return;
-  const GradientFold8 fold = load_gradient_fold(l.d_raw, fit, channel, p.out_channels);
-  for (int at = cuda::thread_index() / (p.chunk / 8); at <= t.rows * t.columns; at += threads / (p.chunk / 8)) {
+  const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.out_channels);
+  for (int at = cuda::thread_index() / (p.chunk / kEach); at <= t.rows * t.columns; at += threads / (p.chunk / kEach)) {
     const int row = at / t.columns, column = at % t.columns, y = t.top + row, x = t.left + column;
     const int place = row * t.columns + (step == 2 ? column % 2 * t.half + column / 2 : column);
     cuda::Bytes16 out{};  // the row behind the last is the one of zeros
     if (row < t.rows && y >= 0 && y < p.out_height && x >= 0 && x < p.out_width) {
-      out = d_raw_of(l.d_raw, fold, fit, y, x, channel, p.out_channels);
+      out = d_raw_of<Element>(l.d_raw, fold, fit, y, x, channel, p.out_channels);
     }
     cuda::store16(inputs + (row < t.rows ? place : t.rows * t.columns) * p.pitch + 16 * group, out);
   }
 }
 
-// `each` neighbouring channels of a pixel, as many as there are: in 16 bytes at once where that can be.
-template <int each>
-DIPENGINE_DEVICE void load_channels(const uint16_t* from, bool whole, int there, float (&to)[each]) {
-  if (each == 8 && whole) {
-    const cuda::Bytes16 bytes = cuda::load16(from);
+// `each` neighbouring channels of a pixel, as many as there are: 16 bytes at once where that can be.
+template <typename Element, int each>
+DIPENGINE_DEVICE void load_channels(const typename Element::Stored* from, bool whole, int there, float (&to)[each]) {
+  constexpr int kEach = Element::kEach;
+  if (each % kEach == 0 && whole) {
     DIPENGINE_UNROLL
-    for (int e = 0; e < each; ++e) to[e] = float_from_bf16(static_cast<uint16_t>(bytes.word[e / 2 % 4] >> (16 * (e % 2))));
+    for (int e = 0; e < each; e += kEach) {
+      const cuda::Bytes16 bytes = cuda::load16(from + e);
+      DIPENGINE_UNROLL
+      for (int i = 0; i < kEach; ++i) to[(e + i) % each] = Element::widen(Element::get(bytes, i));
+    }
     return;
   }
   DIPENGINE_UNROLL
-  for (int e = 0; e < each; ++e) to[e] = e < there ? float_from_bf16(from[e]) : 0.0f;
+  for (int e = 0; e < each; ++e) to[e] = e < there ? Element::widen(from[e]) : 0.0f;
 }
 
 // Rounds `values` to what it stores.
-template <int each>
-DIPENGINE_DEVICE void store_channels(uint16_t* to, bool whole, int there, float (&values)[each]) {
-  cuda::Bytes16 bytes{};
+template <typename Element, int each>
+DIPENGINE_DEVICE void store_channels(typename Element::Stored* to, bool whole, int there, float (&values)[each]) {
+  constexpr int kEach = Element::kEach;
+  typename Element::Stored stored[each];
   DIPENGINE_UNROLL
   for (int e = 0; e < each; ++e) {
-    const uint16_t stored = bf16_from_float(values[e]);
-    values[e] = float_from_bf16(stored);
-    bytes.word[e / 2 % 4] |= static_cast<uint32_t>(stored) << (16 * (e % 2));
-    if (!(each == 8 && whole) && e < there) to[e] = stored;
+    stored[e] = Element::narrow(values[e]);
+    values[e] = Element::widen(stored[e]);
   }
-  if (each == 8 && whole) cuda::store16(to, bytes);
+  if (each % kEach == 0 && whole) {
+    DIPENGINE_UNROLL
+    for (int e = 0; e < each; e += kEach) {
+      cuda::Bytes16 bytes{};
+      DIPENGINE_UNROLL
+      for (int i = 0; i < kEach; ++i) Element::put(bytes, i, stored[(e + i) % each]);
+      cuda::store16(to + e, bytes);
+    }
+    return;
+  }
+  DIPENGINE_UNROLL
+  for (int e = 0; e < each; ++e) {
+    if (e < there) to[e] = stored[e];
+  }
 }
 
 // d_x of the warp's pixels, and its sums.
-template <typename Tile>
+template <typename Element, typename Tile>
 DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel,
                                 const Accumulators<Tile>& sums, PartSums* part) {
+  using Stored = typename Element::Stored;
   constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup;
   const DataPlan& p = l.plan;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
@@ -211,16 +166,19 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
     for (int m = 0; m < 2 * Tile::kProductsM; ++m) {
       const int y_at = (row + m) * p.phases + phase / p.phases;
       if (there <= 0 || x_at >= p.width || y_at >= p.height) continue;
-      uint16_t* const to = l.d_x + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride + x_at * l.d_x_pixel_stride + channel;
+      Stored* const to = static_cast<Stored*>(l.d_x) + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride +
+                         x_at * l.d_x_pixel_stride + channel;
+      const Stored* const from =
+          static_cast<const Stored*>(l.x) + fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel;
       float x[kEach], old[kEach] = {}, value[kEach];
-      load_channels(l.x + fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel, whole, there, x);
-      if (l.accumulate != 0) load_channels(to, whole, there, old);
+      load_channels<Element>(from, whole, there, x);
+      if (l.accumulate != 0) load_channels<Element>(to, whole, there, old);
       DIPENGINE_UNROLL
       for (int e = 0; e < kEach; ++e) {
         const float slope = l.through_outer != 0 || fma(x[e], scale[e], shift[e]) > 0 ? 1.0f : l.slope;
         value[e] = sums.of[m / 2][g * kGroup + e / 2][2 * (m % 2) + e % 2] * slope + old[e];
       }
-      store_channels(to, whole, there, value);
+      store_channels<Element>(to, whole, there, value);
       DIPENGINE_UNROLL
       for (int e = 0; e < kEach; ++e) {
         const float t = fma(x[e], scale[e], shift[e]);
@@ -237,7 +195,7 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
   }
 }
 
-template <typename Tile>
+template <typename Element, typename Tile>
 DIPENGINE_KERNEL(Tile::kThreads, 2)
 conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   const DataPlan& p = l.plan;
@@ -257,8 +215,8 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
     choose_entries(*w.x, tile_column, kTileColumns, applying + 1);
   }
   cuda::sync_threads();
-  w.chunk_pairs = pairs_of(p, w, 0);
-  w.pairs = (p.chunks - 1) * w.chunk_pairs + pairs_of(p, w, p.chunks - 1);
+  w.chunk_pairs = pairs_of(p, w, 0, Element::kDepth);
+  w.pairs = (p.chunks - 1) * w.chunk_pairs + pairs_of(p, w, p.chunks - 1, Element::kDepth);
   const int step = w.y->step;
   TileShape t;
   t.top = step * tile_row + w.y->low;
@@ -267,21 +225,21 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   t.columns = step * (kTileColumns - 1) + w.x->high - w.x->low + 1;
   t.half = (t.columns + 1) / 2;
   const unsigned char* const stream =
-      reinterpret_cast<const unsigned char*>(l.packed) +
+      l.packed +
       ((fit * p.channel_tiles + channel_tile) * p.phase_blocks[p.phases * p.phases] + p.phase_blocks[phase]) * Tile::kBlockBytes;
 
   Accumulators<Tile> sums{};
   int pair = 0;
-  for (; pair < kStages - 1; ++pair) begin_stage<Tile>(p, w, stream, stages, pair);
+  for (; pair < kStages - 1; ++pair) begin_stage<Tile, Element::kDepth>(p, w, stream, stages, pair);
   pair = 0;
   for (int chunk = 0; chunk < p.chunks; ++chunk) {
     if (chunk > 0) cuda::sync_threads();  // all have read the chunk before
-    load_d_raw<Tile::kThreads>(l, t, step, fit, chunk, inputs);
-    const int products = chunk_products(p, chunk), blocks = w.ys->count * w.xs->count * products;
+    load_d_raw<Element, Tile::kThreads>(l, t, step, fit, chunk, inputs);
+    const int products = chunk_products(p, chunk, Element::kDepth), blocks = w.ys->count * w.xs->count * products;
     for (int block = 0; block < blocks; block += 2, ++pair) {
       cuda::copy_wait<kStages - 2>();
       cuda::sync_threads();  // this pair's weights and d_raw have come; all have read the pair before
-      begin_stage<Tile>(p, w, stream, stages, pair + kStages - 1);
+      begin_stage<Tile, Element::kDepth>(p, w, stream, stages, pair + kStages - 1);
       const unsigned char* weights =
           stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
       for (int half = 0; half < 2 && block + half < blocks; ++half) {
@@ -297,106 +255,22 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
           const bool applies = (ey.gate < 0 || ey.gate == y) && (ex.gate < 0 || ex.gate == x);
           rows[m] = (applies ? from_y * t.columns + column : t.rows * t.columns) * p.pitch + lane / 16 * 16;
         }
-        multiply<Tile>(inputs, rows, 32 * product, weights + half * Tile::kBlockBytes, sums);
+        multiply<Element, Tile>(inputs, rows, 32 * product, weights + half * Tile::kBlockBytes, sums);
       }
     }
   }
   const int64_t part = ((fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;
-  store_d_x<Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit,
+  store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit,
                   channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
                   l.parts == nullptr ? nullptr : l.parts + part * p.channels);
 }
 
-// ---- plans and launches ---------------------------------------------------------------------------------------------
-
 using Params = dipengine_conv_cuda_params;
 
-template <typename Tile>
-void set_tile(DataPlan* p, TileKind kind) {
-  p->kind = kind;
-  p->warps_m = Tile::kWarpsM;
-  p->tile_rows = Tile::kRows;
-  p->tile_channels = Tile::kChannels;
-  p->products_n = Tile::kProductsN;
-}
-
-}  // namespace
-
-dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source, const char* op, DataPlan* plan,
-                                AxisVectors (*y)[2], AxisVectors (*x)[2]) {
-  const dipengine_conv_cuda_source& s = p.sources[source];
-  *plan = DataPlan{};
-  plan->phases = p.stride;
-  plan->height = s.height;
-  plan->width = s.width;
-  plan->channels = s.channels;
-  plan->out_height = p.height;
-  plan->out_width = p.width;
-  plan->out_channels = p.channels;
-  plan->kernel = p.kernel;
-  for (int i = 0; i < p.sources_count; ++i) {
-    if (i < source) plan->first_channel += p.sources[i].channels;
-    plan->input_channels += p.sources[i].channels;
-  }
-  const int grid_height = (s.height + p.stride - 1) / p.stride, grid_width = (s.width + p.stride - 1) / p.stride;
-  // As in the forward pass: narrower where few blocks would come of it, by the layer's shape alone.
-  const int64_t tiles = static_cast<int64_t>((grid_height + 15) / 16) * ((grid_width + 7) / 8) * p.stride * p.stride;
-  const auto few = [&](int channels) { return tiles * ((s.channels + channels - 1) / channels) < 64; };
-  if (s.channels > 64 && !few(128))
-    set_tile<WideTile>(plan, TileKind::wide);
-  else if (s.channels > 32 && !(s.channels > 64 && few(64)))
-    set_tile<MiddleTile>(plan, TileKind::middle);
-  else if (s.channels > 16)
-    set_tile<SlimTile>(plan, TileKind::slim);
-  else
-    set_tile<NarrowTile>(plan, TileKind::narrow);
-  plan->tiles_y = (grid_height + plan->tile_rows - 1) / plan->tile_rows;
-  plan->tiles_x = (grid_width + kTileColumns - 1) / kTileColumns;
-  plan->channel_tiles = (s.channels + plan->tile_channels - 1) / plan->tile_channels;
-  int rows = 0, columns = 0;
-  for (int phase = 0; phase < p.stride; ++phase) {
-    const bool made =
-        make_axis({s.height, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->y[phase], &(*y)[phase]) &&
-        make_axis({s.width, s.upsample, p.kernel, p.stride, p.pad, p.padding}, phase, &plan->x[phase], &(*x)[phase]);
-    if (!made)
-      return fail(DIPENGINE_UNSUPPORTED, "%s has no data gradient of kernel %d with pad %d; pad by half the kernel at most.", op,
-                  p.kernel, p.pad);
-    const int r = plan->y[phase].step * (plan->tile_rows - 1) + plan->y[phase].high - plan->y[phase].low + 1;
-    const int c = plan->x[phase].step * (kTileColumns - 1) + plan->x[phase].high - plan->x[phase].low + 1;
-    rows = r > rows ? r : rows;
-    columns = c > columns ? c : columns;
-  }
-  size_t limit = 0;
-  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
-  const int all = (p.channels + 15) / 16 * 16;
-  for (size_t budget : {(limit - 1024) / 2, limit}) {
-    for (int chunk : {128, 64, 32, 16}) {
-      if (chunk > 16 && chunk / 2 >= all) continue;
-      plan->chunk = chunk;
-      plan->chunks = (p.channels + chunk - 1) / chunk;
-      plan->pitch = 2 * chunk + 16;
-      plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + kApplyingBytes +
-                           static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
-      if (plan->shared_bytes > budget) continue;
-      for (int phase = 0; phase < p.stride * p.stride; ++phase) {
-        const int64_t matrices = static_cast<int64_t>(plan->y[phase / p.stride].vectors) * plan->x[phase % p.stride].vectors;
-        int64_t products = 0;
-        for (int c = 0; c < plan->chunks; ++c) products += chunk_products(*plan, c);
-        plan->phase_blocks[phase + 1] = plan->phase_blocks[phase] + matrices * products;
-      }
-      return DIPENGINE_OK;
-    }
-  }
-  return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
-              plan->shared_bytes, limit);
-}
-
-namespace {
-
-template <typename Tile>
+template <typename Element, typename Tile>
 dipengine_status launch_product(const DataLaunch& l, const Params& p, const char* name) {
   const DataPlan& d = l.plan;
-  return cuda::launch(conv_data_gradient_kernel<Tile>, name,
+  return cuda::launch(conv_data_gradient_kernel<Element, Tile>, name,
                       {static_cast<int64_t>(d.tiles_y) * d.tiles_x, static_cast<int64_t>(d.channel_tiles) * d.phases * d.phases,
                        p.fits, Tile::kThreads, d.shared_bytes},
                       l, p.stream);
@@ -406,47 +280,32 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
                                const AxisVectors (&x)[2]) {
   const dipengine_conv_cuda_source& s = p.sources[source];
   const bool single = p.fits == 1;
-  for (int phase = 0; phase < plan.phases * plan.phases; ++phase) {
-    const int64_t lanes = (plan.phase_blocks[phase + 1] - plan.phase_blocks[phase]) * (plan.tile_channels / 16) * 32;
-    if (lanes == 0) continue;
-    const PackLaunch pack = {plan,
-                             y[phase / plan.phases],
-                             x[phase % plan.phases],
-                             phase,
-                             p.weight,
-                             single ? 0 : p.parameters_fit_stride,
-                             static_cast<uint16_t*>(p.packed),
-                             p.active,
-                             lanes};
-    DIPENGINE_TRY(cuda::launch(conv_data_pack_kernel, "conv_data_pack",
-                               {(lanes + kPackThreads - 1) / kPackThreads, plan.channel_tiles, p.fits, kPackThreads, 0}, pack,
-                               p.stream));
-  }
+  DIPENGINE_TRY(launch_data_pack(p, plan, y, x));
   DataLaunch l{};
   l.plan = plan;
   l.d_raw = gradient_source(p);
   l.active = p.active;
-  l.packed = static_cast<const uint16_t*>(p.packed);
-  l.x = static_cast<const uint16_t*>(s.x.data);
+  l.packed = static_cast<const unsigned char*>(p.packed);
+  l.x = s.x.data;
   l.x_fit_stride = single ? 0 : s.x_fit_stride;
   l.x_row_stride = s.x.row_stride;
   l.x_pixel_stride = s.x.pixel_stride;
-  l.d_x = static_cast<uint16_t*>(s.d_x.data);
+  l.d_x = s.d_x.data;
   l.d_x_fit_stride = single ? 0 : s.d_x_fit_stride;
   l.d_x_row_stride = s.d_x.row_stride;
   l.d_x_pixel_stride = s.d_x.pixel_stride;
-  const auto apart = [](int64_t fit, const dipengine_pixels& pixels) {
-    return fit % 8 == 0 && pixels.row_stride % 8 == 0 && pixels.pixel_stride % 8 == 0 &&
-           reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
-  };
-  l.aligned = apart(l.x_fit_stride, s.x) && apart(l.d_x_fit_stride, s.d_x);
+  l.aligned = in_sixteens(p.dtype, l.x_fit_stride, s.x) && in_sixteens(p.dtype, l.d_x_fit_stride, s.d_x);
   l.accumulate = s.accumulate;
   l.through_outer = s.outer.scale != nullptr;
   l.inner = s.inner;
   l.slope = s.slope;
   l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
-  DIPENGINE_TRY(with_tile(plan.kind, [&](auto tile) { return launch_product<decltype(tile)>(l, p, "conv_data_gradient"); }));
+  DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    return with_tile(plan.kind, [&](auto tile) {
+      return launch_product<decltype(element), decltype(tile)>(l, p, "conv_data_gradient");
+    });
+  }));
   if (s.sum == nullptr) return DIPENGINE_OK;
   const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum,
                            s.product};

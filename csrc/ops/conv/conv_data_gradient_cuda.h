@@ -4,7 +4,7 @@
 // brings d_raw around them into shared memory, a chunk of channels at a time, and runs over pairs of entries of the two
 // axes (conv_axis_cuda.h) in place of taps. Weights: one matrix for each pair of coefficient vectors,
 //
-//   packed [fit][channel tile][phase][chunk][matrix][16 channels of d_raw][16 channels of the source][lane][8]
+//   packed [fit][channel tile][phase][chunk][matrix][depth channels of d_raw][16 channels of the source][lane][16 bytes]
 #pragma once
 
 #include "ops/conv/conv_axis_cuda.h"
@@ -25,9 +25,9 @@ struct DataPlan {
   AxisEntries y[2], x[2];
 };
 
-DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk) {
+DIPENGINE_HD int chunk_products(const DataPlan& p, int chunk, int depth) {
   const int left = p.out_channels - chunk * p.chunk;
-  return ((left < p.chunk ? left : p.chunk) + 15) / 16;
+  return ((left < p.chunk ? left : p.chunk) + depth - 1) / depth;
 }
 
 DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
@@ -36,8 +36,21 @@ DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
 
 DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
 
+// The entries that apply to a block's tile, by index; made once, kept in shared memory.
+struct Applying {
+  int32_t count;
+  uint8_t index[kMostEntries];
+};
+
+constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
+static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
+
 // The plan of one source, and the coefficients of its axes' entries by phase. Params have been checked.
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
                                 AxisVectors (*y)[2], AxisVectors (*x)[2]);
+
+// packed from weight, for every phase.
+dipengine_status launch_data_pack(const dipengine_conv_cuda_params& params, const DataPlan& plan, const AxisVectors (&y)[2],
+                                  const AxisVectors (&x)[2]);
 
 }  // namespace dipengine

@@ -1,14 +1,14 @@
 // A convolution's forward pass on the tensor cores: one implicit matrix product per tile of outputs.
 //
-//   raw[pixels x channels] = sum over sources, chunks, taps:  u[pixels shifted by the tap x 16 channels] W[16 channels x channels]
+//   raw[pixels x channels] = sum over sources, chunks, taps:  u[pixels shifted by the tap x depth] W[depth x channels]
 //
 // The tiles, chunks and the weights' order: conv_cuda_plan.h. Inputs go global memory -> registers (folds, leaky ReLU,
-// upsampling, in float32) -> bfloat16 in shared memory, borders by index maps alone; the taps then read it at shifted
+// upsampling, in float32) -> bfloat16 or tf32 in shared memory, borders by index maps alone; the taps then read it at shifted
 // addresses (ldmatrix). Weights stream through a pipeline of kStages by cp.async, one barrier a stage. The epilogue adds
 // the bias, writes raw and leaves each warp's mean and sum of squared differences of the values as stored.
 //
-// For 128 channels at stride 1, 3x3: 18.9 M multiply-adds a tile of 128 pixels against 46 KB of inputs (once), 295 KB of
-// weights (from the second-level cache) and 32 KB of outputs: bound by the tensor cores. 1x1: bound by memory.
+// In bfloat16, for 128 channels at stride 1, 3x3: 18.9 M multiply-adds a tile of 128 pixels against 46 KB of inputs (once), 295
+// KB of weights (from the second-level cache) and 32 KB of outputs: bound by the tensor cores. 1x1: bound by memory.
 #include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
@@ -20,7 +20,7 @@ struct ForwardLaunch {
   ConvPlan plan;
   const uint8_t* active;
   int64_t numbers_fit_stride, parameters_fit_stride;
-  const uint16_t* packed;
+  const unsigned char* packed;
   const float* bias;
   void* raw;
   int64_t raw_fit_stride, raw_row_stride, raw_pixel_stride;
@@ -35,13 +35,14 @@ struct WarpPlace {
   int row, column, rows, columns, phase_y, phase_x;
 };
 
-template <typename Tile>
+template <typename Element, typename Tile>
 DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, int64_t fit, int first_channel,
                                     Accumulators<Tile>& sums) {
   constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2;  // products whose channels are neighbours in a lane
   constexpr int kEach = 2 * kGroup;                      // channels of them
   constexpr int kGroups = 2 * Tile::kProductsN / kGroup;
   const ConvPlan& p = l.plan;
+  const bool wide = Element::kBytes == 4 || l.raw_float != 0;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const bool inside_column = group < w.columns;
   DIPENGINE_UNROLL
@@ -57,7 +58,7 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
         for (int h = 0; h < 2; ++h) {
           float& value = sums.of[m][g * kGroup + e / 2][2 * h + e % 2];
           value += bias;
-          if (l.raw_float == 0) value = float_from_bf16(bf16_from_float(value));
+          if (!wide) value = float_from_bf16(bf16_from_float(value));
         }
       }
     }
@@ -70,18 +71,21 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
         const int64_t at = fit * l.raw_fit_stride + ((w.row + row) * p.phases + w.phase_y) * l.raw_row_stride +
                            ((w.column + group) * p.phases + w.phase_x) * l.raw_pixel_stride + channel;
         const auto value = [&](int e) { return sums.of[m][g * kGroup + e / 2][2 * h + e % 2]; };
-        if (l.raw_float == 0 && l.raw_aligned != 0 && kEach == 8 && channel + 8 <= p.channels) {
-          cuda::Bytes16 bytes;
+        if ((Element::kBytes == 4 || !wide) && l.raw_aligned != 0 && kEach % Element::kEach == 0 &&
+            channel + kEach <= p.channels) {
           DIPENGINE_UNROLL
-          for (int i = 0; i < 4; ++i)
-            bytes.word[i] = float_bits(value(2 * i)) >> 16 | (float_bits(value((2 * i + 1) % kEach)) & 0xffff0000u);
-          cuda::store16(static_cast<uint16_t*>(l.raw) + at, bytes);
+          for (int first = 0; first < kEach; first += Element::kEach) {
+            cuda::Bytes16 bytes{};
+            DIPENGINE_UNROLL
+            for (int e = 0; e < Element::kEach; ++e) Element::put(bytes, e, Element::narrow(value((first + e) % kEach)));
+            cuda::store16(static_cast<typename Element::Stored*>(l.raw) + at + first, bytes);
+          }
           continue;
         }
         DIPENGINE_UNROLL
         for (int e = 0; e < kEach; ++e) {
           if (channel + e >= p.channels) continue;
-          if (l.raw_float != 0) {
+          if (wide) {
             static_cast<float*>(l.raw)[at + e] = value(e);
           } else {
             static_cast<uint16_t*>(l.raw)[at + e] = static_cast<uint16_t>(float_bits(value(e)) >> 16);
@@ -139,7 +143,7 @@ DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream
   cuda::copy_commit();
 }
 
-template <typename Tile>
+template <typename Element, typename Tile>
 DIPENGINE_KERNEL(Tile::kThreads, 2)
 conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const ConvPlan& p = l.plan;
@@ -153,9 +157,8 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
 
   unsigned char* const stages = cuda::shared_memory();
   unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes;
-  const unsigned char* const stream = reinterpret_cast<const unsigned char*>(l.packed) +
-                                      ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) *
-                                          static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
+  const unsigned char* const stream = l.packed + ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) *
+                                                     static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
 
   Accumulators<Tile> sums{};
   int pair = 0;
@@ -174,11 +177,11 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
     for (int chunk = 0; chunk < s.chunks; ++chunk) {
       if (index + chunk > 0) cuda::sync_threads();  // all have read the chunk before
       if (s.gathered != 0) {
-        load_gathered<Tile::kThreads, Tile::kPixels>(p, s, fit, numbers, top, left, inputs);
+        load_gathered<Element, Tile::kThreads, Tile::kPixels, Element::kDepth>(p, s, fit, numbers, top, left, inputs);
       } else {
-        load_tile<Tile::kThreads>(p, s, fit, numbers, chunk, top, left, inputs);
+        load_tile<Element, Tile::kThreads, Element::kDepth>(p, s, fit, numbers, chunk, top, left, inputs);
       }
-      const int products = chunk_products(s, chunk), blocks = chunk_blocks(s, chunk);
+      const int products = chunk_products(s, chunk, Element::kDepth), blocks = chunk_blocks(s, chunk, Element::kDepth);
       int product = 0, tap_y = 0, tap_x = 0;
       for (int block = 0; block < blocks; block += 2, ++pair) {
         cuda::copy_wait<kStages - 2>();
@@ -188,7 +191,7 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
             stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
         for (int half = 0; half < 2 && block + half < blocks; ++half) {
           const int offset = (s.gathered != 0 ? 0 : tap_offset(s, tap_y, tap_x)) + 32 * product;
-          multiply<Tile>(inputs, rows, offset, weights + half * Tile::kBlockBytes, sums);
+          multiply<Element, Tile>(inputs, rows, offset, weights + half * Tile::kBlockBytes, sums);
           if (++product < products || s.gathered != 0) continue;
           product = 0;
           if (++tap_x < s.taps) continue;
@@ -206,16 +209,16 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
                            phase / p.phases,
                            phase % p.phases};
   const int first_channel = channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN;
-  store_outputs<Tile>(l, place, fit, first_channel, sums);
+  store_outputs<Element, Tile>(l, place, fit, first_channel, sums);
   if (l.parts == nullptr) return;
   const int64_t part = (fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile;
   store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
 }
 
-template <typename Tile>
+template <typename Element, typename Tile>
 dipengine_status launch_forward(const ForwardLaunch& l, const dipengine_conv_cuda_params& params, const char* name) {
   const ConvPlan& p = l.plan;
-  return cuda::launch(conv_forward_kernel<Tile>, name,
+  return cuda::launch(conv_forward_kernel<Element, Tile>, name,
                       {static_cast<int64_t>(p.tiles_y) * p.tiles_x, static_cast<int64_t>(p.channel_tiles) * p.phases * p.phases,
                        params.fits, Tile::kThreads, p.shared_bytes},
                       l, params.stream);
@@ -232,7 +235,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   DIPENGINE_TRY(make_conv_plan(params, "dipengine_conv_cuda_forward", &plan));
   const dipengine_conv_cuda_params& p = *params;
   DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
-                        p.packed_bytes >= static_cast<size_t>(p.fits * packed_elements(plan)) * 2,
+                        p.packed_bytes >= static_cast<size_t>(p.fits * packed_bytes(plan)),
                     "dipengine_conv_cuda_forward needs the weights as dipengine_conv_cuda_pack leaves them.");
   const size_t moments =
       p.mean == nullptr ? 0 : static_cast<size_t>(p.fits * conv_parts(plan) * plan.channels) * sizeof(PartMoments);
@@ -244,17 +247,20 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.active = p.active;
   l.numbers_fit_stride = p.fits == 1 ? 0 : p.numbers_fit_stride;
   l.parameters_fit_stride = p.fits == 1 ? 0 : p.parameters_fit_stride;
-  l.packed = static_cast<const uint16_t*>(p.packed);
+  l.packed = static_cast<const unsigned char*>(p.packed);
   l.bias = p.bias;
   l.raw = p.raw.data;
   l.raw_fit_stride = p.fits == 1 ? 0 : p.raw_fit_stride;
   l.raw_row_stride = p.raw.row_stride;
   l.raw_pixel_stride = p.raw.pixel_stride;
   l.raw_float = p.raw_dtype == DIPENGINE_FLOAT32;
-  l.raw_aligned = p.raw.pixel_stride % 8 == 0 && p.raw.row_stride % 8 == 0 && l.raw_fit_stride % 8 == 0 &&
-                  reinterpret_cast<uintptr_t>(p.raw.data) % 16 == 0;
+  l.raw_aligned = in_sixteens(p.dtype, l.raw_fit_stride, p.raw);
   l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
-  DIPENGINE_TRY(with_tile(plan.kind, [&](auto tile) { return launch_forward<decltype(tile)>(l, p, "conv_forward"); }));
+  DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    return with_tile(plan.kind, [&](auto tile) {
+      return launch_forward<decltype(element), decltype(tile)>(l, p, "conv_forward");
+    });
+  }));
   if (p.mean == nullptr) return DIPENGINE_OK;
   const MomentsLaunch merge = {part_pixels_of(plan),
                                conv_parts(plan),

@@ -1,25 +1,26 @@
 // What a tile of a convolution sees of a source, brought into shared memory: folds, leaky ReLU and upsampling in float32,
-// rounded to bfloat16 once; borders by index maps alone.
+// rounded once to what products take; borders by index maps alone.
 #pragma once
 
-#include "math/bf16.h"
 #include "ops/conv/conv_cuda_plan.h"
-#include "platform/cuda/copy.h"
+#include "platform/cuda/element.h"
 
 namespace dipengine {
 
-// outer(leaky_relu(inner(x))) of 8 channels.
-struct Fold8 {
-  float inner_scale[8], inner_shift[8], outer_scale[8], outer_shift[8];
+// outer(leaky_relu(inner(x))) of the channels of 16 bytes.
+template <typename Element>
+struct Fold {
+  float inner_scale[Element::kEach], inner_shift[Element::kEach], outer_scale[Element::kEach], outer_shift[Element::kEach];
   float slope;
 };
 
 // Channels behind the last get zeros.
-DIPENGINE_DEVICE Fold8 load_fold(const SourcePlan& s, int64_t numbers, int channel) {
-  Fold8 f;
+template <typename Element>
+DIPENGINE_DEVICE Fold<Element> load_fold(const SourcePlan& s, int64_t numbers, int channel) {
+  Fold<Element> f;
   f.slope = s.slope;
   DIPENGINE_UNROLL
-  for (int e = 0; e < 8; ++e) {
+  for (int e = 0; e < Element::kEach; ++e) {
     const int64_t at = numbers + channel + e;
     const bool there = channel + e < s.channels;
     f.inner_scale[e] = !there ? 0.0f : s.inner.scale == nullptr ? 1.0f : s.inner.scale[at];
@@ -36,22 +37,21 @@ DIPENGINE_DEVICE float activated(float x, float inner_scale, float inner_shift, 
   return fma(t > 0 ? t : t * slope, outer_scale, outer_shift);
 }
 
-DIPENGINE_DEVICE void add_pixel(const SourcePlan& s, const uint16_t* x, const Fold8& f, int channel, float weight,
-                                float (&sum)[8]) {
-  uint32_t word[4] = {};
+template <typename Element>
+DIPENGINE_DEVICE void add_pixel(const SourcePlan& s, const typename Element::Stored* x, const Fold<Element>& f, int channel,
+                                float weight, float (&sum)[Element::kEach]) {
+  cuda::Bytes16 bytes{};
   if (s.aligned != 0) {
-    const cuda::Bytes16 bytes = cuda::load16_constant(x + channel);
-    DIPENGINE_UNROLL
-    for (int i = 0; i < 4; ++i) word[i] = bytes.word[i];
+    bytes = cuda::load16_constant(x + channel);
   } else {
     DIPENGINE_UNROLL
-    for (int e = 0; e < 8; ++e) {
-      if (channel + e < s.channels) word[e / 2] |= static_cast<uint32_t>(x[channel + e]) << (16 * (e % 2));
+    for (int e = 0; e < Element::kEach; ++e) {
+      if (channel + e < s.channels) Element::put(bytes, e, x[channel + e]);
     }
   }
   DIPENGINE_UNROLL
-  for (int e = 0; e < 8; ++e) {
-    const float value = float_from_bf16(static_cast<uint16_t>(word[e / 2] >> (16 * (e % 2))));
+  for (int e = 0; e < Element::kEach; ++e) {
+    const float value = Element::widen(Element::get(bytes, e));
     sum[e] =
         fma(weight, activated(value, f.inner_scale[e], f.inner_shift[e], f.slope, f.outer_scale[e], f.outer_shift[e]), sum[e]);
   }
@@ -74,57 +74,61 @@ DIPENGINE_DEVICE AxisPair bilinear_pair(int q, int n) {
   return {i, beside < 0 ? 0 : beside < n ? beside : n - 1};
 }
 
-DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const uint16_t* x, const Fold8& f, int y, int column, int channel,
-                                        int padding) {
+template <typename Element>
+DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const typename Element::Stored* x, const Fold<Element>& f, int y,
+                                        int column, int channel, int padding) {
   const bool bilinear = s.upsample == DIPENGINE_UPSAMPLE_BILINEAR, clamped = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
   const int factor = bilinear ? 2 : 1;
   const int sy = source_index(y, factor * s.height, clamped, padding),
             sx = source_index(column, factor * s.width, clamped, padding);
-  float sum[8] = {};
+  float sum[Element::kEach] = {};
   if (sy >= 0 && sx >= 0 && channel < s.channels) {
     if (bilinear) {
       const AxisPair py = bilinear_pair(sy, s.height), px = bilinear_pair(sx, s.width);
-      const uint16_t *own = x + py.own * s.row_stride, *beside = x + py.beside * s.row_stride;
-      add_pixel(s, own + px.own * s.pixel_stride, f, channel, 0.5625f, sum);
-      add_pixel(s, own + px.beside * s.pixel_stride, f, channel, 0.1875f, sum);
-      add_pixel(s, beside + px.own * s.pixel_stride, f, channel, 0.1875f, sum);
-      add_pixel(s, beside + px.beside * s.pixel_stride, f, channel, 0.0625f, sum);
+      const typename Element::Stored *own = x + py.own * s.row_stride, *beside = x + py.beside * s.row_stride;
+      add_pixel<Element>(s, own + px.own * s.pixel_stride, f, channel, 0.5625f, sum);
+      add_pixel<Element>(s, own + px.beside * s.pixel_stride, f, channel, 0.1875f, sum);
+      add_pixel<Element>(s, beside + px.own * s.pixel_stride, f, channel, 0.1875f, sum);
+      add_pixel<Element>(s, beside + px.beside * s.pixel_stride, f, channel, 0.0625f, sum);
     } else {
-      add_pixel(s, x + sy * s.row_stride + sx * s.pixel_stride, f, channel, 1.0f, sum);
+      add_pixel<Element>(s, x + sy * s.row_stride + sx * s.pixel_stride, f, channel, 1.0f, sum);
     }
   }
   cuda::Bytes16 out{};
   DIPENGINE_UNROLL
-  for (int e = 0; e < 8; ++e) out.word[e / 2] |= static_cast<uint32_t>(bf16_from_float(sum[e])) << (16 * (e % 2));
+  for (int e = 0; e < Element::kEach; ++e) Element::put(out, e, Element::operand(sum[e]));
   return out;
 }
 
 // A chunk of a source: rows of input pixels. (top, left): the input position of the tile's first row and column.
-template <int threads>
+template <typename Element, int threads, int depth>
 DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int chunk, int top,
                                 int left, unsigned char* inputs) {
-  const int groups = 2 * chunk_products(s, chunk);  // of 8 channels
-  const int group = cuda::thread_index() % (s.chunk / 8), first = cuda::thread_index() / (s.chunk / 8);
-  const int channel = chunk * s.chunk + 8 * group;
+  constexpr int kEach = Element::kEach;
+  const int groups = depth / kEach * chunk_products(s, chunk, depth);  // of 16 bytes
+  const int group = cuda::thread_index() % (s.chunk / kEach), first = cuda::thread_index() / (s.chunk / kEach);
+  const int channel = chunk * s.chunk + kEach * group;
   if (group >= groups) return;
-  const uint16_t* x = s.x + fit * s.x_fit_stride;
-  const Fold8 fold = load_fold(s, numbers, channel);
-  for (int at = first; at < s.rows * s.columns; at += threads / (s.chunk / 8)) {
+  const auto* x = static_cast<const typename Element::Stored*>(s.x) + fit * s.x_fit_stride;
+  const Fold<Element> fold = load_fold<Element>(s, numbers, channel);
+  for (int at = first; at < s.rows * s.columns; at += threads / (s.chunk / kEach)) {
     const int row = at / s.columns, column = at % s.columns;
     const int place = row * s.columns + (s.stride == 2 ? column % 2 * s.half + column / 2 : column);
-    cuda::store16(inputs + place * s.pitch + 16 * group, input_of(s, x, fold, top + row, left + column, channel, p.padding));
+    cuda::store16(inputs + place * s.pitch + 16 * group,
+                  input_of<Element>(s, x, fold, top + row, left + column, channel, p.padding));
   }
 }
 
 // A gathered source: a row is an output pixel, with all taps of all channels.
-template <int threads, int pixels>
+template <typename Element, int threads, int pixels, int depth>
 DIPENGINE_DEVICE void load_gathered(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int top, int left,
                                     unsigned char* inputs) {
-  const uint16_t* x = s.x + fit * s.x_fit_stride;
-  const int taps = s.taps * s.taps, filled = taps * s.channels, width = (s.pitch - 16) / 2;
+  using Stored = typename Element::Stored;
+  const Stored* x = static_cast<const Stored*>(s.x) + fit * s.x_fit_stride;
+  const int taps = s.taps * s.taps, filled = taps * s.channels, width = depth * chunk_products(s, 0, depth);
   for (int at = cuda::thread_index(); at < pixels * (taps + 1); at += threads) {
     const int pixel = at % pixels, tap = at / pixels;
-    uint16_t* row = reinterpret_cast<uint16_t*>(inputs + pixel * s.pitch);
+    Stored* row = reinterpret_cast<Stored*>(inputs + pixel * s.pitch);
     if (tap == taps) {
       for (int k = filled; k < width; ++k) row[k] = 0;
       continue;
@@ -135,11 +139,11 @@ DIPENGINE_DEVICE void load_gathered(const ConvPlan& p, const SourcePlan& s, int6
       float value = 0;
       if (sy >= 0 && sx >= 0) {
         const bool inner = s.inner.scale != nullptr, outer = s.outer.scale != nullptr;
-        value = activated(float_from_bf16(x[sy * s.row_stride + sx * s.pixel_stride + c]),
+        value = activated(Element::widen(x[sy * s.row_stride + sx * s.pixel_stride + c]),
                           inner ? s.inner.scale[numbers + c] : 1.0f, inner ? s.inner.shift[numbers + c] : 0.0f, s.slope,
                           outer ? s.outer.scale[numbers + c] : 1.0f, outer ? s.outer.shift[numbers + c] : 0.0f);
       }
-      row[tap * s.channels + c] = bf16_from_float(value);
+      row[tap * s.channels + c] = Element::operand(value);
     }
   }
 }

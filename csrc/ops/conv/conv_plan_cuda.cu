@@ -1,5 +1,6 @@
 // Checks of a CUDA convolution's params, and the choice of its tiles.
 #include "ops/conv/conv_cuda_plan.h"
+#include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
@@ -47,6 +48,10 @@ dipengine_status check(const Params* params, const char* op) {
                     p.padding);
   DIPENGINE_REQUIRE(p.raw_dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32,
                     "%s writes bfloat16 or float32, not dtype %d.", op, p.raw_dtype);
+  DIPENGINE_REQUIRE(p.dtype == DIPENGINE_BFLOAT16 || p.dtype == DIPENGINE_FLOAT32,
+                    "%s takes images in bfloat16 or float32, not dtype %d.", op, p.dtype);
+  DIPENGINE_REQUIRE(p.dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32,
+                    "%s writes float32 images of float32 ones alone; ask for raw in float32.", op);
   DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
   DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, op, "raw"));
   DIPENGINE_REQUIRE(p.fits == 1 || p.raw_fit_stride >= (p.height - 1) * p.raw.row_stride + p.width * p.raw.pixel_stride,
@@ -65,10 +70,25 @@ dipengine_status check(const Params* params, const char* op) {
 
 int round_up(int value, int to) { return (value + to - 1) / to * to; }
 
+// How rows of shared memory are made up: bytes of a value, channels of a product, bytes behind the data.
+struct RowShape {
+  int bytes, depth, margin;
+};
+
+RowShape forward_shape(const Params& p) {
+  if (p.dtype == DIPENGINE_FLOAT32) return {cuda::Float32::kBytes, cuda::Float32::kDepth, kPitchMargin};
+  return {cuda::Bfloat16::kBytes, cuda::Bfloat16::kDepth, kPitchMargin};
+}
+
+RowShape gradient_shape(const Params& p) {
+  const int bytes = forward_shape(p).bytes;
+  return {bytes, kGradientDepth, gradient_margin(bytes)};
+}
+
 // Of one source: all but chunks, which depend on how much shared memory there is.
-SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int phases, int tile_rows) {
+SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int phases, int tile_rows, int bytes) {
   SourcePlan plan{};
-  plan.x = static_cast<const uint16_t*>(s.x.data);
+  plan.x = s.x.data;
   plan.x_fit_stride = p.fits == 1 ? 0 : s.x_fit_stride;
   plan.row_stride = s.x.row_stride;
   plan.pixel_stride = s.x.pixel_stride;
@@ -83,30 +103,29 @@ SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int
   plan.stride = nearest ? 1 : phases == 2 ? 2 : p.stride;
   plan.taps = nearest ? 2 : p.kernel;
   plan.gathered = s.upsample == DIPENGINE_UPSAMPLE_NONE && p.kernel > 1 && s.channels <= kMostGathered &&
-                  s.channels * p.kernel * p.kernel <= kMostGatheredK;
+                  s.channels * p.kernel * p.kernel * bytes <= kMostGatheredBytes;
   plan.rows = (tile_rows - 1) * plan.stride + plan.taps;
   plan.columns = (kTileColumns - 1) * plan.stride + plan.taps;
   plan.half = (plan.columns + 1) / 2;
-  plan.aligned = s.channels % 8 == 0 && s.x.pixel_stride % 8 == 0 && s.x.row_stride % 8 == 0 && plan.x_fit_stride % 8 == 0 &&
-                 reinterpret_cast<uintptr_t>(s.x.data) % 16 == 0;
+  plan.aligned = s.channels % values_in_16_bytes(p.dtype) == 0 && in_sixteens(p.dtype, plan.x_fit_stride, s.x);
   return plan;
 }
 
 // Bytes of shared memory that the source's inputs take with `chunk` channels at a time; fixes its chunks.
-size_t set_chunk(SourcePlan* s, int chunk, int pixels) {
+size_t set_chunk(SourcePlan* s, int chunk, int pixels, const RowShape& shape) {
   if (s->gathered != 0) {
     s->chunk = s->channels;
     s->chunks = 1;
-    s->pitch = 2 * round_up(s->taps * s->taps * s->channels, 16) + 16;
-    s->chunk_blocks = round_up(chunk_blocks(*s, 0), 2);
+    s->pitch = shape.bytes * round_up(s->taps * s->taps * s->channels, shape.depth) + shape.margin;
+    s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), 2);
     return static_cast<size_t>(pixels) * static_cast<size_t>(s->pitch);
   }
-  const int all = round_up(s->channels, 16);
+  const int all = round_up(s->channels, shape.depth);
   s->chunk = chunk;
-  while (s->chunk > 16 && s->chunk / 2 >= all) s->chunk /= 2;
+  while (s->chunk > shape.depth && s->chunk / 2 >= all) s->chunk /= 2;
   s->chunks = (s->channels + s->chunk - 1) / s->chunk;
-  s->pitch = 2 * s->chunk + 16;
-  s->chunk_blocks = round_up(chunk_blocks(*s, 0), 2);
+  s->pitch = shape.bytes * s->chunk + shape.margin;
+  s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), 2);
   return static_cast<size_t>(s->rows * s->columns) * static_cast<size_t>(s->pitch);
 }
 
@@ -132,17 +151,17 @@ void choose_tile(ConvPlan* plan, int channels) {
 }
 
 // Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes.
-size_t set_chunks(const Params& p, ConvPlan* plan, int chunk) {
+size_t set_chunks(const Params& p, ConvPlan* plan, int chunk, const RowShape& shape) {
   size_t inputs = 0;
   plan->blocks = plan->input_channels = 0;
   for (int i = 0; i < p.sources_count; ++i) {
-    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows);
-    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns);
+    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows, shape.bytes);
+    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns, shape);
     inputs = own > inputs ? own : inputs;
     s.first_channel = plan->input_channels;
     s.first_block = plan->blocks;
     plan->input_channels += s.channels;
-    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1), 2);
+    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), 2);
   }
   return inputs;
 }
@@ -177,13 +196,15 @@ void cut_grid(ConvPlan* plan) {
 
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
   DIPENGINE_TRY(begin_plan(params, op, plan));
-  plan->tile_rows = kGradientRows;
+  const RowShape shape = gradient_shape(*params);
+  plan->tile_rows = gradient_tile_rows(shape.bytes);
   plan->tile_channels = kGradientChannels;
   cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   for (int chunk : {64, 32, 16}) {
-    plan->shared_bytes = set_chunks(*params, plan, chunk) + static_cast<size_t>(kGradientOffsets + kGradientRows * kTileColumns * kGradientPitch);
+    plan->shared_bytes = set_chunks(*params, plan, chunk, shape) +
+                         static_cast<size_t>(kGradientOffsets + plan->tile_rows * kTileColumns * gradient_pitch(shape.bytes));
     if (plan->shared_bytes <= limit) return DIPENGINE_OK;
   }
   return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,
@@ -198,9 +219,10 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   const size_t stages = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32;
   const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
+  const RowShape shape = forward_shape(*params);
   for (size_t budget : {half, limit}) {
-    for (int chunk : {128, 64, 32, 16}) {
-      plan->shared_bytes = stages + set_chunks(*params, plan, chunk);
+    for (int bytes : kChunkBytes) {
+      plan->shared_bytes = stages + set_chunks(*params, plan, bytes / shape.bytes, shape);
       if (plan->shared_bytes <= budget) return DIPENGINE_OK;
     }
   }
@@ -216,7 +238,7 @@ dipengine_status dipengine_conv_cuda_packed_bytes(const dipengine_conv_cuda_para
   dipengine::ConvPlan plan;
   DIPENGINE_TRY(dipengine::make_conv_plan(params, "dipengine_conv_cuda_packed_bytes", &plan));
   DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_packed_bytes was given no place for its answer.");
-  *bytes = static_cast<size_t>(params->fits * packed_elements(plan)) * 2;
+  *bytes = static_cast<size_t>(params->fits * dipengine::packed_bytes(plan));
   return DIPENGINE_OK;
 }
 

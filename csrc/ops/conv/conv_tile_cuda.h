@@ -2,8 +2,7 @@
 #pragma once
 
 #include "ops/conv/conv_cuda_plan.h"
-#include "platform/cuda/copy.h"
-#include "platform/cuda/tensor_core.h"
+#include "platform/cuda/element.h"
 
 namespace dipengine {
 
@@ -18,8 +17,8 @@ struct Accumulators {
   float of[Tile::kProductsM][2 * Tile::kProductsN][4];
 };
 
-// 16 channels of the warp's pixels times as many rows of weights.
-template <typename Tile>
+// A product's channels of the warp's pixels times as many rows of weights.
+template <typename Element, typename Tile>
 DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Tile::kProductsM], int offset,
                                const unsigned char* weights, Accumulators<Tile>& sums) {
   uint32_t a[Tile::kProductsM][4];
@@ -30,8 +29,8 @@ DIPENGINE_DEVICE void multiply(const unsigned char* inputs, const int (&rows)[Ti
     const cuda::Bytes16 b = cuda::load16(weights + 512 * n);
     DIPENGINE_UNROLL
     for (int m = 0; m < Tile::kProductsM; ++m) {
-      cuda::mma_bf16(sums.of[m][2 * n], a[m], b.word[0], b.word[1]);
-      cuda::mma_bf16(sums.of[m][2 * n + 1], a[m], b.word[2], b.word[3]);
+      Element::multiply(sums.of[m][2 * n], a[m], b.word[0], b.word[1]);
+      Element::multiply(sums.of[m][2 * n + 1], a[m], b.word[2], b.word[3]);
     }
   }
 }

@@ -2,26 +2,27 @@
 //
 //   d_W[tap, c, o] = sum over pixels r  u[stride * r + tap - pad, c] * d_raw[r, o],      d_raw = A * g + B * raw + C
 //
-// A block owns 64 input channels of up to `taps` taps and 64 output channels, and goes over some of the image's tiles of
-// 16 x 8 pixels: it brings u (with its halo, as the forward pass does) and d_raw into shared memory, and multiplies their
-// transposes for all its taps, 16 pixels at a time (ldmatrix transposes both). Blocks that share weights leave parts in
-// the workspace, which a second kernel adds up in float64 in their order. How many parts there are depends on the layer alone.
+// A block owns 64 input channels of up to `taps` taps and 64 output channels, and goes over some of the image's tiles: it brings
+// u (with its halo, as the forward pass does) and d_raw into shared memory, and multiplies their transposes for all its taps,
+// 16 (tf32: 8) pixels at a time. Blocks that share weights leave parts in the workspace, which a second kernel adds up in
+// float64 in their order. How many parts there are depends on the layer alone.
 //
 // A source upsampled by nearest samples has 4 taps in each of 4 phases, whose gradients add up to those of the raw taps
 // that they are sums of (design 3.1). A gathered source is one tap whose channels are all taps of all its channels.
 //
-// With 9 taps: 4.7 M multiply-adds a tile against 23 + 16 KB from the second-level cache; bound by the tensor cores.
-#include "ops/conv/conv_inputs_cuda.h"
+// In bfloat16, with 9 taps: 4.7 M multiply-adds a tile against 23 + 16 KB from the second-level cache; bound by the tensor cores.
 #include "ops/conv/conv_bias_gradient_cuda.h"
+#include "ops/conv/conv_inputs_cuda.h"
 #include "platform/cuda/launch.h"
-#include "platform/cuda/tensor_core.h"
 
 namespace dipengine {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPixels = kGradientRows * kTileColumns;
 constexpr int kInputs = 64;  // channels of a block
+
+template <typename Element>
+constexpr int kPixels = gradient_tile_rows(Element::kBytes) * kTileColumns;
 
 struct GradientLaunch {
   ConvPlan plan;
@@ -39,25 +40,81 @@ DIPENGINE_HD int64_t part_rows(const ConvPlan& p, const SourcePlan& s) {
 }
 
 // d_raw of the tile's pixels and of 64 output channels; zeros outside of the image.
+template <typename Element>
 DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int tile_row, int tile_column, int phase,
                                     int first_channel, unsigned char* to) {
   const ConvPlan& p = l.plan;
-  const int group = cuda::thread_index() % (kGradientChannels / 8), channel = first_channel + 8 * group;
-  const GradientFold8 fold = load_gradient_fold(l.d_raw, fit, channel, p.channels);
-  for (int pixel = cuda::thread_index() / (kGradientChannels / 8); pixel < kPixels; pixel += kThreads / (kGradientChannels / 8)) {
+  constexpr int kGroups = kGradientChannels / Element::kEach;
+  const int group = cuda::thread_index() % kGroups, channel = first_channel + Element::kEach * group;
+  const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.channels);
+  for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
     const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
     cuda::Bytes16 out{};
     if (row < p.grid_height && column < p.grid_width) {
-      out = d_raw_of(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases, channel,
-                     p.channels);
+      out = d_raw_of<Element>(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases,
+                              channel, p.channels);
     }
-    cuda::store16(to + pixel * kGradientPitch + 16 * group, out);
+    cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
   }
 }
 
-template <int taps>
+// Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:
+// which channel, of these, a row of a and a column of product n are; what a lane reads.
+template <typename Element>
+struct AlongPixels;
+
+// 16 pixels at a time, two rows of the tile; ldmatrix transposes both operands.
+template <>
+struct AlongPixels<cuda::Bfloat16> {
+  DIPENGINE_DEVICE int input(int row) { return row; }
+  DIPENGINE_DEVICE int output(int n, int column) { return 8 * n + column; }
+  DIPENGINE_DEVICE int a_offset(const SourcePlan& s, int step, int lane) {
+    return pixel_offset(s, 2 * step + lane / 16, lane % 8) + 16 * (lane / 8 % 2);
+  }
+  DIPENGINE_DEVICE void load_a(uint32_t (&a)[4], const unsigned char* from, int) { cuda::load_matrices_transposed(a, from); }
+  DIPENGINE_DEVICE void load_b(uint32_t (&b)[4][2], const unsigned char* outputs, int step, int lane) {
+    const unsigned char* from = outputs + (16 * step + lane % 16) * gradient_pitch(2) + 16 * (lane / 16);
+    DIPENGINE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      uint32_t both[4];
+      cuda::load_matrices_transposed(both, from + 32 * half);
+      DIPENGINE_UNROLL
+      for (int i = 0; i < 4; ++i) b[2 * half + i / 2][i % 2] = both[i];
+    }
+  }
+};
+
+// 8 pixels at a time. ldmatrix transposes no 32-bit elements, so channels are shuffled instead, such that what a lane needs of
+// a pixel is 8 neighbouring bytes of the inputs, 16 of the outputs.
+template <>
+struct AlongPixels<cuda::Float32> {
+  DIPENGINE_DEVICE int input(int row) { return row % 8 * 2 + row / 8; }
+  DIPENGINE_DEVICE int output(int n, int column) { return 4 * column + n; }
+  DIPENGINE_DEVICE int a_offset(const SourcePlan& s, int step, int lane) {
+    return pixel_offset(s, step, lane % 4) + 8 * (lane / 4);
+  }
+  DIPENGINE_DEVICE void load_a(uint32_t (&a)[4], const unsigned char* from, int pitch) {
+    DIPENGINE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const cuda::Bytes8 two = cuda::load8(from + 4 * half * pitch);
+      a[2 * half] = two.word[0];
+      a[2 * half + 1] = two.word[1];
+    }
+  }
+  DIPENGINE_DEVICE void load_b(uint32_t (&b)[4][2], const unsigned char* outputs, int step, int lane) {
+    DIPENGINE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const cuda::Bytes16 four = cuda::load16(outputs + (8 * step + 4 * half + lane % 4) * gradient_pitch(4) + 16 * (lane / 4));
+      DIPENGINE_UNROLL
+      for (int n = 0; n < 4; ++n) b[n][half] = four.word[n];
+    }
+  }
+};
+
+template <typename Element, int taps>
 DIPENGINE_KERNEL(kThreads, 1)
 conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
+  using Along = AlongPixels<Element>;
   const ConvPlan& p = l.plan;
   const SourcePlan& s = p.sources[l.source];
   const int64_t fit = cuda::block_z();
@@ -71,14 +128,14 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
 
   int* const offsets = reinterpret_cast<int*>(cuda::shared_memory());
   unsigned char* const outputs = cuda::shared_memory() + kGradientOffsets;
-  unsigned char* const inputs = outputs + kPixels * kGradientPitch;
+  unsigned char* const inputs = outputs + kPixels<Element> * gradient_pitch(Element::kBytes);
   const int warp = cuda::warp_index(), lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const int warp_m = warp % 4, warp_n = warp / 4;  // 16 inputs, 32 outputs
   const bool gathered = s.gathered != 0;
   const int columns = gathered ? s.taps * s.taps * s.channels : s.channels;  // of u, all chunks
   // Within its tile of shared memory; a gathered source has all its columns there.
   const int first_column = (gathered ? input_tile * kInputs : 0) + 16 * warp_m;
-  const bool there = first_column < 16 * chunk_products(s, gathered ? 0 : input_tile);
+  const bool there = first_column < kGradientDepth * chunk_products(s, gathered ? 0 : input_tile, kGradientDepth);
 
   // In shared memory: as registers they would be what makes 9 taps spill on sm_80.
   if (cuda::thread_index() < taps) {
@@ -89,32 +146,27 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   const int tiles = p.tiles_y * p.tiles_x, each = (tiles + l.splits - 1) / l.splits;
   const int begin = cuda::block_x() * each, end = begin + each < tiles ? begin + each : tiles;
   for (int tile = begin; tile < end; ++tile) {
-    const int tile_row = tile / p.tiles_x * kGradientRows, tile_column = tile % p.tiles_x * kTileColumns;
+    const int tile_row = tile / p.tiles_x * gradient_tile_rows(Element::kBytes), tile_column = tile % p.tiles_x * kTileColumns;
     const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
     if (tile > begin) cuda::sync_threads();  // all have read the tile before
     if (gathered) {
-      load_gathered<kThreads, kPixels>(p, s, fit, fit * l.numbers_fit_stride, top, left, inputs);
+      load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
+                                                                         inputs);
     } else {
-      load_tile<kThreads>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
+      load_tile<Element, kThreads, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
     }
-    load_gradient(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
+    load_gradient<Element>(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
     cuda::sync_threads();
-    for (int step = 0; step < kPixels / 16 && there; ++step) {
-      // Rows of shared memory are pixels, 8 to a row of the tile; both operands want them along their inner dimension.
-      const int pixel = lane % 8, second = lane / 8 % 2, third = lane / 16;
-      uint32_t b[2][4];
-      DIPENGINE_UNROLL
-      for (int n = 0; n < 2; ++n) {
-        cuda::load_matrices_transposed(
-            b[n], outputs + (16 * step + 8 * second + pixel) * kGradientPitch + 2 * (32 * warp_n + 16 * n + 8 * third));
-      }
-      const unsigned char* from = inputs + pixel_offset(s, 2 * step + third, pixel) + 2 * (first_column + 8 * second);
+    for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
+      uint32_t b[4][2];
+      Along::load_b(b, outputs + 32 * warp_n * Element::kBytes, step, lane);
+      const unsigned char* from = inputs + first_column * Element::kBytes + Along::a_offset(s, step, lane);
       DIPENGINE_UNROLL
       for (int t = 0; t < taps; ++t) {
         uint32_t a[4];
-        cuda::load_matrices_transposed(a, from + offsets[t]);
+        Along::load_a(a, from + offsets[t], s.pitch);
         DIPENGINE_UNROLL
-        for (int n = 0; n < 4; ++n) cuda::mma_bf16(sums[t][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+        for (int n = 0; n < 4; ++n) Element::multiply(sums[t][n], a, b[n][0], b[n][1]);
       }
     }
   }
@@ -129,8 +181,8 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
     for (int n = 0; n < 4; ++n) {
       DIPENGINE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const int column = input + group + 8 * (i / 2),
-                  channel = channel_tile * kGradientChannels + 32 * warp_n + 8 * n + 2 * member + i % 2;
+        const int column = input + Along::input(group + 8 * (i / 2)),
+                  channel = channel_tile * kGradientChannels + 32 * warp_n + Along::output(n, 2 * member + i % 2);
         if (column >= columns || channel >= p.channels) continue;
         const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + column;
         part[row * p.channels + channel] = sums[t][n][i];
@@ -212,6 +264,16 @@ size_t workspace_bytes(const dipengine_conv_cuda_params& p, const ConvPlan& plan
   return weights > bias ? weights : bias;
 }
 
+template <typename Element>
+dipengine_status launch_product(const GradientLaunch& l, int taps, const cuda::Grid& grid, void* stream) {
+  switch (taps) {
+    case 1: return cuda::launch(conv_weight_gradient_kernel<Element, 1>, "conv_weight_gradient_1", grid, l, stream);
+    case 4: return cuda::launch(conv_weight_gradient_kernel<Element, 4>, "conv_weight_gradient_4", grid, l, stream);
+    default: break;
+  }
+  return cuda::launch(conv_weight_gradient_kernel<Element, 9>, "conv_weight_gradient_9", grid, l, stream);
+}
+
 dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPlan& plan, int source) {
   const SourcePlan& s = plan.sources[source];
   const Cut c = cut(plan, s);
@@ -226,17 +288,8 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   l.parts = static_cast<float*>(q.workspace);
   l.fit_parts = workspace_elements(plan);
   const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, plan.shared_bytes};
-  switch (c.taps) {
-    case 1:
-      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<1>, "conv_weight_gradient_1", grid, l, q.stream));
-      break;
-    case 4:
-      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<4>, "conv_weight_gradient_4", grid, l, q.stream));
-      break;
-    default:
-      DIPENGINE_TRY(cuda::launch(conv_weight_gradient_kernel<9>, "conv_weight_gradient_9", grid, l, q.stream));
-      break;
-  }
+  DIPENGINE_TRY(cuda::with_element(
+      q.dtype, [&](auto element) { return launch_product<decltype(element)>(l, c.taps, grid, q.stream); }));
   const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * s.channels * plan.channels;
   const SumLaunch sum = {
       plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};

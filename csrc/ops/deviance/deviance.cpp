@@ -14,13 +14,6 @@ DIPENGINE_TABLES(DevianceKernels, deviance_kernels, kTables)
 
 namespace {
 
-// A weighted mean of squares of standard normal values has the variance 2 sum w^2 / (sum w)^2.
-double discrepancy_of(const DeviancePartial& sums, double normaliser) {
-  const double mean = sums.squares / normaliser;
-  const double bright = (sums.bright - kDevianceAllowance * std::sqrt(2 * sums.shares2)) / sums.shares;
-  return bright > mean ? bright : mean;  // the mean where nothing has a share
-}
-
 using Params = dipengine_deviance_params;
 const char* const kOp = "dipengine_deviance";
 
@@ -76,13 +69,7 @@ dipengine_status dipengine_deviance(const dipengine_deviance_params* params) {
   run_tasks(p.pool, tiles_of(tiling), [&](int64_t tile) { kernel(p, tiling, tile, &partials[tile]); });
 
   DeviancePartial sums{};
-  for (int64_t tile = 0; tile < tiles_of(tiling); ++tile) {
-    sums.loss += partials[tile].loss;
-    sums.squares += partials[tile].squares;
-    sums.bright += partials[tile].bright;
-    sums.shares += partials[tile].shares;
-    sums.shares2 += partials[tile].shares2;
-  }
+  for (int64_t tile = 0; tile < tiles_of(tiling); ++tile) add_sums(sums, partials[tile]);
   *p.loss = sums.loss / p.normaliser;
   if (p.discrepancy != nullptr) *p.discrepancy = discrepancy_of(sums, p.normaliser);
   return DIPENGINE_OK;

@@ -6,14 +6,8 @@
 
 namespace dipengine {
 
-// Sums of one tile; the workspace is an array of them.
-struct DeviancePartial {
-  double loss;
-  double squares, bright;  // squared residuals in variances, and those times their shares
-  double shares, shares2;  // and squared
-};
-
 struct DevianceKernels {
+  // The sums of one tile; the workspace is an array of them.
   using Tile = void (*)(const dipengine_deviance_params& params, const DevianceTiling& tiling, int64_t tile,
                         DeviancePartial* partial);
   Tile float32;

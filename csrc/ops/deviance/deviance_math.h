@@ -56,4 +56,26 @@ DIPENGINE_HD double sensor_deviance(const Sensor& sensor, double e, double k, do
   return 2 * (base * l.excess + (k_high - k) * l.logarithm) + below / (floor + sensor.read_variance);
 }
 
+// Sums over elements.
+struct DeviancePartial {
+  double loss;
+  double squares, bright;  // squared residuals in variances, and those times their shares
+  double shares, shares2;  // and squared
+};
+
+DIPENGINE_HD void add_sums(DeviancePartial& sums, const DeviancePartial& more) {
+  sums.loss += more.loss;
+  sums.squares += more.squares;
+  sums.bright += more.bright;
+  sums.shares += more.shares;
+  sums.shares2 += more.shares2;
+}
+
+// A weighted mean of squares of standard normal values has the variance 2 sum w^2 / (sum w)^2.
+DIPENGINE_HD double discrepancy_of(const DeviancePartial& sums, double normaliser) {
+  const double mean = sums.squares / normaliser;
+  const double bright = (sums.bright - kDevianceAllowance * square_root(2 * sums.shares2)) / sums.shares;
+  return bright > mean ? bright : mean;  // the mean where nothing has a share
+}
+
 }  // namespace dipengine

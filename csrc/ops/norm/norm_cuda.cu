@@ -1,13 +1,13 @@
 // BatchNorm's passes over a source in front of a concatenation, on a CUDA device.
 //
-// A block takes 256 pixels of 32 channels: a warp reads a pixel's 64 contiguous bytes, its lanes keep a channel each, its
-// eight warps every eighth pixel. Statistics go over the pixels twice, the second time out of the first-level cache: the mean,
+// A block takes 256 pixels of 32 channels: a warp reads a pixel's 64 (float32: 128) contiguous bytes, its lanes keep a channel
+// each, its eight warps every eighth pixel. Statistics go over the pixels twice, the second time out of the first-level cache: the mean,
 // then the squares of differences from it. Bilinear upsampling reads the neighbours too: the variance is that of the four
 // upsampled values, and its transpose is U^T U = (3/8, 5/4, 3/8) per axis, ends clamped. Bound by memory.
 #include "ops/norm/norm_cuda.h"
 
-#include "math/bf16.h"
 #include "ops/norm/parts_cuda.h"
+#include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
@@ -19,7 +19,7 @@ constexpr int kPixels = 256;
 
 struct NormLaunch {
   int32_t height, width, channels, upsample;
-  const uint16_t* x;
+  const void* x;
   int64_t x_fit_stride, x_row_stride, x_pixel_stride;
   const float *scale, *shift;  // inner
   float slope;
@@ -27,9 +27,9 @@ struct NormLaunch {
   int64_t numbers_fit_stride;
   PartMoments* moments;
   // backward
-  const uint16_t* g;
+  const void* g;
   int64_t g_fit_stride, g_row_stride, g_pixel_stride;
-  uint16_t* d_x;
+  void* d_x;
   int64_t d_x_fit_stride, d_x_row_stride, d_x_pixel_stride;
   int32_t accumulate;
   const float *a, *b, *c, *centre;
@@ -53,29 +53,34 @@ DIPENGINE_DEVICE Channel load_channel(const NormLaunch& l) {
 
 DIPENGINE_DEVICE int clamped(int i, int n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
+template <typename Element>
 DIPENGINE_DEVICE float x_at(const NormLaunch& l, const Channel& c, int y, int x) {
-  return float_from_bf16(l.x[c.fit * l.x_fit_stride + y * l.x_row_stride + x * l.x_pixel_stride + c.index]);
+  const auto* image = static_cast<const typename Element::Stored*>(l.x);
+  return Element::widen(image[c.fit * l.x_fit_stride + y * l.x_row_stride + x * l.x_pixel_stride + c.index]);
 }
 
 DIPENGINE_DEVICE float leaky(float t, float slope) { return t > 0 ? t : t * slope; }
 
+template <typename Element>
 DIPENGINE_DEVICE float t_at(const NormLaunch& l, const Channel& c, int y, int x) {
-  return leaky(fma(x_at(l, c, clamped(y, l.height), clamped(x, l.width)), c.scale, c.shift), l.slope);
+  return leaky(fma(x_at<Element>(l, c, clamped(y, l.height), clamped(x, l.width)), c.scale, c.shift), l.slope);
 }
 
 // The mean of the values of v that pixel (y, x) becomes, and the sum of their squared differences from `mean`.
 struct Upsampled {
   float mean, m2;
 };
+template <typename Element>
 DIPENGINE_DEVICE Upsampled upsampled(const NormLaunch& l, const Channel& c, int y, int x, float mean) {
   if (l.upsample != DIPENGINE_UPSAMPLE_BILINEAR) {
-    const float t = t_at(l, c, y, x);
+    const float t = t_at<Element>(l, c, y, x);
     return {t, (t - mean) * (t - mean)};
   }
   float row[3][2];  // three rows, upsampled along x
   DIPENGINE_UNROLL
   for (int i = 0; i < 3; ++i) {
-    const float left = t_at(l, c, y + i - 1, x - 1), own = t_at(l, c, y + i - 1, x), right = t_at(l, c, y + i - 1, x + 1);
+    const float left = t_at<Element>(l, c, y + i - 1, x - 1), own = t_at<Element>(l, c, y + i - 1, x),
+                right = t_at<Element>(l, c, y + i - 1, x + 1);
     row[i][0] = fma(0.25f, left, 0.75f * own);
     row[i][1] = fma(0.25f, right, 0.75f * own);
   }
@@ -98,7 +103,9 @@ DIPENGINE_DEVICE float sum_of_warps(float own, float* shared) {
   return sum;
 }
 
-DIPENGINE_KERNEL(kThreads, 2) norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+template <typename Element>
+DIPENGINE_KERNEL(kThreads, 2)
+norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
@@ -107,17 +114,20 @@ DIPENGINE_KERNEL(kThreads, 2) norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch
   const bool there = c.index < l.channels;
   float sum = 0, m2 = 0;
   for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
-    sum += upsampled(l, c, at / l.width, at % l.width, 0).mean;
+    sum += upsampled<Element>(l, c, at / l.width, at % l.width, 0).mean;
   const float mean = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
   for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
-    m2 += upsampled(l, c, at / l.width, at % l.width, mean).m2;
+    m2 += upsampled<Element>(l, c, at / l.width, at % l.width, mean).m2;
   m2 = sum_of_warps(m2, shared + kThreads);
   if (cuda::warp_index() == 0 && there) {
     l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {mean, m2};
   }
 }
 
-DIPENGINE_KERNEL(kThreads, 2) norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+template <typename Element>
+DIPENGINE_KERNEL(kThreads, 2)
+norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+  using Stored = typename Element::Stored;
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
@@ -132,24 +142,25 @@ DIPENGINE_KERNEL(kThreads, 2) norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) 
   float sum = 0, product = 0;
   for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps) {
     const int y = at / l.width, x = at % l.width;
-    const float value = x_at(l, c, y, x), inner = fma(value, c.scale, c.shift);
+    const float value = x_at<Element>(l, c, y, x), inner = fma(value, c.scale, c.shift);
     float transposed = ones * leaky(inner, l.slope);  // U^T U t
     if (l.upsample == DIPENGINE_UPSAMPLE_BILINEAR) {
       transposed = 0;
       DIPENGINE_UNROLL
       for (int i = 0; i < 9; ++i) {
         const float weight = (i / 3 == 1 ? 1.25f : 0.375f) * (i % 3 == 1 ? 1.25f : 0.375f);
-        transposed = fma(weight, t_at(l, c, y + i / 3 - 1, x + i % 3 - 1), transposed);
+        transposed = fma(weight, t_at<Element>(l, c, y + i / 3 - 1, x + i % 3 - 1), transposed);
       }
     }
-    const float g = float_from_bf16(l.g[c.fit * l.g_fit_stride + y * l.g_row_stride + x * l.g_pixel_stride + c.index]);
+    const float g = Element::widen(
+        static_cast<const Stored*>(l.g)[c.fit * l.g_fit_stride + y * l.g_row_stride + x * l.g_pixel_stride + c.index]);
     const float d_t = l.a == nullptr ? g : fma(a, g, fma(b, transposed, shift * ones));
-    uint16_t* to = l.d_x + c.fit * l.d_x_fit_stride + y * l.d_x_row_stride + x * l.d_x_pixel_stride + c.index;
-    const float d_x = d_t * (inner > 0 ? 1.0f : l.slope) + (l.accumulate != 0 ? float_from_bf16(*to) : 0.0f);
-    const uint16_t stored = bf16_from_float(d_x);
+    Stored* to = static_cast<Stored*>(l.d_x) + c.fit * l.d_x_fit_stride + y * l.d_x_row_stride + x * l.d_x_pixel_stride + c.index;
+    const float d_x = d_t * (inner > 0 ? 1.0f : l.slope) + (l.accumulate != 0 ? Element::widen(*to) : 0.0f);
+    const Stored stored = Element::narrow(d_x);
     *to = stored;
-    sum += float_from_bf16(stored);
-    product += float_from_bf16(stored) * (value - centre);
+    sum += Element::widen(stored);
+    product += Element::widen(stored) * (value - centre);
   }
   if (l.sums == nullptr) return;
   sum = sum_of_warps(sum, shared);
@@ -183,6 +194,8 @@ dipengine_status check(const Params* params, const char* op) {
   DIPENGINE_REQUIRE(p.source_size == sizeof(dipengine_conv_cuda_source),
                     "%s was given source_size %zu where this library has %zu; build the host against its headers.", op,
                     p.source_size, sizeof(dipengine_conv_cuda_source));
+  DIPENGINE_REQUIRE(p.dtype == DIPENGINE_BFLOAT16 || p.dtype == DIPENGINE_FLOAT32,
+                    "%s takes images in bfloat16 or float32, not dtype %d.", op, p.dtype);
   DIPENGINE_REQUIRE(p.fits >= 1 && p.source != nullptr, "%s needs at least one fit and a source.", op);
   const dipengine_conv_cuda_source& s = *p.source;
   DIPENGINE_TRY(check_size(s.height, s.width, s.channels, op));
@@ -217,7 +230,7 @@ NormLaunch begin_launch(const Params& p) {
   l.width = s.width;
   l.channels = s.channels;
   l.upsample = s.upsample;
-  l.x = static_cast<const uint16_t*>(s.x.data);
+  l.x = s.x.data;
   l.x_fit_stride = s.x_fit_stride;
   l.x_row_stride = s.x.row_stride;
   l.x_pixel_stride = s.x.pixel_stride;
@@ -256,7 +269,9 @@ dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params
                     "%s needs mean and variance, and scale and shift both or neither.", op);
   NormLaunch l = begin_launch(p);
   l.moments = static_cast<PartMoments*>(p.workspace);
-  DIPENGINE_TRY(cuda::launch(norm_statistics_kernel, "norm_statistics", grid_of(p), l, p.stream));
+  DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    return cuda::launch(norm_statistics_kernel<decltype(element)>, "norm_statistics", grid_of(p), l, p.stream);
+  }));
   const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
   const MomentsLaunch merge = {pixels,
                                parts_of(*p.source),
@@ -288,11 +303,11 @@ dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* 
   DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product both or neither.", op);
   if (s.sum != nullptr) DIPENGINE_TRY(check_space(p, op));
   NormLaunch l = begin_launch(p);
-  l.g = static_cast<const uint16_t*>(p.g.data);
+  l.g = p.g.data;
   l.g_fit_stride = p.g_fit_stride;
   l.g_row_stride = p.g.row_stride;
   l.g_pixel_stride = p.g.pixel_stride;
-  l.d_x = static_cast<uint16_t*>(s.d_x.data);
+  l.d_x = s.d_x.data;
   l.d_x_fit_stride = s.d_x_fit_stride;
   l.d_x_row_stride = s.d_x.row_stride;
   l.d_x_pixel_stride = s.d_x.pixel_stride;
@@ -302,7 +317,9 @@ dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* 
   l.c = p.c;
   l.centre = s.centre;
   l.sums = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
-  DIPENGINE_TRY(cuda::launch(norm_backward_kernel, "norm_backward", grid_of(p), l, p.stream));
+  DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    return cuda::launch(norm_backward_kernel<decltype(element)>, "norm_backward", grid_of(p), l, p.stream);
+  }));
   if (s.sum == nullptr) return DIPENGINE_OK;
   return launch_sums({parts_of(s), s.channels, l.sums, p.active, p.numbers_fit_stride, s.sum, s.product}, p.fits, p.stream);
 }

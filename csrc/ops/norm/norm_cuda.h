@@ -1,4 +1,4 @@
-/* BatchNorm between the convolutions on a CUDA device: the formulas of ops/norm.h for bfloat16 images.
+/* BatchNorm between the convolutions on a CUDA device: the formulas of ops/norm.h for bfloat16 and float32 images.
  *
  * All pointers but `source` are device memory. Per-channel numbers are float32 [fits, channels], the fits numbers_fit_stride
  * elements apart; gamma, beta, d_gamma and d_beta are parameters_fit_stride apart. A fit has the same bits alone and among
@@ -29,6 +29,7 @@ typedef struct dipengine_norm_cuda_params {
   const uint8_t* active; /* [fits], or NULL: all. Inactive fits are left as they are */
   int64_t numbers_fit_stride, parameters_fit_stride;
   const dipengine_conv_cuda_source* source;
+  int32_t dtype; /* of x, g and d_x: bfloat16 or float32 */
   /* statistics: outputs, of v; and unless NULL the fold of the norm, gamma / sqrt(variance + eps) */
   float *mean, *variance;
   const float *gamma, *beta;

@@ -40,8 +40,8 @@ DIPENGINE_HD Span outputs_reading(const ResampleAxis& a, Span q) {
 }
 
 // The weight of output i in the gradient of a sample shown at a span of positions: the sum of its taps there.
-template <typename Real>
-DIPENGINE_HD Real resample_weight(const ResampleAxis& a, const double* taps, int64_t i, Span q) {
+template <typename Real, typename Tap>
+DIPENGINE_HD Real resample_weight(const ResampleAxis& a, const Tap* taps, int64_t i, Span q) {
   const int64_t low = q.first - a.factor * i, high = q.last - a.factor * i;
   const int64_t first = low < 0 ? 0 : low, last = high < a.taps ? high : a.taps - 1;
   double weight = 0;

@@ -5,12 +5,22 @@
 
 namespace dipengine::cuda {
 
-// Eight bfloat16 or four float32 values, in memory order. Addresses of all functions here: multiples of 16.
+// Eight bfloat16 or four float32 values, in memory order. Addresses of all functions here: multiples of 16, but of load8.
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
 
+struct alignas(8) Bytes8 {
+  uint32_t word[2];
+};
+
 #if defined(__CUDACC__)
+
+// From shared memory; a multiple of 8.
+DIPENGINE_DEVICE Bytes8 load8(const void* from) {
+  const uint2 v = *static_cast<const uint2*>(from);
+  return {{v.x, v.y}};
+}
 
 // From and to global or shared memory.
 DIPENGINE_DEVICE Bytes16 load16(const void* from) {
@@ -46,6 +56,7 @@ DIPENGINE_DEVICE void copy_wait() {
 
 #else
 
+Bytes8 load8(const void* from);
 Bytes16 load16(const void* from);
 void store16(void* to, Bytes16 value);
 Bytes16 load16_constant(const void* from);

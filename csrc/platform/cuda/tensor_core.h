@@ -28,6 +28,13 @@ DIPENGINE_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The nearest tf32 (float32 with 10 mantissa bits), ties away from zero, as the bits of a float32.
+DIPENGINE_DEVICE uint32_t tf32_from_float(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
 // c += a b, tf32 in (float32 whose 13 lower mantissa bits are ignored: round first), float32 sums.
 DIPENGINE_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -36,7 +43,8 @@ DIPENGINE_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b
 }
 
 // Four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address (a multiple of 16) of row l % 8 of
-// matrix l / 8; out[m] is elements 2 member, + 1 of row `group` of matrix m.
+// matrix l / 8; out[m] is elements 2 member, + 1 of row `group` of matrix m. Of 32-bit elements, four to a row, out[m] is
+// element `member`: with matrices in the order of a0 to a3, A of either kind of product.
 DIPENGINE_DEVICE void load_matrices(uint32_t (&out)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -57,6 +65,7 @@ DIPENGINE_DEVICE void load_matrices_transposed(uint32_t (&out)[4], const void* r
 #else
 
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+uint32_t tf32_from_float(float x);
 void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t (&out)[4], const void* row);
 void load_matrices_transposed(uint32_t (&out)[4], const void* row);

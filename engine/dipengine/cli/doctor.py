@@ -64,9 +64,16 @@ def _native() -> list[Finding]:
     return [
         Finding("native core", f"{info['version']}, ABI {info['abi_version']}, {info['compiler']}"),
         Finding("instruction set", f"{info['instruction_set']} chosen at run time (built: {built})"),
-        Finding("CUDA kernels", info["cuda"]),
+        Finding("CUDA kernels", cuda_kernels(info["cuda"], *backend.native.cuda_devices())),
         Finding("run on a GPU", on_silicon(info["cuda_manifest"])),
     ]
+
+
+def cuda_kernels(built: str, devices: int, missing: str) -> str:
+    """What CUDA kernels there are, from the build's words for them, and on how many devices they could run."""
+    if built.startswith("none"):
+        return built
+    return f"{built}; {missing}" if missing else f"{built}; {devices} device{'' if devices == 1 else 's'}"
 
 
 def on_silicon(manifest: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dipengine.errors import InputError
-from dipengine.kernels import backend, pool
+from dipengine.kernels import backend, pool, workspace
 from dipengine.kernels.backend import native
 
 
@@ -33,7 +33,8 @@ class Adam:
 
     Moves the parameters into one flat buffer: from then on each is a view of it, in C order of its shape (weights in
     `weight_order`) whatever its memory order was, and its .grad is a view of a flat gradient. Gradients add up until `zero_grad`.
-    Native takes float32 (or float64) in CPU memory; "auto" takes the twin for other devices.
+    Native takes float32 (or float64) in CPU memory, and float32 on a CUDA device where the core has kernels for it; "auto"
+    takes the twin elsewhere.
 
     learning_rate may be set at any time. `parameters`, `gradient`, `m`, `v` are the flat tensors, `names` and `slices`
     say what lies where.
@@ -63,7 +64,7 @@ class Adam:
         self.learning_rate = learning_rate
         self.betas = betas
         self.eps = eps
-        self.kernels = "torch" if kernels == "auto" and not first.is_cpu else backend.resolve(kernels)
+        self.kernels = backend.choose(kernels, first, on_cuda=first.dtype == torch.float32)
         self._axes = {"oihw": (0, 1, 2, 3), "hwio": (2, 3, 1, 0)}[weight_order]
         self.names = tuple(name for name, _ in named)
         self.slices: dict[str, slice] = {}
@@ -136,6 +137,7 @@ class Adam:
             [self.parameters[None]], [self.gradient[None]], [self.m[None]], [self.v[None]],
             steps=self._step, learning_rate=torch.tensor([self.learning_rate], dtype=torch.float64),
             beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, pool=pool.get(),
+            workspace=workspace.allocator(self.parameters),
         )
 
     def _step_torch(self) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from dipengine.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     from dipengine import _native as native
@@ -41,6 +45,38 @@ def resolve(kernels: str) -> str:
     if kernels == "auto":
         return "torch" if native is None else "native"
     return kernels
+
+
+def choose(kernels: str, tensor: Tensor, *, on_cuda: bool = True) -> str:
+    """ "native" or "torch" for an op on `tensor`: in CPU memory what `resolve` says, on another device what can run there.
+
+    on_cuda: whether the op's CUDA kernels do what they are asked for (its dtypes, its sizes). "auto" takes native kernels on a
+    CUDA device where the core has them and they do. Raises as `resolve` does, and DeviceError where "native" cannot be had.
+    """
+    choice = resolve(kernels)
+    device = device_type(tensor)
+    if device == "cpu" or choice == "torch":
+        return choice
+    if device != "cuda":
+        missing = f"Native kernels do not run on {tensor.device}; move the tensors to a CPU or a CUDA device."
+    elif not on_cuda:
+        missing = f"The CUDA kernels do not take {tensor.dtype} here; convert it or use kernels='torch'."
+    else:
+        missing = cuda_missing()
+    if missing and kernels == "native":
+        raise DeviceError(missing)
+    return "torch" if missing else "native"
+
+
+def device_type(tensor: Tensor) -> str:
+    """ "cpu", "cuda" or another word of PyTorch's for where a tensor lives."""
+    return tensor.device.type
+
+
+@cache
+def cuda_missing() -> str:
+    """Why native kernels cannot run on CUDA tensors here, in a sentence; empty where they can."""
+    return f"The native core is not built ({_reason})." if native is None else native.cuda_devices()[1]
 
 
 def build_info() -> dict[str, Any]:

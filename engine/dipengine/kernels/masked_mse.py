@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dipengine.errors import InputError
-from dipengine.kernels import backend, pool
+from dipengine.kernels import backend, pool, workspace
 from dipengine.kernels.backend import native
 from dipengine.kernels.statistics import OutputStatistics
 
@@ -39,7 +39,8 @@ def masked_mse(
     target: [1, C, h, w] float32 (float64 beside float64). mask: [1, 1 or C, h, w], weights of the same dtype, usually 0
     and 1; None is all ones. window: (h, w), the upper left part of the canvas that is compared, by default all of it;
     the gradient outside is exactly zero. statistics: updated with x over the window, whose size it must have.
-    Native takes CPU tensors, fastest in channels_last order; "auto" takes the twin for other devices.
+    Native takes CPU tensors, and on a CUDA device that the core has kernels for float32 and bfloat16, fastest in channels_last
+    order; "auto" takes the twin elsewhere. On a CUDA device `statistics` costs a wait for the device.
     Raises InputError for shapes, dtypes and words that do not fit.
     """
     _check(raw, target, mask, activation, window, statistics)
@@ -74,7 +75,7 @@ def track(
 
 
 def _use_native(raw: Tensor, kernels: str) -> bool:
-    return backend.resolve(kernels) == "native" and (raw.is_cpu or kernels == "native")
+    return backend.choose(kernels, raw, on_cuda=raw.dtype != torch.float64) == "native"
 
 
 def _activate(raw: Tensor, activation: str) -> Tensor:
@@ -112,8 +113,8 @@ class _MaskedMse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_loss):
         (d_raw,) = ctx.saved_tensors
-        # loss.backward() hands over 1: no pass over the image for that.
-        scaled = d_raw if d_loss.item() == 1.0 else d_raw * d_loss
+        # loss.backward() hands over 1: no pass over the image for that. (On a device, to know would mean to wait for it.)
+        scaled = d_raw if d_loss.is_cpu and d_loss.item() == 1.0 else d_raw * d_loss
         return scaled, None, None, None, None, None, None
 
 
@@ -129,7 +130,9 @@ def _run_native(
 ) -> tuple[Tensor, Tensor | None]:
     """Call the op. Returns the loss, float64 [1], and d_raw (another tensor where the given one's layout did not do)."""
     # The running averages are kept in channels_last, so whatever comes in another layout is copied into that.
-    nchw = statistics is None and raw.is_contiguous() and (target is None or target.is_contiguous())
+    # On a device there is no other.
+    on_cpu = backend.device_type(raw) == "cpu"
+    nchw = on_cpu and statistics is None and raw.is_contiguous() and (target is None or target.is_contiguous())
 
     def rows(tensor: Tensor | None) -> Tensor | None:
         """[1, C, H, W] -> the window as [fits, outer, rows, inner...]: [1, C, h, w] or [1, 1, h, w, C]."""
@@ -146,8 +149,8 @@ def _run_native(
 
     d_raw = ordered(d_raw)
     raw_rows = rows(ordered(raw))
-    sums = torch.empty(2, dtype=torch.float64)
-    first = statistics is not None and statistics.frames == 0
+    sums = torch.empty(2, dtype=torch.float64, device=raw.device)
+    place = _on_cpu(raw_rows, sums, statistics) if on_cpu else _on_cuda(raw, sums, statistics)
     native.masked_mse(
         raw_rows,
         target=rows(ordered(target)),
@@ -159,15 +162,29 @@ def _run_native(
         normaliser=[float(raw.shape[1] * height * width)],
         average_decay=0.0 if statistics is None else statistics.decay,
         es_alpha=0.1 if statistics is None else statistics.es_alpha,
-        first_frame=[1] if first else None,
         loss=sums[:1],
-        d2=sums[1:],
-        workspace=torch.empty(native.masked_mse_workspace(raw_rows), dtype=torch.uint8),
-        pool=pool.get(),
+        **place,
     )
-    if statistics is not None:
+    if statistics is not None and on_cpu:
         statistics.tick(sums[1].item())
+    elif statistics is not None:
+        statistics.es_variance = sums[1].item()
+        statistics.frames += 1
     return sums[:1], d_raw
+
+
+def _on_cpu(raw_rows: Tensor, sums: Tensor, statistics: OutputStatistics | None) -> dict:
+    """What the op takes for tensors in CPU memory alone; sums[1] becomes the mean squared distance from es_mean."""
+    first = statistics is not None and statistics.frames == 0
+    memory = torch.empty(native.masked_mse_workspace(raw_rows), dtype=torch.uint8)
+    return {"first_frame": [1] if first else None, "d2": sums[1:], "workspace": memory, "pool": pool.get()}
+
+
+def _on_cuda(raw: Tensor, sums: Tensor, statistics: OutputStatistics | None) -> dict:
+    """What the op takes for CUDA tensors alone; sums[1] becomes es_variance, which it counts on itself."""
+    sums[1].fill_(0.0 if statistics is None else statistics.es_variance)
+    frames = torch.full((1,), 0 if statistics is None else statistics.frames, dtype=torch.int64, device=raw.device)
+    return {"frames": frames, "es_variance": sums[1:], "workspace": workspace.allocator(raw)}
 
 
 def _check(raw, target, mask, activation, window, statistics) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipengine.errors import InputError
-from dipengine.kernels import backend, pool
+from dipengine.kernels import backend, pool, workspace
 from dipengine.kernels.backend import native
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def perturb(
     """out = z + std * normal(seed, PERTURBATION, step): the generator's input for one iteration. Returns `out`.
 
     z: torch [1, C, H, W] float32, or uint8 standing for z * scale. out: same shape, float32 or bfloat16, and may be z.
-    std >= 0 in z's units. Native needs both in CPU memory in channels_last order; "auto" takes the twin elsewhere.
+    std >= 0 in z's units. Native needs both in channels_last order, in CPU memory or on a CUDA device that the core has kernels
+    for; "auto" takes the twin elsewhere.
     Raises InputError for unequal shapes and other dtypes.
     """
     import torch
@@ -85,12 +86,14 @@ def perturb(
     if not (math.isfinite(std) and std >= 0):
         raise InputError(f"The perturbation of z is {std}; give 0 or a positive number.")
     _check(seed, PERTURBATION, step, z.numel())
-    choice = backend.resolve(kernels)
+    choice = backend.choose(kernels, z)
     pixels_z, pixels_out = z.detach().permute(0, 2, 3, 1), out.detach().permute(0, 2, 3, 1)
-    if kernels == "auto" and not (z.is_cpu and pixels_z.is_contiguous() and pixels_out.is_contiguous()):
+    if kernels == "auto" and not (pixels_z.is_contiguous() and pixels_out.is_contiguous()):
         choice = "torch"
     if choice == "native":
-        native.perturb(pixels_z, scale, std, [seed], PERTURBATION, [step], pixels_out, pool.get())
+        native.perturb(
+            pixels_z, scale, std, [seed], PERTURBATION, [step], pixels_out, pool.get(), workspace=workspace.allocator(z),
+        )
         return out
     blocks = -(-z.numel() // 4)
     noise = _twin(torch, seed, PERTURBATION, step, blocks, lambda block: _normals(torch, block), device=z.device)

@@ -19,12 +19,11 @@ When the fit is down to the noise, the mean of x = (e - k)^2 / v(e) is down to 1
 which is there long before the stars are. So the mean over the bright elements has to come down to 1 as well, each with the
 share w = max(e, FLOOR)^3: no threshold says what is bright, in an even image it is the same mean again, and a pixel has its
 share by the fit's own image, not by a count that may be an outlier. Few elements scatter: at the clean image that mean has
-the standard deviation sqrt(2 sum w^2) / sum w (x as the square of a standard normal value), and ALLOWANCE of them are forgiven.
+the standard deviation sqrt(2 sum w^2) / sum w (x as the square of a standard normal value), and two of them are forgiven.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,6 @@ from dipengine.images import ValueMap
 from dipengine.noise.sensor import Sensor
 
 FLOOR = 0.1  # electrons
-ALLOWANCE = 2  # standard deviations that the bright elements' mean squared residual may lie above 1
 
 
 @dataclass(frozen=True)
@@ -47,27 +45,17 @@ class SensorLikelihood:
 
         image, target: tensors [1, C, h, w] in [0, 1] by the value map; mask: [1, 1, h, w] of 0 and 1, None for all.
         """
-        e, k = self._electrons(image), self._electrons(target)
-        r2 = self.sensor.read_electrons**2
-        e_high, k_high = e.clamp(min=FLOOR), k.clamp(min=FLOOR)
-        # (k + r^2) log((e + r^2) / (k + r^2)) through log1p: bright pixels would cancel otherwise.
-        step = e_high - k_high
-        deviance = 2 * (step - (k + r2) * (step / (k_high + r2)).log1p())
-        below = (e.clamp(max=FLOOR) - k).square() - (k.clamp(max=FLOOR) - k).square()
-        return _mean(deviance + below / (FLOOR + r2), mask)
+        from dipengine.kernels.deviance import Electrons, deviance
+
+        return deviance(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels="torch")
 
     def discrepancy(self, image, target, mask=None) -> float:
         """Mean squared residual in standard deviations of the noise, over all elements or over the bright ones less their
         allowance, whichever is larger: 1 where `image` is the clean image.
         """
-        e, k = self._electrons(image.double()), self._electrons(target.double())
-        light = e.clamp(min=FLOOR)
-        squares, shares = (e - k).square() / (light + self.sensor.read_electrons**2), light**3
-        if mask is not None:
-            shares = shares * mask
-        allowance = ALLOWANCE * math.sqrt(2 * shares.square().sum().item())
-        bright = ((squares * shares).sum().item() - allowance) / shares.sum().item()
-        return max(_mean(squares, mask).item(), bright)
+        from dipengine.kernels.deviance import Electrons, discrepancy
+
+        return discrepancy(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels="torch")
 
     def to_dict(self) -> dict[str, Any]:
         return {"data_term": "likelihood", **self.sensor.to_dict()}
@@ -76,13 +64,3 @@ class SensorLikelihood:
         """(scale, shift, squared read noise): electrons are scale * x + shift for x in [0, 1]."""
         span, low = self.values.span, self.values.low
         return self.sensor.gain * span, self.sensor.gain * (low - self.sensor.offset), self.sensor.read_electrons**2
-
-    def _electrons(self, unit):
-        scale, shift, _ = self.electrons()
-        return unit * scale + shift
-
-
-def _mean(values, mask):
-    if mask is None:
-        return values.mean()
-    return (values * mask).sum() / (mask.sum() * (values.numel() / mask.numel()))

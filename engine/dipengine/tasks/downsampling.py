@@ -74,22 +74,11 @@ class Downsampling:
     def apply(self, image):
         """See ForwardOperator.apply; float32 or float64."""
         import torch
-        from torch.nn.functional import conv2d, pad
 
-        channels, height, width = image.shape[1:]
+        from dipengine.kernels.resample import downsample
+
         taps = torch.as_tensor(self.taps, dtype=image.dtype, device=image.device)
-        rows, columns = self._padding(height), self._padding(width)
-        padded = pad(image.contiguous(), (*columns, *rows), mode="replicate")
-        along_x = taps.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-        along_y = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        small = conv2d(padded, along_x, stride=(1, self.factor), groups=channels)
-        return conv2d(small, along_y, stride=(self.factor, 1), groups=channels)
-
-    def _padding(self, size: int) -> tuple[int, int]:
-        """Replicated samples before and after a side of `size`, so that ceil(size / factor) outputs come out."""
-        outputs = -(-size // self.factor)
-        needed = (outputs - 1) * self.factor + len(self.taps)
-        return self.before, max(needed - self.before - size, 0)
+        return downsample(image, taps, self.factor, self.before, kernels="torch")
 
     def to_dict(self) -> dict[str, Any]:
         return {"downsampler": self.kernel, "centred": self.centred}

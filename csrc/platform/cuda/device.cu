@@ -1,0 +1,64 @@
+#include "platform/cuda/device.h"
+
+#include "platform/cuda/launch.h"
+
+namespace dipengine::cuda {
+
+dipengine_status enter_device(int device, int* before) {
+  DIPENGINE_TRY(check(cudaGetDevice(before), "An op on a CUDA tensor"));
+  return *before == device ? DIPENGINE_OK : check(cudaSetDevice(device), "An op on a CUDA tensor");
+}
+
+void leave_device(int before) { (void)cudaSetDevice(before); }
+
+dipengine_status device_of(const void* pointer, int* device) {
+  cudaPointerAttributes attributes{};
+  DIPENGINE_TRY(check(cudaPointerGetAttributes(&attributes, pointer), "Looking at a CUDA array"));
+  DIPENGINE_REQUIRE(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
+                    "An array says that it is CUDA memory, but its pointer is not; give an array on a device.");
+  *device = attributes.device;
+  return DIPENGINE_OK;
+}
+
+dipengine_status wait_for(void* stream, void* before) {
+  const char* const doing = "Putting a stream behind another";
+  cudaEvent_t event;
+  DIPENGINE_TRY(check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), doing));
+  dipengine_status status = check(cudaEventRecord(event, static_cast<cudaStream_t>(before)), doing);
+  if (status == DIPENGINE_OK) status = check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event, 0), doing);
+  (void)cudaEventDestroy(event);  // once it has happened
+  return status;
+}
+
+dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) {
+  // From pageable memory: staged before the call returns.
+  return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
+               "Copying numbers to a device");
+}
+
+}  // namespace dipengine::cuda
+
+extern "C" {
+
+dipengine_status dipengine_cuda_device_count(int32_t* count) {
+  using namespace dipengine;
+  DIPENGINE_REQUIRE(count != nullptr, "dipengine_cuda_device_count was given no place for its answer.");
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  *count = devices;
+  if (error == cudaSuccess && devices > 0) return DIPENGINE_OK;
+  (void)cudaGetLastError();
+  if (error != cudaErrorInsufficientDriver) {
+    return fail(DIPENGINE_UNSUPPORTED, "No CUDA device can be used here: %s.",
+                cudaGetErrorString(error == cudaSuccess ? cudaErrorNoDevice : error));
+  }
+  // The runtime says the same of an old driver and of none.
+  int driver = 0;
+  (void)cudaDriverGetVersion(&driver);
+  if (driver == 0) return fail(DIPENGINE_UNSUPPORTED, "No CUDA device can be used here: there is no NVIDIA driver; install one.");
+  return fail(DIPENGINE_UNSUPPORTED,
+              "No CUDA device can be used here: the NVIDIA driver is for CUDA %d.%d, and this library for %d.%d; update the driver.",
+              driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
+}  // extern "C"

@@ -1,0 +1,24 @@
+// Devices, and the order of work between streams: what the bindings need beside the ops. device.cu has it; in a library without
+// CUDA kernels absent.cpp, where every function fails with a sentence. Streams are cudaStream_t.
+#pragma once
+
+#include <cstddef>
+
+#include "dipengine/dipengine.h"
+
+namespace dipengine::cuda {
+
+// Makes `device` the calling thread's current one; *before is what was.
+dipengine_status enter_device(int device, int* before);
+void leave_device(int before);
+
+// The device whose memory `pointer` is in.
+dipengine_status device_of(const void* pointer, int* device);
+
+// Work given to `stream` from now on starts behind all that has been given to `before`. The host does not wait.
+dipengine_status wait_for(void* stream, void* before);
+
+// Copies `bytes` of the host's memory, which may be gone once this returns, in the stream's order.
+dipengine_status upload(void* to, const void* from, size_t bytes, void* stream);
+
+}  // namespace dipengine::cuda

@@ -1,0 +1,68 @@
+// One emulated device with any number of streams, for the bindings: what is asked of it is kept for a test to read.
+#include <cstring>
+#include <string>
+
+#include "emulator.h"
+#include "platform/cuda/device.h"
+#include "platform/error.h"
+
+namespace {
+
+std::string happened;  // "device 0;stream 5 behind 7;"
+
+std::string number(void* stream) { return std::to_string(reinterpret_cast<uintptr_t>(stream)); }
+
+}  // namespace
+
+namespace dipengine::cuda {
+
+dipengine_status enter_device(int device, int* before) {
+  *before = 1;  // so that a call has to return to it
+  happened += "device " + std::to_string(device) + ";";
+  return DIPENGINE_OK;
+}
+
+void leave_device(int before) { happened += "device " + std::to_string(before) + ";"; }
+
+dipengine_status device_of(const void*, int* device) {
+  *device = 0;
+  return DIPENGINE_OK;
+}
+
+dipengine_status wait_for(void* stream, void* before) {
+  happened += "stream " + number(stream) + " behind " + number(before) + ";";
+  return DIPENGINE_OK;
+}
+
+dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) {
+  happened += "numbers on " + number(stream) + ";";
+  std::memcpy(to, from, bytes);
+  return DIPENGINE_OK;
+}
+
+}  // namespace dipengine::cuda
+
+extern "C" {
+
+dipengine_status dipengine_cuda_device_count(int32_t* count) {
+  *count = 1;
+  return DIPENGINE_OK;
+}
+
+// What has been asked for since the last call.
+DIPENGINE_API const char* emulator_happened() {
+  static std::string text;
+  text.swap(happened);
+  happened.clear();
+  return text.c_str();
+}
+
+// The streams of the launches since the last call: "7;7;".
+DIPENGINE_API const char* emulator_launched_on() {
+  static std::string text;
+  text.clear();
+  for (void* stream : dipengine::emulator::launched_on()) text += number(stream) + ";";
+  return text.c_str();
+}
+
+}  // extern "C"
