@@ -104,7 +104,8 @@ class SampledDevice(Device):
         listed = subprocess.run(["nm", self.core._name], capture_output=True, text=True, check=True).stdout
         symbols = {words[2]: int(words[0], 16) for words in map(str.split, listed.splitlines()) if len(words) == 3}
         base = ctypes.cast(self.core.emulator_sample, c_void_p).value - symbols["emulator_sample"]
-        self.names = {base + address: short_name(symbol) for symbol, address in symbols.items() if re.match(r"_ZN9dipengine.*\d[a-z_]+_kernel", symbol)}
+        kernels = re.compile(r"_ZN9dipengine.*\d[a-z_]+_kernel")
+        self.names = {base + address: short_name(symbol) for symbol, address in symbols.items() if kernels.match(symbol)}
 
     def launches(self, layer: str, step: str, name: str, params: Structure) -> list[Launch]:
         self.call(name, byref(params))
@@ -171,8 +172,8 @@ class LayerLaunches:
 
     def norm(self, source: ConvSource) -> NormParams:
         at = self.device.pointer
-        p = NormParams(struct_size=sizeof(NormParams), source_size=sizeof(ConvSource), fits=1, source=ctypes.pointer(source), dtype=self.dtype,
-                       workspace=at, workspace_bytes=self.device.memory.bytes, eps=1e-5, g=source.d_x)
+        p = NormParams(struct_size=sizeof(NormParams), source_size=sizeof(ConvSource), fits=1, source=ctypes.pointer(source),
+                       dtype=self.dtype, workspace=at, workspace_bytes=self.device.memory.bytes, eps=1e-5, g=source.d_x)
         for name in ("mean", "variance", "gamma", "beta", "scale", "shift", "a", "b", "c"):
             setattr(p, name, at)
         return p
@@ -220,8 +221,8 @@ class LayerLaunches:
         if self.merge:
             for part, source in zip(layer.parts, self.sources, strict=True):
                 found += self.fold("merge", part.channels, layer.pixels)
-                found += self.run("merge", "norm_cuda_backward", self.norm(source), {"norm_backward": 3 * self.image_bytes(part)
-                                  if source.accumulate else 2 * self.image_bytes(part)})
+                read = (3 if source.accumulate else 2) * self.image_bytes(part)  # x, the gradient, and what is there already
+                found += self.run("merge", "norm_cuda_backward", self.norm(source), {"norm_backward": read})
         return found
 
 
@@ -234,16 +235,17 @@ def rest(device: SampledDevice, architecture: Hourglass, height: int, width: int
     image = Image(at, height * row, height * row, row)
     mask = Image(at, height * width, height * width, width)
     mse = MaskedMseParams(
-        struct_size=sizeof(MaskedMseParams), workspace=at, workspace_bytes=device.memory.bytes, fits=1, rows=height, inner=row, dtype=FLOAT32,
-        activation=1, raw=image, target=image, mask=mask, mask_repeat=out, d_raw=image, average=image, es_mean=image, normaliser=at,
-        grad_scale=1, average_decay=0.99, es_alpha=0.1, frames=at, loss=at, es_variance=at)
+        struct_size=sizeof(MaskedMseParams), workspace=at, workspace_bytes=device.memory.bytes, fits=1, rows=height, inner=row,
+        dtype=FLOAT32, activation=1, raw=image, target=image, mask=mask, mask_repeat=out, d_raw=image, average=image, es_mean=image,
+        normaliser=at, grad_scale=1, average_decay=0.99, es_alpha=0.1, frames=at, loss=at, es_variance=at)
     specs = architecture.parameters()
     found = device.launches("code", "perturb", "dipengine_perturb_cuda", perturb)
     found += device.launches("loss", "loss", "dipengine_masked_mse_cuda", mse)
     for first in range(0, len(specs), 48):
         segments = [AdamSegment(at, at, at, at, None, spec.size, spec.size) for spec in specs[first : first + 48]]
-        adam = AdamParams(struct_size=sizeof(AdamParams), segment_size=sizeof(AdamSegment), grad_dtype=FLOAT32, fits=1, segments_count=len(segments),
-                          segments=(AdamSegment * len(segments))(*segments), steps=at, learning_rate=at, beta1=0.9, beta2=0.999, eps=1e-8)
+        adam = AdamParams(struct_size=sizeof(AdamParams), segment_size=sizeof(AdamSegment), grad_dtype=FLOAT32, fits=1,
+                          segments_count=len(segments), segments=(AdamSegment * len(segments))(*segments), steps=at, learning_rate=at,
+                          beta1=0.9, beta2=0.999, eps=1e-8)
         found += device.launches("parameters", "adam", "dipengine_adam_cuda", adam)
     return list(_once(found, {}))
 

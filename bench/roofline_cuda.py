@@ -137,18 +137,20 @@ def main() -> None:
         device = SampledDevice(build(options.build or Path(folder) / "emulator"), machine.block_shared, max(largest**2 * 128 * 4, 1 << 26))
         for size in options.sizes:
             layers = {layer.name: layer for layer in layers_of(architecture, size, size)}
-            found[str(size)] = [row(launch, usage[launch.kernel], machine, dtype, layers) for launch in iteration(device, architecture, size, size, dtype)]
+            launches = iteration(device, architecture, size, size, dtype)
+            found[str(size)] = [row(launch, usage[launch.kernel], machine, dtype, layers) for launch in launches]
     parts = [assumed]
     for size, rows in found.items():
         parts += [summary(int(size), rows, machine), table(rows, machine)]
     print("\n\n".join(parts))
     if options.markdown:
-        options.markdown.write_text("# Roofline of the CUDA kernels\n\n" + "\n\n".join([parts[0], "What the columns are: `bench/roofline_cuda.py`.", *parts[1:]]) + "\n")
+        title = "# Roofline of the CUDA kernels\n\nWhat the columns are: `bench/roofline_cuda.py`."
+        options.markdown.write_text("\n\n".join([title, *parts]) + "\n")
     if options.json:
         compiler = run("nvcc", "--version").splitlines()[3]
-        options.json.write_text(json.dumps({"assumed": asdict(machine) | {"peak_tflops": peak, "mma_share": options.mma_share},
-                                            "measured": False, "upsample": options.upsample, "dtype": options.dtype, "compiler": compiler,
-                                            "launches": found}, indent=None, separators=(",", ":")) + "\n")
+        assumptions = asdict(machine) | {"peak_tflops": peak, "mma_share": options.mma_share}
+        report = {"measured": False, "assumed": assumptions, "upsample": options.upsample, "dtype": options.dtype, "compiler": compiler}
+        options.json.write_text(json.dumps(report | {"launches": found}, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
