@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cuda_compiler import FLAGS, NVCC, ROOT, SOURCES, compile_kernels, run
 
-ROOT = Path(__file__).resolve().parent.parent
-NVCC = shutil.which("nvcc")
 ARCHITECTURES = (80, 86, 89, 90, 120)
-SOURCES = sorted((ROOT / "csrc").rglob("*_cuda.cu"))
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc/include"))
 
 # Most registers of a thread, by kernel. With 128 threads 255 are what two blocks a multiprocessor leave, with 256 threads 128.
 REGISTERS = {
@@ -63,34 +59,11 @@ pytestmark = [
 ]
 
 
-def run(*command: object, **options) -> str:
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return result.stdout + result.stderr
-
-
-def short_name(mangled: str) -> str:
-    """`conv_forward_kernel<bf16,4,1,2,1>` of _ZN...19conv_forward_kernelINS_4cuda8Bfloat16ENS_8ConvTileILi4ELi1ELi2ELi1EEEE..."""
-    name = re.search(r"\d+([a-z_]+_kernel)", mangled).group(1)
-    arguments = [short for tag, short in (("Bfloat16", "bf16"), ("Float32", "float32")) if tag in mangled] + re.findall(r"Li(\d+)E", mangled)
-    return name + (f"<{','.join(arguments)}>" if arguments else "")
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[tuple[str, int], dict[str, int]]:
     """Of every kernel and architecture: registers, stack, spill_stores, spill_loads."""
-    folder, found = tmp_path_factory.mktemp("gates"), {}
-    targets = [word for n in ARCHITECTURES for word in ("-gencode", f"arch=compute_{n},code=sm_{n}")]
-    for source in SOURCES:
-        log = run(NVCC, *FLAGS, *targets, "-gencode", "arch=compute_80,code=compute_80", "--threads", os.cpu_count() or 1,
-                  "-Xptxas", "-v", "-c", source, "-o", folder / f"{source.stem}.o")
-        for name, architecture, rest in re.findall(
-            r"Compiling entry function '(\w+)' for 'sm_(\d+)'(.*?Used \d+ registers)", log, re.DOTALL
-        ):
-            stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", rest).groups())
-            found[short_name(name), int(architecture)] = {
-                "registers": int(re.search(r"Used (\d+) registers", rest).group(1)), "stack": stack, "spill_stores": stores, "spill_loads": loads,
-            }
+    folder = tmp_path_factory.mktemp("gates")
+    found = compile_kernels(folder, ARCHITECTURES, "-gencode", "arch=compute_80,code=compute_80")
     found["objects", 0] = folder
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,6 +105,31 @@ def test_error_against_float64_is_at_most_twice_that_of_plain_pytorch(folder, fa
         ratios[name] = round(cuda / twin, 2)
         assert cuda <= 2 * twin + 4 * 2**-24, (name, cuda, twin)
     print(family, dtype, ratios)
+
+
+def sampled(folder):
+    from cuda_launches import BFLOAT16, LayerLaunches, SampledDevice
+
+    from dipengine.bench.operations import Layer, Part
+
+    device = SampledDevice(folder, 227 * 1024, 1 << 26)
+    layers = [Layer(str(size), (Part(size, size, 128),), 128, size, size, 1) for size in (32, 128)]
+    return [launch for layer in layers for run in (LayerLaunches(device, layer, BFLOAT16),) for launch in run.forward() + run.backward()]
+
+
+@pytest.mark.slow
+def test_sampled_launches_are_counted_as_if_all_blocks_had_run(folder):
+    sys.path.append(str(ROOT / "bench"))
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # the library's setting stays there
+        launches = pool.apply(sampled, [folder])
+    counted = {(launch.layer, launch.step): launch for launch in launches if launch.products}
+    assert min(launch.blocks for launch in counted.values()) <= 64 < max(launch.grid[0] for launch in counted.values())
+    for size in (32, 128):
+        for step in ("forward", "data", "weights"):
+            assert counted[str(size), step].products == size**2 * 128 * 128 / (16 * 8 * 16)
+        forward = counted[str(size), "forward"]
+        images = size**2 * 128 * 2
+        assert forward.arrays == images + 128 * 128 * 2 and images < forward.written < 1.2 * images and forward.asked > forward.arrays
 
 
 def test_assembly_and_launches_stand_behind_the_platform_alone():

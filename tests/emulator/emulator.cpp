@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdarg>
 #include <map>
 #include <memory>
@@ -26,6 +27,8 @@ std::vector<std::string> the_faults;
 std::vector<Site> the_sites;
 std::vector<void*> the_streams;
 const char* kernel_name = "";
+std::vector<Launch> the_launches;
+Launch counted;  // of the blocks that ran
 
 void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void fault(const char* format, ...) {
@@ -296,6 +299,8 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
     if (write) fault("thread %d writes outside of every buffer", now.thread);
     return;
   }
+  (write ? counted.written : counted.read) += static_cast<int64_t>(bytes);
+  if (the_settings.sampled) return;
   const size_t offset = address - region->begin;
   if (address < region->begin || offset + bytes > region->bytes) {
     return complain(write ? "writes outside of a buffer" : "reads outside of a buffer", "global", offset, now);
@@ -352,6 +357,7 @@ double truncated(double sum) {
 
 template <int depth>
 void multiply(const std::array<void*, kLanes>& arguments) {
+  ++counted.products;
   constexpr bool halves = depth == 16;
   double a[16][depth], b[depth][8], c[16][8];
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -460,6 +466,7 @@ void run_block(int64_t index) {
 }  // namespace
 
 Settings& settings() { return the_settings; }
+std::vector<Launch>& launches() { return the_launches; }
 const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
@@ -477,13 +484,16 @@ std::vector<Site> sites() {
   return sorted;
 }
 
-Memory::Memory(size_t bytes) : bytes_(bytes), storage_(bytes + 2 * kRedzone + 16, 0xff) {
-  const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.data()) + kRedzone;
-  data_ = storage_.data() + kRedzone + (16 - start % 16) % 16;
+Memory::Memory(size_t bytes)
+    : bytes_(bytes), storage_(static_cast<unsigned char*>(std::calloc(bytes + 2 * kRedzone + 16, 1)), std::free) {
+  if (storage_ == nullptr) std::abort();
+  if (!the_settings.sampled) std::memset(storage_.get(), 0xff, bytes + 2 * kRedzone + 16);
+  const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.get()) + kRedzone;
+  data_ = storage_.get() + kRedzone + (16 - start % 16) % 16;
   regions.push_back(std::make_unique<Region>());
   regions.back()->begin = reinterpret_cast<uintptr_t>(data_);
   regions.back()->bytes = bytes;
-  regions.back()->cells.resize(bytes);
+  if (!the_settings.sampled) regions.back()->cells.resize(bytes);
 }
 
 Memory::~Memory() {
@@ -493,8 +503,8 @@ Memory::~Memory() {
 }
 
 bool Memory::intact() const {
-  const unsigned char* all = storage_.data();
-  const unsigned char* end = all + storage_.size();
+  const unsigned char* all = storage_.get();
+  const unsigned char* end = all + bytes_ + 2 * kRedzone + 16;
   return std::all_of(all, static_cast<const unsigned char*>(data_), [](unsigned char b) { return b == 0xff; }) &&
          std::all_of(static_cast<const unsigned char*>(data_) + bytes_, end, [](unsigned char b) { return b == 0xff; });
 }
@@ -602,7 +612,8 @@ dipengine_status shared_memory_limit(size_t* bytes) {
   return DIPENGINE_OK;
 }
 
-dipengine_status emulate(const char* name, const Grid& given, const std::function<void()>& thread, void* stream) {
+dipengine_status emulate(const char* name, const void* kernel, const Grid& given, const std::function<void()>& thread,
+                         void* stream) {
   kernel_name = name;
   the_streams.push_back(stream);
   DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.",
@@ -623,14 +634,29 @@ dipengine_status emulate(const char* name, const Grid& given, const std::functio
   shared = shared_storage.data() + kRedzone + (16 - start % 16) % 16;
   aborted = false;
   const int64_t blocks = grid.x * grid.y * grid.z;
-  std::vector<int64_t> order(static_cast<size_t>(blocks));
-  for (int64_t i = 0; i < blocks; ++i) order[static_cast<size_t>(i)] = i;
+  std::vector<bool> runs(static_cast<size_t>(grid.x), !the_settings.sampled || blocks <= 64);
+  // By the golden ratio: spread over the image, and over the columns of its tiles.
+  for (int i = 0; i < 16; ++i) {
+    const double place = std::fmod((i + 0.5) * 0.6180339887498949, 1.0);
+    runs[static_cast<size_t>(place * static_cast<double>(grid.x))] = true;
+  }
+  std::vector<int64_t> order;
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (runs[static_cast<size_t>(i % grid.x)]) order.push_back(i);
+  }
+  const int64_t sampled = static_cast<int64_t>(order.size());
+  counted = Launch{};
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
   for (int64_t index : order) {
     run_block(index);
     if (aborted) break;
   }
   shared_storage.clear();
+  if (the_settings.sampled) {
+    const auto whole = [&](int64_t count) { return count * blocks / sampled; };
+    the_launches.push_back({kernel, grid.x, grid.y, grid.z, grid.threads, grid.shared, whole(counted.products), whole(counted.read),
+                            whole(counted.written)});
+  }
   return the_faults.size() == before ? DIPENGINE_OK : fail(DIPENGINE_INVALID_ARGUMENT, "%s", the_faults.back().c_str());
 }
 

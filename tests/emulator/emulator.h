@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,8 @@ struct Settings {
   uint64_t seed = 1;                // of the order of everything
   size_t shared_limit = 99 * 1024;  // of a block, as of sm_86
   Site deleted{"", 0};              // a barrier or wait that does nothing
+  // Of a launch of more than 64 blocks only those at 16 places of x run, in memory that nobody checks: to count (launches()).
+  bool sampled = false;
 };
 Settings& settings();
 
@@ -48,6 +51,17 @@ std::vector<void*> launched_on();
 // Where barriers and waits were met since the last clear_sites, in order of file and line.
 std::vector<Site> sites();
 void clear_sites();
+
+// A launch as it was made while `sampled`, and what all its blocks do, from those that ran.
+struct Launch {
+  const void* kernel;
+  int64_t x, y, z;  // blocks
+  int threads;
+  size_t shared;
+  int64_t products;       // of the tensor cores, m16n8k16 or m16n8k8
+  int64_t read, written;  // bytes of global memory that threads ask for
+};
+std::vector<Launch>& launches();
 
 // Global memory, known to the checks: `count` values between redzones, at first all bytes 0xff (NaN).
 class Memory {
@@ -63,7 +77,7 @@ class Memory {
  private:
   unsigned char* data_;
   size_t bytes_;
-  std::vector<unsigned char> storage_;
+  std::unique_ptr<unsigned char, void (*)(void*)> storage_;
 };
 
 template <typename T>

@@ -77,12 +77,12 @@ static inline dipengine_status shared_memory_limit(size_t* bytes) {
 
 namespace dipengine::cuda {
 
-dipengine_status emulate(const char* name, const Grid& grid, const std::function<void()>& thread, void* stream);
+dipengine_status emulate(const char* name, const void* kernel, const Grid& grid, const std::function<void()>& thread, void* stream);
 dipengine_status shared_memory_limit(size_t* bytes);
 
 template <typename Params>
 static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
-  return emulate(name, grid, [kernel, &params] { kernel(params); }, stream);
+  return emulate(name, reinterpret_cast<const void*>(kernel), grid, [kernel, &params] { kernel(params); }, stream);
 }
 
 #endif
