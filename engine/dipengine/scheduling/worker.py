@@ -146,13 +146,10 @@ def failure_of(start: Start, error: Exception) -> Failed:
 
 def environment_of(device: str) -> dict[str, Any]:
     """What the bits of a fit depend on besides its request."""
-    from dipengine._version import __version__
+    from dipengine.fitting.identity import engine_build
     from dipengine.kernels import backend
 
-    kind, build = device.partition(":")[0], None
-    if backend.native is not None:
-        info = backend.native.build_info()
-        build = f"{info['version']} {info['compiler']} {info['build_type']}"
+    kind = device.partition(":")[0]
     if kind == "cuda":
         import torch
 
@@ -161,8 +158,7 @@ def environment_of(device: str) -> dict[str, Any]:
         "device": kind,
         "instruction_set": backend.instruction_set(),
         "bf16": bool(backend.bfloat16_pays()),
-        "version": __version__,
-        "build": build,
+        "build": engine_build(),
     }
 
 
