@@ -4,6 +4,8 @@
 #include <chrono>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "dipengine/fit.h"
@@ -105,6 +107,8 @@ py::dict dict_of(const dipengine_fit_progress& progress) {
   d["loss"] = progress.loss;
   d["variance"] = progress.variance;
   d["learning_rate"] = progress.learning_rate;
+  d["height"] = progress.height;
+  d["width"] = progress.width;
   return d;
 }
 
@@ -145,16 +149,20 @@ struct Listener {
 
 class Fit {
  public:
+  using Size = std::pair<int64_t, int64_t>;  // height, width
+
   Fit(py::object pool, const py::dict& generator, const py::dict& settings) : pool_(std::move(pool)) {
     Settings s(generator, settings);
     s.params.pool = pool_of(pool_);
     check_made(dipengine_fit_create(&s.params, &fit_));
     const dipengine_generator& g = s.params.generator;
-    painted_ = s.params.height * s.params.width * g.output_channels;
-    data_ = s.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? s.params.height * s.params.width
-                                                                   : s.params.data_height * s.params.data_width;
+    height_ = s.params.height;
+    width_ = s.params.width;
+    data_height_ = s.params.data_height;
+    data_width_ = s.params.data_width;
+    identity_ = s.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
     channels_ = g.output_channels;
-    code_ = s.params.height * s.params.width * g.input_depth;
+    depth_ = g.input_depth;
     parameters_ = dipengine_generator_parameters(&g);
     slots_ = s.params.slots;
   }
@@ -164,13 +172,19 @@ class Fit {
 
   size_t bytes() const { return dipengine_fit_arena_bytes(fit_); }
 
-  void start(int slot, uint64_t seed, py::handle target, py::handle mask, py::handle code, bool keep_weights) {
+  // image, data: (height, width) of the slot's own, where they are not the fit's.
+  void start(int slot, uint64_t seed, py::handle target, py::handle mask, py::handle code, bool keep_weights,
+             std::optional<Size> image, std::optional<Size> data) {
     dipengine_fit_start_params p{};
     p.struct_size = sizeof(p);
     p.seed = seed;
-    p.target = floats(target, "target", data_ * channels_);
-    p.mask = mask.is_none() ? nullptr : floats(mask, "mask", data_);
-    p.code = code.is_none() ? nullptr : floats(code, "code", code_);
+    std::tie(p.height, p.width) = checked(image.value_or(Size{height_, width_}));
+    const Size own{p.height, p.width}, fits{data_height_, data_width_};
+    std::tie(p.data_height, p.data_width) = identity_ ? own : checked(data.value_or(fits));
+    const int64_t count = p.data_height * p.data_width;
+    p.target = floats(target, "target", count * channels_);
+    p.mask = mask.is_none() ? nullptr : floats(mask, "mask", count);
+    p.code = code.is_none() ? nullptr : floats(code, "code", p.height * p.width * depth_);
     p.keep_weights = keep_weights;
     py::gil_scoped_release unlocked;
     const dipengine_status status = dipengine_fit_start(fit_, slot, &p);
@@ -178,12 +192,22 @@ class Fit {
     check(status);
   }
 
-  bool run(int64_t iterations, py::handle losses, py::handle variances, py::object report, py::handle step_seconds) {
+  // slots: those that run; all where it is not given.
+  bool run(int64_t iterations, const std::optional<std::vector<int>>& slots, py::handle losses, py::handle variances,
+           py::object report, py::handle step_seconds) {
+    std::vector<uint8_t> active(static_cast<size_t>(slots_), slots ? 0 : 1);
+    for (int slot : slots.value_or(std::vector<int>{})) {
+      if (slot < 0 || slot >= slots_) {
+        raise("InputError", "There is no slot %d; this fit has %lld.", slot, static_cast<long long>(slots_));
+      }
+      active[static_cast<size_t>(slot)] = 1;
+    }
     Listener listener;
     listener.report = std::move(report);
     dipengine_fit_run_params r{};
     r.struct_size = sizeof(r);
     r.iterations = iterations;
+    r.active = active.data();
     r.losses = doubles(losses, "losses", slots_ * iterations);
     r.variances = doubles(variances, "variances", slots_ * iterations);
     r.step_seconds = doubles(step_seconds, "step_seconds", dipengine_fit_steps(fit_));
@@ -209,13 +233,13 @@ class Fit {
 
   int64_t deliver(int slot, py::handle image, py::handle parameters) {
     int64_t iteration = 0;
-    check(dipengine_fit_deliver(fit_, slot, image.is_none() ? nullptr : floats(image, "image", painted_, Access::write),
+    check(dipengine_fit_deliver(fit_, slot, image.is_none() ? nullptr : painted(slot, image, "image"),
                                 parameters.is_none() ? nullptr : floats(parameters, "parameters", parameters_, Access::write),
                                 &iteration));
     return iteration;
   }
-  void average(int slot, py::handle out) const { check(dipengine_fit_average(fit_, slot, floats(out, "out", painted_, Access::write))); }
-  void render(int slot, py::handle out) { check(dipengine_fit_render(fit_, slot, floats(out, "out", painted_, Access::write))); }
+  void average(int slot, py::handle out) const { check(dipengine_fit_average(fit_, slot, painted(slot, out, "out"))); }
+  void render(int slot, py::handle out) { check(dipengine_fit_render(fit_, slot, painted(slot, out, "out"))); }
   void get_parameters(int slot, py::handle out) const {
     check(dipengine_fit_get_parameters(fit_, slot, floats(out, "out", parameters_, Access::write)));
   }
@@ -226,7 +250,7 @@ class Fit {
   void get_gradients(py::handle out) const { check(dipengine_fit_get_gradients(fit_, floats(out, "out", parameters_, Access::write))); }
 
   py::bytes save_state(int slot) const {
-    const size_t bytes = dipengine_fit_state_bytes(fit_);
+    const size_t bytes = dipengine_fit_state_bytes(fit_, slot);
     // Written where Python keeps it: a copy of it would be as large as the slot.
     PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(bytes));
     if (object == nullptr) throw py::error_already_set();
@@ -234,10 +258,21 @@ class Fit {
     check(dipengine_fit_save_state(fit_, slot, PyBytes_AS_STRING(object), bytes));
     return state;
   }
-  void load_state(int slot, const py::buffer& state) {
+  // image: (height, width) that the state has to be of, where that matters.
+  void load_state(int slot, const py::buffer& state, std::optional<Size> image) {
     const py::buffer_info info = state.request();
     if (info.ndim != 1 || info.strides[0] != info.itemsize) raise("InputError", "A state is one run of bytes; hand it over whole.");
-    check(dipengine_fit_load_state(fit_, slot, info.ptr, static_cast<size_t>(info.size * info.itemsize)));
+    const auto bytes = static_cast<size_t>(info.size * info.itemsize);
+    Size found;
+    check(dipengine_fit_state_image(info.ptr, bytes, &found.first, &found.second));
+    if (image && *image != found) {
+      raise("InputError",
+            "The state is that of a fit with other params: its image is %lld x %lld and this one's %lld x %lld; load it into a fit "
+            "of its own image.",
+            static_cast<long long>(found.first), static_cast<long long>(found.second), static_cast<long long>(image->first),
+            static_cast<long long>(image->second));
+    }
+    check(dipengine_fit_load_state(fit_, slot, info.ptr, bytes));
   }
 
   std::vector<std::string> steps() const {
@@ -247,6 +282,23 @@ class Fit {
   }
 
  private:
+  // So that no product of two sides overflows; the core refuses what is too large for the fit.
+  static Size checked(Size size) {
+    constexpr int64_t kMost = int64_t{1} << 24;
+    if (size.first < 1 || size.second < 1 || size.first > kMost || size.second > kMost) {
+      raise("InputError", "An image of %lld x %lld cannot be fitted; a side is 1 to 2^24.", static_cast<long long>(size.first),
+            static_cast<long long>(size.second));
+    }
+    return size;
+  }
+  // An array of the size of the slot's image.
+  float* painted(int slot, py::handle object, const char* name) const {
+    dipengine_fit_progress p{};
+    p.struct_size = sizeof(p);
+    check(dipengine_fit_get_progress(fit_, slot, &p));
+    const int64_t pixels = p.height > 0 ? p.height * p.width : height_ * width_;  // never started: refused by the core
+    return floats(object, name, pixels * channels_, Access::write);
+  }
   static float* floats(py::handle object, const char* name, int64_t count, Access access = Access::read) {
     return static_cast<float*>(Tensor(object, name, access).flat(count, DIPENGINE_FLOAT32));
   }
@@ -257,7 +309,8 @@ class Fit {
 
   py::object pool_;  // outlives the fit
   dipengine_fit* fit_ = nullptr;
-  int64_t painted_ = 0, data_ = 0, channels_ = 0, code_ = 0, parameters_ = 0, slots_ = 0;
+  int64_t height_ = 0, width_ = 0, data_height_ = 0, data_width_ = 0, channels_ = 0, depth_ = 0, parameters_ = 0, slots_ = 0;
+  bool identity_ = true;
 };
 
 size_t memory(const py::dict& generator, const py::dict& settings, py::handle pool) {
@@ -282,13 +335,16 @@ py::dict stop_rule(int64_t iterations, double average_decay) {
 }  // namespace
 
 void bind_fit(py::module_& module) {
-  py::class_<Fit>(module, "Fit", py::module_local(), "Fits of one shape, whole iterations at a time (csrc/include/dipengine/fit.h).")
+  py::class_<Fit>(module, "Fit", py::module_local(),
+                  "Fits on one canvas, whole iterations at a time (csrc/include/dipengine/fit.h).")
       .def(py::init<py::object, const py::dict&, const py::dict&>(), py::arg("pool"), py::arg("generator"), py::arg("settings"))
       .def_property_readonly("bytes", &Fit::bytes)
       .def("start", &Fit::start, py::arg("slot"), py::kw_only(), py::arg("seed"), py::arg("target"), py::arg("mask") = py::none(),
-           py::arg("code") = py::none(), py::arg("keep_weights") = false)
-      .def("run", &Fit::run, py::arg("iterations"), py::kw_only(), py::arg("losses") = py::none(), py::arg("variances") = py::none(),
-           py::arg("report") = py::none(), py::arg("step_seconds") = py::none())
+           py::arg("code") = py::none(), py::arg("keep_weights") = false, py::arg("image") = py::none(),
+           py::arg("data") = py::none())
+      .def("run", &Fit::run, py::arg("iterations"), py::kw_only(), py::arg("slots") = py::none(),
+           py::arg("losses") = py::none(), py::arg("variances") = py::none(), py::arg("report") = py::none(),
+           py::arg("step_seconds") = py::none())
       .def("progress", &Fit::progress, py::arg("slot"))
       .def("deliver", &Fit::deliver, py::arg("slot"), py::arg("image"), py::arg("parameters"))
       .def("average", &Fit::average, py::arg("slot"), py::arg("out"))
@@ -300,7 +356,7 @@ void bind_fit(py::module_& module) {
       .def("statistics", &Fit::statistics, py::arg("slot"), py::arg("out"))
       .def("get_gradients", &Fit::get_gradients, py::arg("out"))
       .def("save_state", &Fit::save_state, py::arg("slot"))
-      .def("load_state", &Fit::load_state, py::arg("slot"), py::arg("state"))
+      .def("load_state", &Fit::load_state, py::arg("slot"), py::arg("state"), py::kw_only(), py::arg("image") = py::none())
       .def("steps", &Fit::steps);
   module.def("fit_stop_rule", &stop_rule, py::arg("iterations"), py::arg("average_decay"),
              "The thresholds of stop=auto: ceiling, patience, warm_up, lag.");

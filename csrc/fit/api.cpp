@@ -118,8 +118,8 @@ dipengine_status dipengine_fit_deliver(dipengine_fit* fit, int32_t slot, float* 
 dipengine_status dipengine_fit_average(const dipengine_fit* fit, int32_t slot, float* image) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"image", image}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  const auto& layout = fit->fit->layout();
-  std::copy_n(fit->fit->slot(slot).array(SlotArrays::average), layout.array_size(SlotArrays::average), image);
+  const auto at = fit->fit->slot(slot);
+  std::copy_n(at.array(SlotArrays::average), at.size(SlotArrays::average), image);
   return DIPENGINE_OK;
 }
 
@@ -170,8 +170,18 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
 
 // ---- states, steps --------------------------------------------------------------------------------------------------
 
-size_t dipengine_fit_state_bytes(const dipengine_fit* fit) {
-  return fit == nullptr ? 0 : dipengine::state_bytes(fit->fit->layout());
+size_t dipengine_fit_state_bytes(const dipengine_fit* fit, int32_t slot) {
+  if (fit == nullptr || fit->fit->check_started(slot) != DIPENGINE_OK) return 0;
+  return dipengine::state_bytes(fit->fit->slot(slot));
+}
+
+dipengine_status dipengine_fit_state_image(const void* state, size_t bytes, int64_t* height, int64_t* width) {
+  DIPENGINE_TRY(given(__func__, {{"state", state}, {"height", height}, {"width", width}}));
+  dipengine::Extent extent;
+  DIPENGINE_TRY(dipengine::state_extent(state, bytes, &extent));
+  *height = extent.height;
+  *width = extent.width;
+  return DIPENGINE_OK;
 }
 
 dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes) {

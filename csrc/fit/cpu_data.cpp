@@ -24,14 +24,14 @@ dipengine_pixels dense(const void* data, int64_t width, int64_t channels) {
 
 // ---- A --------------------------------------------------------------------------------------------------------------
 
-dipengine_downsample_params CpuPlan::downsample(int step) const {
+dipengine_downsample_params CpuPlan::downsample(int step, const Extent& extent) const {
   dipengine_downsample_params d{};
   d.struct_size = sizeof(d);
   d.pool = p_.pool;
   d.workspace = workspace(step);
   d.workspace_bytes = workspace_bytes(step);
-  d.height = p_.height;
-  d.width = p_.width;
+  d.height = extent.height;
+  d.width = extent.width;
   d.channels = channels_;
   d.factor = p_.factor;
   d.before = p_.before;
@@ -41,14 +41,14 @@ dipengine_downsample_params CpuPlan::downsample(int step) const {
   return d;
 }
 
-dipengine_blur_params CpuPlan::blur(int step) const {
+dipengine_blur_params CpuPlan::blur(int step, const Extent& extent) const {
   dipengine_blur_params b{};
   b.struct_size = sizeof(b);
   b.pool = p_.pool;
   b.workspace = workspace(step);
   b.workspace_bytes = workspace_bytes(step);
-  b.height = data_height_;
-  b.width = data_width_;
+  b.height = extent.data_height;
+  b.width = extent.data_width;
   b.channels = channels_;
   b.kernel_height = p_.kernel_height;
   b.kernel_width = p_.kernel_width;
@@ -60,40 +60,40 @@ dipengine_blur_params CpuPlan::blur(int step) const {
 dipengine_status CpuPlan::size_operator(int step) {
   size_t bytes = 0;
   if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
-    const dipengine_downsample_params d = downsample(step);
+    const dipengine_downsample_params d = downsample(step, layout_.largest());
     DIPENGINE_TRY(dipengine_downsample_workspace(&d, &bytes));
   } else {
-    const dipengine_blur_params b = blur(step);
+    const dipengine_blur_params b = blur(step, layout_.largest());
     DIPENGINE_TRY(dipengine_blur_workspace(&b, &bytes));
   }
   need(step, bytes);
   return DIPENGINE_OK;
 }
 
-dipengine_status CpuPlan::measure(int step, const float* image, float* measured) {
-  const dipengine_pixels in = dense(image, p_.width, channels_), out = dense(measured, data_width_, channels_);
+dipengine_status CpuPlan::measure(int step, const Extent& extent, const float* image, float* measured) {
+  const dipengine_pixels in = dense(image, extent.width, channels_), out = dense(measured, extent.data_width, channels_);
   if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
-    dipengine_downsample_params d = downsample(step);
+    dipengine_downsample_params d = downsample(step, extent);
     d.image = in;
     d.out = out;
     return dipengine_downsample(&d);
   }
-  dipengine_blur_params b = blur(step);
+  dipengine_blur_params b = blur(step, extent);
   b.image = in;
   b.out = out;
   return dipengine_blur(&b);
 }
 
-dipengine_status CpuPlan::measure_backward(int step) {
-  const dipengine_pixels in = dense(at<float>(graph_.d_measured), data_width_, channels_);
-  const dipengine_pixels out = dense(at<float>(graph_.d_image), p_.width, channels_);
+dipengine_status CpuPlan::measure_backward(int step, const Extent& extent) {
+  const dipengine_pixels in = dense(at<float>(graph_.d_measured), extent.data_width, channels_);
+  const dipengine_pixels out = dense(at<float>(graph_.d_image), extent.width, channels_);
   if (p_.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
-    dipengine_downsample_params d = downsample(step);
+    dipengine_downsample_params d = downsample(step, extent);
     d.d_out = in;
     d.d_image = out;
     return dipengine_downsample_backward(&d);
   }
-  dipengine_blur_params b = blur(step);
+  dipengine_blur_params b = blur(step, extent);
   b.d_out = in;
   b.d_image = out;
   return dipengine_blur_backward(&b);
@@ -101,15 +101,15 @@ dipengine_status CpuPlan::measure_backward(int step) {
 
 // ---- the data term --------------------------------------------------------------------------------------------------
 
-dipengine_masked_mse_params CpuPlan::squared(int step) const {
+dipengine_masked_mse_params CpuPlan::squared(int step, int64_t rows, int64_t width) const {
   dipengine_masked_mse_params m{};
   m.struct_size = sizeof(m);
   m.pool = p_.pool;
   m.workspace = workspace(step);
   m.workspace_bytes = workspace_bytes(step);
   m.fits = m.outer = 1;
-  m.rows = data_height_;
-  m.inner = data_width_ * channels_;
+  m.rows = rows;
+  m.inner = width * channels_;
   m.dtype = DIPENGINE_FLOAT32;
   m.activation = DIPENGINE_ACTIVATION_NONE;
   m.mask_repeat = 1;
@@ -118,14 +118,14 @@ dipengine_masked_mse_params CpuPlan::squared(int step) const {
   return m;
 }
 
-dipengine_deviance_params CpuPlan::deviance(int step) const {
+dipengine_deviance_params CpuPlan::deviance(int step, const Extent& extent) const {
   dipengine_deviance_params d{};
   d.struct_size = sizeof(d);
   d.pool = p_.pool;
   d.workspace = workspace(step);
   d.workspace_bytes = workspace_bytes(step);
-  d.height = data_height_;
-  d.width = data_width_;
+  d.height = extent.data_height;
+  d.width = extent.data_width;
   d.channels = channels_;
   d.dtype = DIPENGINE_FLOAT32;
   d.scale = p_.electrons_scale;
@@ -138,11 +138,12 @@ dipengine_deviance_params CpuPlan::deviance(int step) const {
 
 dipengine_status CpuPlan::size_data_term(int step) {
   size_t bytes = 0;
+  const Extent& extent = layout_.largest();
   if (p_.data_term == DIPENGINE_DATA_SENSOR) {
-    const dipengine_deviance_params d = deviance(step);
+    const dipengine_deviance_params d = deviance(step, extent);
     DIPENGINE_TRY(dipengine_deviance_workspace(&d, &bytes));
   } else {
-    const dipengine_masked_mse_params m = squared(step);
+    const dipengine_masked_mse_params m = squared(step, extent.data_height, extent.data_width);
     DIPENGINE_TRY(dipengine_masked_mse_workspace(&m, &bytes));
   }
   need(step, bytes);
@@ -153,24 +154,25 @@ dipengine_status CpuPlan::size_data_term(int step) {
 // are divided by `normaliser`, deviances always by what is known.
 dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
                                   double* discrepancy) {
+  const Extent& extent = slot.state().extent;
   const float* target = slot.array(SlotArrays::target);
   const float* mask = slot.state().has_mask ? slot.array(SlotArrays::mask) : nullptr;
   if (p_.data_term == DIPENGINE_DATA_SENSOR) {
-    dipengine_deviance_params d = deviance(step);
-    d.image = dense(data, data_width_, channels_);
-    d.target = dense(target, data_width_, channels_);
-    if (mask != nullptr) d.mask = dense(mask, data_width_, 1);
-    if (d_data != nullptr) d.d_image = dense(d_data, data_width_, channels_);
+    dipengine_deviance_params d = deviance(step, extent);
+    d.image = dense(data, extent.data_width, channels_);
+    d.target = dense(target, extent.data_width, channels_);
+    if (mask != nullptr) d.mask = dense(mask, extent.data_width, 1);
+    if (d_data != nullptr) d.d_image = dense(d_data, extent.data_width, channels_);
     d.normaliser = slot.state().known;
     d.loss = loss;
     d.discrepancy = discrepancy;
     return dipengine_deviance(&d);
   }
-  dipengine_masked_mse_params m = squared(step);
+  dipengine_masked_mse_params m = squared(step, extent.data_height, extent.data_width);
   m.raw = rows_of(data, m.inner);
   m.target = rows_of(target, m.inner);
   if (mask != nullptr) {
-    m.mask = rows_of(mask, data_width_);
+    m.mask = rows_of(mask, extent.data_width);
     m.mask_repeat = channels_;
   }
   if (d_data != nullptr) m.d_raw = rows_of(d_data, m.inner);
@@ -181,23 +183,24 @@ dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* data,
 
 dipengine_status CpuPlan::data_term(int step, const Slot& slot) {
   const bool identity = p_.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
-  const double all = static_cast<double>(data_height_ * data_width_ * channels_);
+  const Extent& extent = slot.state().extent;
+  const double all = static_cast<double>(extent.data_height * extent.data_width * channels_);
   return compare(step, slot, at<float>(identity ? graph_.image : graph_.measured),
                  at<float>(identity ? graph_.d_image : graph_.d_measured), all, &loss_, nullptr);
 }
 
-dipengine_status CpuPlan::image_backward() {
+dipengine_status CpuPlan::image_backward(const Extent& extent) {
   dipengine_sigmoid_backward_params s{};
   s.struct_size = sizeof(s);
   s.pool = p_.pool;
-  s.height = p_.height;
-  s.width = p_.width;
+  s.height = extent.height;
+  s.width = extent.width;
   s.channels = channels_;
   s.dtype = DIPENGINE_FLOAT32;
-  s.x = dense(at<float>(graph_.image), p_.width, channels_);
-  s.d_x = dense(at<float>(graph_.d_image), p_.width, channels_);
+  s.x = dense(at<float>(graph_.image), extent.width, channels_);
+  s.d_x = dense(at<float>(graph_.d_image), extent.width, channels_);
   s.d_raw = dense(at<float>(graph_.d_logits), graph_.width, channels_);
-  clear_margin();
+  clear_margin(extent);
   return dipengine_sigmoid_backward(&s);
 }
 
@@ -205,7 +208,7 @@ dipengine_status CpuPlan::discrepancy(const Slot& slot, double* value) {
   const int step = static_cast<int>(graph_.steps.size()) - 1;
   const float* data = slot.array(SlotArrays::average);
   if (p_.operator_kind != DIPENGINE_OPERATOR_IDENTITY) {
-    DIPENGINE_TRY(measure(step, data, at<float>(graph_.inspected)));
+    DIPENGINE_TRY(measure(step, slot.state().extent, data, at<float>(graph_.inspected)));
     data = at<float>(graph_.inspected);
   }
   double loss = 0;
@@ -219,10 +222,8 @@ dipengine_status CpuPlan::render(const Slot& slot, float* image) {
   int step;
   DIPENGINE_TRY(forward(slot, &step));
   // That step's workspace serves the sigmoid alone, too.
-  dipengine_masked_mse_params m = squared(step);
+  dipengine_masked_mse_params m = squared(step, slot.state().extent.height, slot.state().extent.width);
   m.activation = DIPENGINE_ACTIVATION_SIGMOID;
-  m.rows = p_.height;
-  m.inner = p_.width * channels_;
   m.raw = rows_of(at<void>(graph_.logits), graph_.width * channels_);
   m.out = rows_of(image, m.inner);
   return dipengine_masked_mse(&m);

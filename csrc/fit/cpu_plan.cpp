@@ -25,8 +25,6 @@ CpuPlan::CpuPlan(const dipengine_fit_params& params, Graph& graph, const SlotLay
     : p_(params),
       graph_(graph),
       layout_(layout),
-      data_height_(params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? params.height : params.data_height),
-      data_width_(params.operator_kind == DIPENGINE_OPERATOR_IDENTITY ? params.width : params.data_width),
       channels_(params.generator.output_channels),
       needed_(graph.steps.size(), 0),
       base_(kNowhere) {}
@@ -61,10 +59,11 @@ dipengine_status CpuPlan::each_op(int step, const Slot* slot, bool sizing) {
     case StepKind::loss: return output(step, slot, sizing, true);
     case StepKind::image: return output(step, slot, sizing, false);
     case StepKind::measure:
-      return sizing ? size_operator(step) : measure(step, at<float>(graph_.image), at<float>(graph_.measured));
+      if (sizing) return size_operator(step);
+      return measure(step, slot->state().extent, at<float>(graph_.image), at<float>(graph_.measured));
     case StepKind::data_term: return sizing ? size_data_term(step) : data_term(step, *slot);
-    case StepKind::measure_backward: return sizing ? size_operator(step) : measure_backward(step);
-    case StepKind::image_backward: return sizing ? DIPENGINE_OK : image_backward();
+    case StepKind::measure_backward: return sizing ? size_operator(step) : measure_backward(step, slot->state().extent);
+    case StepKind::image_backward: return sizing ? DIPENGINE_OK : image_backward(slot->state().extent);
     case StepKind::backward: return conv(step, slot, true, sizing);
     case StepKind::merge_backward: return merge_backward(step, slot, sizing);
     case StepKind::adam: return sizing ? DIPENGINE_OK : adam(*slot);
@@ -371,23 +370,24 @@ static dipengine_image rows_of(const void* data, int64_t row_stride) {
 }
 
 // Of d_logits, what lies outside the image: the loss does not see it.
-void CpuPlan::clear_margin() const {
+void CpuPlan::clear_margin(const Extent& extent) const {
   float* d = at<float>(graph_.d_logits);
-  const int64_t row = graph_.width * channels_, seen = p_.width * channels_;
-  for (int64_t y = 0; y < p_.height && seen < row; ++y) std::fill(d + y * row + seen, d + (y + 1) * row, 0.0f);
-  std::fill(d + p_.height * row, d + graph_.height * row, 0.0f);
+  const int64_t row = graph_.width * channels_, seen = extent.width * channels_;
+  for (int64_t y = 0; y < extent.height && seen < row; ++y) std::fill(d + y * row + seen, d + (y + 1) * row, 0.0f);
+  std::fill(d + extent.height * row, d + graph_.height * row, 0.0f);
 }
 
 // x = sigmoid(logits) over the image: average, statistic, and either x itself or at once the squared error's gradient.
 dipengine_status CpuPlan::output(int step, const Slot* slot, bool sizing, bool with_loss) {
-  const int64_t row = p_.width * channels_, canvas_row = graph_.width * channels_;
+  const Extent& extent = sizing ? layout_.largest() : slot->state().extent;
+  const int64_t row = extent.width * channels_, canvas_row = graph_.width * channels_;
   dipengine_masked_mse_params m{};
   m.struct_size = sizeof(m);
   m.pool = p_.pool;
   m.workspace = workspace(step);
   m.workspace_bytes = workspace_bytes(step);
   m.fits = m.outer = 1;
-  m.rows = p_.height;
+  m.rows = extent.height;
   m.inner = row;
   m.dtype = DIPENGINE_FLOAT32;
   m.activation = DIPENGINE_ACTIVATION_SIGMOID;
@@ -401,17 +401,17 @@ dipengine_status CpuPlan::output(int step, const Slot* slot, bool sizing, bool w
   SlotState& state = slot->state();
   OutputCounts& outputs = state.outputs;
   m.raw = rows_of(at<void>(graph_.logits), canvas_row);
-  const double normaliser = static_cast<double>(row * p_.height);
+  const double normaliser = static_cast<double>(row * extent.height);
   if (with_loss) {
     m.target = rows_of(slot->array(SlotArrays::target), row);
     if (state.has_mask) {
-      m.mask = rows_of(slot->array(SlotArrays::mask), p_.width);
+      m.mask = rows_of(slot->array(SlotArrays::mask), extent.width);
       m.mask_repeat = channels_;
     }
     m.d_raw = rows_of(at<void>(graph_.d_logits), canvas_row);
     m.normaliser = &normaliser;
     m.loss = &loss_;
-    clear_margin();
+    clear_margin(extent);
   } else {
     m.out = rows_of(at<void>(graph_.image), row);
   }

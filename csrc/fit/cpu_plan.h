@@ -12,7 +12,8 @@ namespace dipengine {
 
 class CpuPlan {
  public:
-  // Sizes everything, allocates nothing: the arena's layout is final afterwards.
+  // Sizes everything, allocates nothing: the arena's layout is final afterwards. Steps take a slot's own extent, and no step
+  // needs more workspace for a smaller one.
   CpuPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout);
   dipengine_status size();
 
@@ -57,25 +58,25 @@ class CpuPlan {
   dipengine_status adam(const Slot& slot);
 
   // cpu_data.cpp: what knows the task
-  dipengine_downsample_params downsample(int step) const;
-  dipengine_blur_params blur(int step) const;
-  dipengine_masked_mse_params squared(int step) const;
-  dipengine_deviance_params deviance(int step) const;
+  dipengine_downsample_params downsample(int step, const Extent& extent) const;
+  dipengine_blur_params blur(int step, const Extent& extent) const;
+  dipengine_masked_mse_params squared(int step, int64_t rows, int64_t width) const;
+  dipengine_deviance_params deviance(int step, const Extent& extent) const;
   dipengine_status size_operator(int step);
   dipengine_status size_data_term(int step);
-  dipengine_status measure(int step, const float* image, float* measured);
-  dipengine_status measure_backward(int step);
+  dipengine_status measure(int step, const Extent& extent, const float* image, float* measured);
+  dipengine_status measure_backward(int step, const Extent& extent);
   dipengine_status compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
                            double* discrepancy);
   dipengine_status data_term(int step, const Slot& slot);
-  dipengine_status image_backward();
+  dipengine_status image_backward(const Extent& extent);
 
   dipengine_conv_source source(const Part& part, bool backward) const;
   dipengine_pixels pixels(const Node& node, int buffer) const;
   // gamma or beta of a norm, channels [first, first + count), as float64 in a spare row.
   const double* widened(const Slot& slot, int parameter, int64_t first, int64_t count, int spare_row) const;
   void store_gradient(int parameter, int64_t first, int64_t count, const double* values) const;
-  void clear_margin() const;
+  void clear_margin(const Extent& extent) const;
   void widen_weight(const Unit& unit, const float* weight) const;
   void narrow_gradient(const Unit& unit, float* d_weight) const;
   void* workspace(int step) const;
@@ -85,7 +86,7 @@ class CpuPlan {
   const dipengine_fit_params& p_;
   Graph& graph_;
   const SlotLayout& layout_;
-  const int64_t data_height_, data_width_, channels_;
+  const int64_t channels_;
   std::vector<size_t> needed_;  // workspace of each step
   int gradients_ = -1, numbers_ = -1, spare_ = -1;
   char* base_;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "fit/params.h"
 #include "platform/error.h"
 
 namespace dipengine {
@@ -53,12 +54,16 @@ dipengine_status Fit::prepare(bool allocate) {
 
 Slot Fit::slot(int32_t index) const { return Slot(layout_, slots_ + layout_.bytes() * static_cast<size_t>(index)); }
 
-dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_params& s, double* known) const {
+dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_params& s, Extent* extent, double* known) const {
+  const auto given = [](int64_t own, int64_t fits) { return own != 0 ? own : fits; };
+  *extent = extent_of(p_, given(s.height, p_.height), given(s.width, p_.width), given(s.data_height, p_.data_height),
+                      given(s.data_width, p_.data_width));
+  DIPENGINE_TRY(check_extent(p_, *extent, "slot"));
   DIPENGINE_REQUIRE((p_.code == DIPENGINE_CODE_IMAGE) == (s.code != nullptr),
                     "A fit whose code is an image, and no other, is started with one.");
   DIPENGINE_REQUIRE(!s.keep_weights || slot(index).state().status != DIPENGINE_FIT_IDLE,
                     "Slot %d holds no weights to be kept; start it without.", index);
-  const int64_t data = layout_.array_size(SlotArrays::mask), channels = p_.generator.output_channels;
+  const int64_t data = extent->data_height * extent->data_width, channels = p_.generator.output_channels;
   *known = s.mask == nullptr ? static_cast<double>(data) : 0;
   for (int64_t i = 0; i < data && s.mask != nullptr; ++i) {
     DIPENGINE_REQUIRE(s.mask[i] == 0.0f || s.mask[i] == 1.0f, "The fit's mask holds %g; it is of zeros and ones.",
@@ -74,20 +79,21 @@ dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_param
 }
 
 dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) {
+  Extent extent;
   double known;
-  DIPENGINE_TRY(check_start(index, s, &known));
+  DIPENGINE_TRY(check_start(index, s, &extent, &known));
   has_gradients_ = false;  // their memory serves the initial weights
-  const Slot at = slot(index);
   // Nothing of an earlier fit stays, so that equal fits have equal states, byte by byte.
-  at.clear(s.keep_weights != 0);
-  std::copy_n(s.target, layout_.array_size(SlotArrays::target), at.array(SlotArrays::target));
-  if (s.mask != nullptr) std::copy_n(s.mask, layout_.array_size(SlotArrays::mask), at.array(SlotArrays::mask));
+  const Slot at = slot(index).cleared(extent, s.keep_weights != 0);
+  std::copy_n(s.target, at.size(SlotArrays::target), at.array(SlotArrays::target));
+  if (s.mask != nullptr) std::copy_n(s.mask, at.size(SlotArrays::mask), at.array(SlotArrays::mask));
   if (!s.keep_weights) {
     DIPENGINE_TRY(initial_parameters(graph_.specs, layout_, s.seed, p_.pool, at.array(SlotArrays::parameters), plan_.scratch()));
   }
   if (p_.code == DIPENGINE_CODE_MESHGRID) meshgrid_code(graph_.height, graph_.width, at.array(SlotArrays::code));
   if (p_.code == DIPENGINE_CODE_IMAGE) {
-    image_code(s.code, p_.height, p_.width, p_.generator.input_depth, graph_.height, graph_.width, at.array(SlotArrays::code));
+    image_code(s.code, extent.height, extent.width, p_.generator.input_depth, graph_.height, graph_.width,
+               at.array(SlotArrays::code));
   }
   SlotState& state = at.state();
   state.seed = state.code_seed = s.seed;
@@ -213,7 +219,7 @@ dipengine_status Fit::run(dipengine_fit_run_params& r) {
     for (int32_t index = 0; index < p_.slots; ++index) {
       const Slot at = slot(index);
       SlotState& state = at.state();
-      if (state.status != DIPENGINE_FIT_RUNNING) continue;
+      if (state.status != DIPENGINE_FIT_RUNNING || (r.active != nullptr && r.active[index] == 0)) continue;
       running = true;
       bool stopped = false;
       DIPENGINE_TRY(iterate(at, r, &stopped));
@@ -248,7 +254,7 @@ dipengine_fit_progress Fit::progress(int32_t index) const {
   const SlotState& state = slot(index).state();
   return {sizeof(dipengine_fit_progress), index, state.status, state.reason, state.rolled_back, state.iteration,
           delivers_best(state) ? state.best_iteration : state.iteration, state.rollback.count, state.loss,
-          state.outputs.es_variance, state.learning_rate};
+          state.outputs.es_variance, state.learning_rate, state.extent.height, state.extent.width};
 }
 
 dipengine_status Fit::deliver(int32_t index, float* image, float* parameters, int64_t* iteration) {
@@ -259,7 +265,7 @@ dipengine_status Fit::deliver(int32_t index, float* image, float* parameters, in
   if (image != nullptr) {
     if (best || p_.deliver_average) {
       const SlotArrays::Name name = best ? SlotArrays::best_average : SlotArrays::average;
-      std::copy_n(at.array(name), layout_.array_size(name), image);
+      std::copy_n(at.array(name), at.size(name), image);
     } else {
       DIPENGINE_TRY(plan_.render(at, image));
     }
@@ -281,15 +287,16 @@ dipengine_status Fit::gradients(float* values) const {
 }
 
 dipengine_status Fit::save_state(int32_t index, void* state, size_t bytes) const {
-  const size_t needed = state_bytes(layout_);
+  const Slot at = slot(index);
+  const size_t needed = state_bytes(at);
   DIPENGINE_REQUIRE(bytes >= needed, "A state takes %zu bytes and was given room for %zu; ask dipengine_fit_state_bytes first.",
                     needed, bytes);
-  dipengine::save_state(layout_, fingerprint_, slot(index), state);
+  dipengine::save_state(fingerprint_, at, state);
   return DIPENGINE_OK;
 }
 
 dipengine_status Fit::load_state(int32_t index, const void* state, size_t bytes) {
-  return dipengine::load_state(layout_, fingerprint_, slot(index), state, bytes);
+  return dipengine::load_state(p_, layout_, fingerprint_, slot(index), state, bytes);
 }
 
 dipengine_status Fit::check_slot(int32_t index) const {

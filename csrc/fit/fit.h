@@ -38,7 +38,7 @@ class Fit {
  private:
   explicit Fit(const dipengine_fit_params& params);
   dipengine_status prepare(bool allocate);
-  dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, double* known) const;
+  dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, Extent* extent, double* known) const;
   dipengine_status iterate(const Slot& slot, const dipengine_fit_run_params& run, bool* stopped);
   dipengine_status steps(int first, int last, const Slot& slot, const dipengine_fit_run_params& run, bool may_stop, bool* stopped);
   dipengine_status watch(const Slot& slot);

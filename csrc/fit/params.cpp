@@ -21,36 +21,58 @@ bool finite(const double* values, int64_t count) {
   return std::all_of(values, values + count, [](double value) { return std::isfinite(value); });
 }
 
+long long shown(int64_t value) { return static_cast<long long>(value); }
+
+// That the operator makes x0 of the image.
+dipengine_status check_data(const Params& p, const Extent& e, const char* whose) {
+  if (p.operator_kind == DIPENGINE_OPERATOR_IDENTITY) return DIPENGINE_OK;
+  int64_t height = (e.height + p.factor - 1) / std::max(p.factor, 1), width = (e.width + p.factor - 1) / std::max(p.factor, 1);
+  if (p.operator_kind == DIPENGINE_OPERATOR_BLUR) {
+    DIPENGINE_REQUIRE(p.kernel_height <= e.height && p.kernel_width <= e.width,
+                      "The fit's blur has a kernel of %d x %d for an image of %lld x %lld; give one that lies in it.",
+                      p.kernel_height, p.kernel_width, shown(e.height), shown(e.width));
+    height = e.height - p.kernel_height + 1;
+    width = e.width - p.kernel_width + 1;
+  }
+  DIPENGINE_REQUIRE(e.data_height == height && e.data_width == width,
+                    "The %s's data is %lld x %lld where the operator gives %lld x %lld; give data of that size.", whose,
+                    shown(e.data_height), shown(e.data_width), shown(height), shown(width));
+  return DIPENGINE_OK;
+}
+
 dipengine_status check_operator(const Params& p) {
   DIPENGINE_REQUIRE(p.operator_kind >= DIPENGINE_OPERATOR_IDENTITY && p.operator_kind <= DIPENGINE_OPERATOR_BLUR,
                     "The fit has operator %d; it takes identity (0), downsampling (1) or blur (2).", p.operator_kind);
-  if (p.operator_kind == DIPENGINE_OPERATOR_IDENTITY) return DIPENGINE_OK;
-  int64_t height, width;
   if (p.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
     DIPENGINE_REQUIRE(p.factor >= 1 && p.taps_count >= 1 && p.taps != nullptr,
                       "The fit's downsampling has factor %d and %d taps; give at least 1 of both.", p.factor, p.taps_count);
     DIPENGINE_REQUIRE(finite(p.taps, p.taps_count), "The fit's downsampling has a tap that is not finite; give numbers.");
     DIPENGINE_REQUIRE(p.before >= -kFarthest && p.before <= kFarthest,
                       "The fit's downsampling begins %d samples before the image, which no filter does.", p.before);
-    height = (p.height + p.factor - 1) / p.factor;
-    width = (p.width + p.factor - 1) / p.factor;
-  } else {
-    DIPENGINE_REQUIRE(p.kernel != nullptr && p.kernel_height >= 1 && p.kernel_width >= 1 && p.kernel_height <= p.height &&
-                          p.kernel_width <= p.width,
-                      "The fit's blur has a kernel of %d x %d for an image of %lld x %lld; give one that lies in it.",
-                      p.kernel_height, p.kernel_width, static_cast<long long>(p.height), static_cast<long long>(p.width));
+  } else if (p.operator_kind == DIPENGINE_OPERATOR_BLUR) {
+    DIPENGINE_REQUIRE(p.kernel != nullptr && p.kernel_height >= 1 && p.kernel_width >= 1,
+                      "The fit's blur has a kernel of %d x %d, or none; give one of at least 1 x 1.", p.kernel_height,
+                      p.kernel_width);
     DIPENGINE_REQUIRE(finite(p.kernel, int64_t{p.kernel_height} * p.kernel_width),
                       "The fit's blur has a kernel with a weight that is not finite; give numbers.");
-    height = p.height - p.kernel_height + 1;
-    width = p.width - p.kernel_width + 1;
   }
-  DIPENGINE_REQUIRE(p.data_height == height && p.data_width == width,
-                    "The fit's data is %lld x %lld where its operator gives %lld x %lld.", static_cast<long long>(p.data_height),
-                    static_cast<long long>(p.data_width), static_cast<long long>(height), static_cast<long long>(width));
-  return DIPENGINE_OK;
+  return check_data(p, {p.height, p.width, p.data_height, p.data_width}, "fit");
 }
 
 }  // namespace
+
+dipengine_status check_extent(const Params& p, const Extent& e, const char* whose) {
+  DIPENGINE_REQUIRE(e.height >= 1 && e.width >= 1 && e.height <= p.height && e.width <= p.width,
+                    "The %s's image is %lld x %lld where this fit has room for 1 x 1 to %lld x %lld; create one for the largest "
+                    "image.",
+                    whose, shown(e.height), shown(e.width), shown(p.height), shown(p.width));
+  const int64_t height = canvas_side(p.generator, p.height), width = canvas_side(p.generator, p.width);
+  DIPENGINE_REQUIRE(canvas_side(p.generator, e.height) == height && canvas_side(p.generator, e.width) == width,
+                    "The %s's image is %lld x %lld, which is not fitted on this fit's canvas of %lld x %lld; create a fit for its "
+                    "own canvas.",
+                    whose, shown(e.height), shown(e.width), shown(height), shown(width));
+  return check_data(p, e, whose);
+}
 
 dipengine_status check_params(const Params* params) {
   DIPENGINE_TRY(check_struct(params, "dipengine_fit"));

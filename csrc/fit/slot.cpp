@@ -26,7 +26,15 @@ void for_each_element(const ParameterSpec& spec, const Visit& visit) {
 
 }  // namespace
 
-SlotLayout::SlotLayout(const dipengine_fit_params& params, const Graph& graph) {
+Extent extent_of(const dipengine_fit_params& params, int64_t height, int64_t width, int64_t data_height, int64_t data_width) {
+  const bool identity = params.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
+  return {height, width, identity ? height : data_height, identity ? width : data_width};
+}
+
+SlotLayout::SlotLayout(const dipengine_fit_params& params, const Graph& graph)
+    : channels_(params.generator.output_channels),
+      stops_(params.stop == DIPENGINE_STOP_AUTO),
+      largest_(extent_of(params, params.height, params.width, params.data_height, params.data_width)) {
   offsets_.resize(graph.specs.size());
   for (const bool dead : {false, true}) {
     for (size_t i = 0; i < graph.specs.size(); ++i) {
@@ -36,34 +44,42 @@ SlotLayout::SlotLayout(const dipengine_fit_params& params, const Graph& graph) {
     }
     if (!dead) trainable_ = parameter_count_;
   }
-  const bool identity = params.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
-  const int64_t channels = params.generator.output_channels, image = params.height * params.width * channels;
-  const int64_t data = identity ? params.height * params.width : params.data_height * params.data_width;
-  const bool stops = params.stop == DIPENGINE_STOP_AUTO;
-  std::fill(std::begin(sizes_), std::end(sizes_), trainable_);
-  sizes_[SlotArrays::parameters] = parameter_count_;
-  for (const SlotArrays::Name name : {SlotArrays::average, SlotArrays::es_mean, SlotArrays::snapshot_average,
-                                      SlotArrays::snapshot_es_mean}) {
-    sizes_[name] = image;
-  }
-  sizes_[SlotArrays::best_parameters] = stops ? trainable_ : 0;
-  sizes_[SlotArrays::best_average] = stops ? image : 0;
-  sizes_[SlotArrays::target] = data * channels;
-  sizes_[SlotArrays::mask] = data;
-  sizes_[SlotArrays::code] =
-      params.code == DIPENGINE_CODE_NOISE ? 0 : graph.height * graph.width * params.generator.input_depth;
-  bytes_ = aligned(sizeof(SlotState));
-  for (int name = 0; name < SlotArrays::count; ++name) {
-    arrays_[name] = bytes_;
-    bytes_ += aligned(static_cast<size_t>(sizes_[name]) * sizeof(float));
-  }
+  if (params.code != DIPENGINE_CODE_NOISE) code_ = graph.height * graph.width * params.generator.input_depth;
+  bytes_ = places(largest_).bytes;
 }
 
-void Slot::clear(bool keep_weights) const {
-  const size_t weights = layout_->array_offset(SlotArrays::parameters), behind = layout_->array_offset(SlotArrays::m);
-  memset(block_, 0, weights);
+SlotLayout::Places SlotLayout::places(const Extent& extent) const {
+  const int64_t image = extent.height * extent.width * channels_, data = extent.data_height * extent.data_width;
+  Places p;
+  std::fill(std::begin(p.sizes), std::end(p.sizes), trainable_);
+  p.sizes[SlotArrays::parameters] = parameter_count_;
+  for (const SlotArrays::Name name : {SlotArrays::average, SlotArrays::es_mean, SlotArrays::snapshot_average,
+                                      SlotArrays::snapshot_es_mean}) {
+    p.sizes[name] = image;
+  }
+  p.sizes[SlotArrays::best_parameters] = stops_ ? trainable_ : 0;
+  p.sizes[SlotArrays::best_average] = stops_ ? image : 0;
+  p.sizes[SlotArrays::target] = data * channels_;
+  p.sizes[SlotArrays::mask] = data;
+  p.sizes[SlotArrays::code] = code_;
+  p.bytes = aligned(sizeof(SlotState));
+  for (int name = 0; name < SlotArrays::count; ++name) {
+    p.offsets[name] = p.bytes;
+    p.bytes += aligned(static_cast<size_t>(p.sizes[name]) * sizeof(float));
+  }
+  return p;
+}
+
+// The weights come first, at the same place whatever the extent.
+Slot Slot::cleared(const Extent& extent, bool keep_weights) const {
+  state() = SlotState{};
+  state().extent = extent;
+  const Slot at(*layout_, block_);
+  const size_t weights = at.places_.offsets[SlotArrays::parameters], behind = at.places_.offsets[SlotArrays::m];
+  memset(block_ + sizeof(SlotState), 0, weights - sizeof(SlotState));
   if (!keep_weights) memset(block_ + weights, 0, behind - weights);
-  memset(block_ + behind, 0, layout_->bytes() - behind);
+  memset(block_ + behind, 0, at.bytes() - behind);
+  return at;
 }
 
 void Slot::snapshot() const {

@@ -14,7 +14,15 @@ struct OutputCounts {
   int64_t frames;
 };
 
+// Of the image that a slot's generator paints, and of its x0; for the identity they are one.
+struct Extent {
+  int64_t height, width, data_height, data_width;
+};
+
+Extent extent_of(const dipengine_fit_params& params, int64_t height, int64_t width, int64_t data_height, int64_t data_width);
+
 struct SlotState {
+  Extent extent;  // decides where the slot's arrays lie
   uint64_t seed, code_seed;
   int64_t iteration;  // run
   int64_t step;       // Adam's
@@ -32,7 +40,7 @@ struct SlotState {
   int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
   int32_t has_mask, rolled_back;
 };
-static_assert(sizeof(SlotState) == 24 * 8, "Padding would make states of equal fits differ.");
+static_assert(sizeof(SlotState) == 28 * 8, "Padding would make states of equal fits differ.");
 
 // Float32 arrays of a slot, by place in its block. Parameters: the trainable ones in front, in the order of the
 // architecture, then the dead ones; weights [kernel, kernel, in, out].
@@ -47,46 +55,58 @@ struct SlotArrays {
 
 class SlotLayout {
  public:
+  // Where a block's arrays lie: by the slot's own extent, so that its bytes are those of a fit for that image alone.
+  struct Places {
+    size_t offsets[SlotArrays::count];
+    int64_t sizes[SlotArrays::count];
+    size_t bytes;
+  };
+
   SlotLayout(const dipengine_fit_params& params, const Graph& graph);
 
-  size_t bytes() const { return bytes_; }
+  Places places(const Extent& extent) const;
+  const Extent& largest() const { return largest_; }  // the fit's own
+  size_t bytes() const { return bytes_; }             // of a block: room for the largest
   int64_t trainable() const { return trainable_; }
   int64_t parameter_count() const { return parameter_count_; }
   int64_t parameter_offset(int parameter) const { return offsets_[static_cast<size_t>(parameter)]; }
-  size_t array_offset(SlotArrays::Name name) const { return arrays_[name]; }
-  int64_t array_size(SlotArrays::Name name) const { return sizes_[name]; }
 
  private:
   std::vector<int64_t> offsets_;
   int64_t trainable_ = 0, parameter_count_ = 0;
-  size_t arrays_[SlotArrays::count];
-  int64_t sizes_[SlotArrays::count];
+  int64_t channels_, code_ = 0;  // of the image; elements of the code
+  bool stops_;
+  Extent largest_;
   size_t bytes_;
 };
 
-// A slot's block, seen through its layout.
+// A slot's block, seen through its layout at the extent that its state says.
 class Slot {
  public:
-  Slot(const SlotLayout& layout, void* block) : layout_(&layout), block_(static_cast<char*>(block)) {}
+  Slot(const SlotLayout& layout, void* block)
+      : layout_(&layout), block_(static_cast<char*>(block)), places_(layout.places(state().extent)) {}
 
   SlotState& state() const { return *reinterpret_cast<SlotState*>(block_); }
-  float* array(SlotArrays::Name name) const { return reinterpret_cast<float*>(block_ + layout_->array_offset(name)); }
+  float* array(SlotArrays::Name name) const { return reinterpret_cast<float*>(block_ + places_.offsets[name]); }
+  int64_t size(SlotArrays::Name name) const { return places_.sizes[name]; }
   float* parameter(int index) const { return array(SlotArrays::parameters) + layout_->parameter_offset(index); }
   void* block() const { return block_; }
+  size_t bytes() const { return places_.bytes; }  // of the block, that hold something
 
-  // Zeros everywhere, in the weights unless they are kept.
-  void clear(bool keep_weights) const;
+  // The slot for an image of this extent: zeros everywhere else, in the weights unless they are kept.
+  Slot cleared(const Extent& extent, bool keep_weights) const;
   void snapshot() const;
   void restore() const;
   void keep_best() const;
 
  private:
   void copy(SlotArrays::Name to, SlotArrays::Name from) const {
-    memcpy(array(to), array(from), static_cast<size_t>(layout_->array_size(to)) * sizeof(float));
+    memcpy(array(to), array(from), static_cast<size_t>(size(to)) * sizeof(float));
   }
 
   const SlotLayout* layout_;
   char* block_;
+  SlotLayout::Places places_;
 };
 
 // Between the arrays of `specs` in their order and documented shapes ([out, in, k, k]) and a slot's flat parameters.

@@ -1,12 +1,13 @@
 #include "fit/state.h"
 
+#include "fit/params.h"
 #include "platform/error.h"
 
 namespace dipengine {
 namespace {
 
 constexpr uint64_t kMagic = 0x0a74696670696444;  // "Ddipfit\n" in memory, in the byte order of the machine that wrote it
-constexpr uint32_t kFormat = 2;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
+constexpr uint32_t kFormat = 3;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
 
 struct Header {
   uint64_t magic;
@@ -69,9 +70,9 @@ void add_operator(Hash& hash, const dipengine_fit_params& p) {
   }
 }
 
-uint64_t checksum(const SlotLayout& layout, const void* block) {
+uint64_t checksum(const void* block, size_t bytes) {
   Hash hash;
-  hash.add_words(block, layout.bytes());
+  hash.add_words(block, bytes);
   return hash.value();
 }
 
@@ -81,8 +82,8 @@ uint64_t params_fingerprint(const dipengine_fit_params& p) {
   Hash hash;
   add_generator(hash, p.generator);
   hash.integer(p.dtype);
-  hash.integer(p.height);
-  hash.integer(p.width);
+  hash.integer(canvas_side(p.generator, p.height));
+  hash.integer(canvas_side(p.generator, p.width));
   add_operator(hash, p);
   hash.integer(p.code);
   if (p.code == DIPENGINE_CODE_NOISE) hash.real(p.code_scale);
@@ -93,34 +94,63 @@ uint64_t params_fingerprint(const dipengine_fit_params& p) {
   return hash.value();
 }
 
-size_t state_bytes(const SlotLayout& layout) { return sizeof(Header) + layout.bytes(); }
+size_t state_bytes(const Slot& slot) { return sizeof(Header) + slot.bytes(); }
 
-void save_state(const SlotLayout& layout, uint64_t fingerprint, const Slot& slot, void* state) {
-  const Header header{kMagic, kFormat, 0, fingerprint, state_bytes(layout), checksum(layout, slot.block())};
+void save_state(uint64_t fingerprint, const Slot& slot, void* state) {
+  const Header header{kMagic, kFormat, 0, fingerprint, state_bytes(slot), checksum(slot.block(), slot.bytes())};
   memcpy(state, &header, sizeof(header));
-  memcpy(static_cast<char*>(state) + sizeof(header), slot.block(), layout.bytes());
+  memcpy(static_cast<char*>(state) + sizeof(header), slot.block(), slot.bytes());
 }
 
-dipengine_status load_state(const SlotLayout& layout, uint64_t fingerprint, const Slot& slot, const void* state, size_t bytes) {
-  Header header{};
-  if (bytes >= sizeof(header)) memcpy(&header, state, sizeof(header));
-  DIPENGINE_REQUIRE(header.magic == kMagic, "These %zu bytes are no state of a fit; load what dipengine_fit_save_state wrote.",
+// The header of bytes that say of themselves that they are a whole state.
+static dipengine_status read_header(const void* state, size_t bytes, Header* header) {
+  *header = {};
+  if (bytes >= sizeof(*header)) memcpy(header, state, sizeof(*header));
+  DIPENGINE_REQUIRE(header->magic == kMagic, "These %zu bytes are no state of a fit; load what dipengine_fit_save_state wrote.",
                     bytes);
-  DIPENGINE_REQUIRE(header.format == kFormat,
-                    "The state is of format %u where this library has %u; load it with the version that saved it.", header.format,
+  DIPENGINE_REQUIRE(header->format == kFormat,
+                    "The state is of format %u where this library has %u; load it with the version that saved it.", header->format,
                     kFormat);
-  DIPENGINE_REQUIRE(header.bytes == bytes, "The state has %zu of its %llu bytes; load the whole of it.", bytes,
-                    static_cast<unsigned long long>(header.bytes));
-  DIPENGINE_REQUIRE(header.fingerprint == fingerprint && bytes == state_bytes(layout),
-                    "The state is that of a fit with other params; create one with those that it was saved with.");
+  DIPENGINE_REQUIRE(header->bytes == bytes, "The state has %zu of its %llu bytes; load the whole of it.", bytes,
+                    static_cast<unsigned long long>(header->bytes));
+  return DIPENGINE_OK;
+}
+
+// The scalars of a state with that header, whose bytes are those that were saved.
+static dipengine_status read_scalars(const Header& header, const void* state, SlotState* scalars) {
+  const size_t bytes = header.bytes - sizeof(header);
   const char* block = static_cast<const char*>(state) + sizeof(header);
-  SlotState scalars;
-  memcpy(&scalars, block, sizeof(scalars));
-  const bool known = scalars.status >= DIPENGINE_FIT_RUNNING && scalars.status <= DIPENGINE_FIT_FAILED &&
-                     scalars.reason >= DIPENGINE_REASON_NONE && scalars.reason <= DIPENGINE_REASON_DIVERGED;
-  DIPENGINE_REQUIRE(known && header.checksum == checksum(layout, block),
+  const bool room = bytes >= sizeof(*scalars) && bytes % sizeof(uint64_t) == 0;
+  if (room) memcpy(scalars, block, sizeof(*scalars));
+  const bool known = room && scalars->status >= DIPENGINE_FIT_RUNNING && scalars->status <= DIPENGINE_FIT_FAILED &&
+                     scalars->reason >= DIPENGINE_REASON_NONE && scalars->reason <= DIPENGINE_REASON_DIVERGED;
+  DIPENGINE_REQUIRE(known && header.checksum == checksum(block, bytes),
                     "The state is damaged: its bytes are not those that were saved; load another copy.");
-  memcpy(slot.block(), block, layout.bytes());
+  return DIPENGINE_OK;
+}
+
+dipengine_status state_extent(const void* state, size_t bytes, Extent* extent) {
+  Header header;
+  SlotState scalars;
+  DIPENGINE_TRY(read_header(state, bytes, &header));
+  DIPENGINE_TRY(read_scalars(header, state, &scalars));
+  *extent = scalars.extent;
+  return DIPENGINE_OK;
+}
+
+dipengine_status load_state(const dipengine_fit_params& params, const SlotLayout& layout, uint64_t fingerprint, const Slot& slot,
+                            const void* state, size_t bytes) {
+  Header header;
+  SlotState scalars;
+  DIPENGINE_TRY(read_header(state, bytes, &header));
+  DIPENGINE_REQUIRE(header.fingerprint == fingerprint,
+                    "The state is that of a fit with other params; create one with those that it was saved with.");
+  DIPENGINE_TRY(read_scalars(header, state, &scalars));
+  DIPENGINE_TRY(check_extent(params, scalars.extent, "state"));
+  const size_t held = layout.places(scalars.extent).bytes;
+  DIPENGINE_REQUIRE(bytes == sizeof(header) + held, "The state is damaged: it has %zu bytes where its image takes %zu; load "
+                    "another copy.", bytes, sizeof(header) + held);
+  memcpy(slot.block(), static_cast<const char*>(state) + sizeof(header), held);
   return DIPENGINE_OK;
 }
 

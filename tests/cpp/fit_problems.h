@@ -32,6 +32,10 @@ struct FitProblem {
     s.target = target.data();
     s.mask = mask.empty() ? nullptr : mask.data();
     s.code = code.empty() ? nullptr : code.data();
+    s.height = params.height;
+    s.width = params.width;
+    s.data_height = params.data_height;
+    s.data_width = params.data_width;
     return s;
   }
 
@@ -71,6 +75,21 @@ inline FitProblem problem_with(const std::string& name, const dipengine_fit_para
     for (float& z : problem.code) z = static_cast<float>(0.5 + 0.5 * numbers.next());
   }
   return problem;
+}
+
+// The same task with an image of another size.
+inline FitProblem resized(const FitProblem& problem, int64_t height, int64_t width, uint64_t seed) {
+  dipengine_fit_params p = problem.params;
+  p.height = height;
+  p.width = width;
+  if (p.operator_kind == DIPENGINE_OPERATOR_DOWNSAMPLE) {
+    p.data_height = (height + p.factor - 1) / p.factor;
+    p.data_width = (width + p.factor - 1) / p.factor;
+  } else if (p.operator_kind == DIPENGINE_OPERATOR_BLUR) {
+    p.data_height = height - p.kernel_height + 1;
+    p.data_width = width - p.kernel_width + 1;
+  }
+  return problem_with(problem.name, p, !problem.mask.empty()).with_data(seed);
 }
 
 // Every operator and data term, and generators with every kind of layer among them.
@@ -141,7 +160,7 @@ inline FitProblem problem_named(const std::string& name) {
 class TestFit {
  public:
   explicit TestFit(const FitProblem& problem, dipengine_pool* pool = nullptr, int32_t slots = 1)
-      : slots_(slots), painted_(problem.painted()), parameters_(dipengine_generator_parameters(&problem.params.generator)) {
+      : slots_(slots), channels_(problem.channels()), parameters_(dipengine_generator_parameters(&problem.params.generator)) {
     dipengine_fit_params params = problem.params;
     params.pool = pool;
     params.slots = slots;
@@ -179,7 +198,7 @@ class TestFit {
     return p;
   }
   std::string state(int32_t slot = 0) const {
-    std::string bytes(dipengine_fit_state_bytes(fit_), '\0');
+    std::string bytes(dipengine_fit_state_bytes(fit_, slot), '\0');
     CHECK(dipengine_fit_save_state(fit_, slot, bytes.data(), bytes.size()) == DIPENGINE_OK);
     return bytes;
   }
@@ -187,17 +206,17 @@ class TestFit {
     CHECK(dipengine_fit_load_state(fit_, slot, state.data(), state.size()) == DIPENGINE_OK);
   }
   std::vector<float> delivered(int32_t slot = 0) {
-    std::vector<float> image(static_cast<size_t>(painted_));
+    std::vector<float> image = image_of(slot);
     CHECK(dipengine_fit_deliver(fit_, slot, image.data(), nullptr, nullptr) == DIPENGINE_OK);
     return image;
   }
   std::vector<float> average(int32_t slot = 0) const {
-    std::vector<float> image(static_cast<size_t>(painted_));
+    std::vector<float> image = image_of(slot);
     CHECK(dipengine_fit_average(fit_, slot, image.data()) == DIPENGINE_OK);
     return image;
   }
   std::vector<float> rendered(int32_t slot = 0) {
-    std::vector<float> image(static_cast<size_t>(painted_));
+    std::vector<float> image = image_of(slot);
     CHECK(dipengine_fit_render(fit_, slot, image.data()) == DIPENGINE_OK);
     return image;
   }
@@ -211,8 +230,13 @@ class TestFit {
   }
 
  private:
+  std::vector<float> image_of(int32_t slot) const {
+    const dipengine_fit_progress now = progress(slot);
+    return std::vector<float>(static_cast<size_t>(now.height * now.width * channels_));
+  }
+
   int32_t slots_;
-  int64_t painted_, parameters_;
+  int64_t channels_, parameters_;
   dipengine_fit* fit_ = nullptr;
 };
 

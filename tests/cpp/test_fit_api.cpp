@@ -177,9 +177,10 @@ TEST(a_refused_start_leaves_the_slot_as_it_was) {
 TEST(slots_that_are_not_there_are_refused) {
   const FitProblem problem = problem_of(kAny);
   TestFit fit(problem, nullptr, 2);
+  fit.start(1, problem, 1);
   std::vector<float> image(static_cast<size_t>(problem.painted())),
       parameters(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
-  std::string state(dipengine_fit_state_bytes(fit.get()), '\0');
+  std::string state(dipengine_fit_state_bytes(fit.get(), 1), '\0');
   const dipengine_fit_start_params start = problem.start(1);
   dipengine_fit_progress progress{};
   progress.struct_size = sizeof(progress);
@@ -205,7 +206,7 @@ TEST(a_slot_that_was_never_started_has_nothing_to_show) {
   fit.start(1, problem, 1);
   std::vector<float> image(static_cast<size_t>(problem.painted())),
       parameters(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
-  std::string state(dipengine_fit_state_bytes(fit.get()), '\0');
+  std::string state(dipengine_fit_state_bytes(fit.get(), 1), '\0');
   for (const dipengine_status status : {
            dipengine_fit_deliver(fit.get(), 0, image.data(), nullptr, nullptr),
            dipengine_fit_deliver(fit.get(), 1, image.data(), nullptr, nullptr),  // started, but not run
@@ -265,7 +266,7 @@ TEST(null_pointers_are_refused_and_never_followed) {
   dipengine_fit_default_params(nullptr);
   dipengine_fit_stop_rule(10, 0.9, nullptr);
   CHECK(dipengine_fit_steps(nullptr) == 0 && std::string(dipengine_fit_step_name(nullptr, 0)).empty());
-  CHECK(dipengine_fit_arena_bytes(nullptr) == 0 && dipengine_fit_state_bytes(nullptr) == 0);
+  CHECK(dipengine_fit_arena_bytes(nullptr) == 0 && dipengine_fit_state_bytes(nullptr, 0) == 0);
   CHECK(dipengine_fit_deliver(fit, 0, nullptr, nullptr, nullptr) == DIPENGINE_OK);  // all of it is optional
 }
 
@@ -328,7 +329,7 @@ TEST(states_of_other_params_are_refused_and_of_the_same_exchanged) {
   const Change meaning[] = {
       {kAny, [](auto& p) { p.generator.negative_slope = 0.1; }}, {kAny, [](auto& p) { p.generator.padding = 1; }},
       {kAny, [](auto& p) { p.generator.channels_up[0] = 9; }},   {kAny, [](auto& p) { p.generator.upsample[0] = 2; }},
-      {kAny, [](auto& p) { p.dtype = DIPENGINE_BFLOAT16; }},      {kAny, [](auto& p) { p.width += 1; }},
+      {kAny, [](auto& p) { p.dtype = DIPENGINE_BFLOAT16; }},      {kAny, [](auto& p) { p.width += 3; }},
       {kAny, [](auto& p) { std::swap(p.height, p.width); }},      {kAny, [](auto& p) { p.sigma = 0.1; }},
       {kAny, [](auto& p) { p.code_scale = 0.2; }},                {kAny, [](auto& p) { p.perturbation = 0; }},
       {kAny, [](auto& p) { p.learning_rate = 0.02; }},            {kAny, [](auto& p) { p.average_decay = 0.9; }},

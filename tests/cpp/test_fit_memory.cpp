@@ -236,7 +236,7 @@ TEST(an_iteration_needs_nothing_but_its_slot_and_no_buffer_disturbs_another) {
       }
       for (const auto name : {SlotArrays::parameters, SlotArrays::m, SlotArrays::v, SlotArrays::average, SlotArrays::es_mean}) {
         CHECK(memcmp(plan->slot().array(name), fit->slot(0).array(name),
-                     static_cast<size_t>(fit->layout().array_size(name)) * sizeof(float)) == 0);
+                     static_cast<size_t>(fit->slot(0).size(name)) * sizeof(float)) == 0);
       }
     }
     CHECK(std::isfinite(fit->progress(0).loss));

@@ -68,7 +68,7 @@ class Fit {
     dipengine_fit* made = nullptr;
     check(dipengine_fit_create(&params, &made));
     fit_.reset(made);
-    size_ = static_cast<size_t>(params.height * params.width * params.generator.output_channels);
+    channels_ = static_cast<size_t>(params.generator.output_channels);
   }
 
   // target: [data_height, data_width, channels] in [0, 1]; mask: [data_height, data_width], nullptr: all known.
@@ -97,9 +97,10 @@ class Fit {
     check(dipengine_fit_get_progress(get(), slot, &found));
     return found;
   }
-  // The restored image, [height, width, channels] in [0, 1].
+  // The restored image, [height, width, channels] of the slot in [0, 1].
   std::vector<float> deliver(int32_t slot = 0) {
-    std::vector<float> image(size_);
+    const dipengine_fit_progress now = progress(slot);
+    std::vector<float> image(static_cast<size_t>(now.height * now.width) * channels_);
     check(dipengine_fit_deliver(get(), slot, image.data(), nullptr, nullptr));
     return image;
   }
@@ -108,7 +109,7 @@ class Fit {
 
  private:
   std::unique_ptr<dipengine_fit, detail::Destroy> fit_;
-  size_t size_ = 0;
+  size_t channels_ = 0;
 };
 
 struct Region {

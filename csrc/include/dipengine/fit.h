@@ -10,9 +10,10 @@
  *   dipengine_fit_destroy(fit);
  *
  * One iteration: perturb z, generator forward, operator A, data term, output average and stopping statistic, backward,
- * Adam. A fit has slots: independent fits of one shape, each with its own seed, step, target, stop, best state and
- * roll-back; a slot that is done can be started again on another image. The same seed gives the same bits, with any number
- * of threads, alone or among other slots. Of one fit one function runs at a time; several fits run in several threads.
+ * Adam. A fit has slots: independent fits on one canvas, each with its own image size, seed, step, target, stop, best state and
+ * roll-back; a slot, done or not, can be started again on another image, for which nothing is allocated. The same seed gives the
+ * same bits, with any number of threads, alone or among other slots, in a fit as large as the image or a larger one. Of one fit
+ * one function runs at a time; several fits run in several threads.
  *
  * NULL is refused wherever something is needed (functions that return no status give 0 or ""), and so is a slot that was never
  * started by whatever shows or saves it. A refused call leaves the fit as it was.
@@ -87,11 +88,11 @@ typedef struct dipengine_fit_params {
   dipengine_generator generator;
   int32_t dtype;         /* of what the generator keeps: bfloat16 or float32; products sum in float32, weights are float32 */
   int32_t slots;         /* at least 1 */
-  int64_t height, width; /* of the image that the generator paints */
+  int64_t height, width; /* of the image that the generator paints; of the largest one where slots have their own sizes */
 
   /* A: from height x width to data_height x data_width */
   int32_t operator_kind;            /* dipengine_operator */
-  int64_t data_height, data_width;  /* of x0; unused for the identity */
+  int64_t data_height, data_width;  /* of x0 of an image of height x width; unused for the identity */
   int32_t factor, before;           /* downsampling */
   int32_t taps_count;
   const double* taps;               /* [taps_count]; read by dipengine_fit_create alone, as is `kernel` */
@@ -130,7 +131,7 @@ DIPENGINE_API void dipengine_fit_stop_rule(int64_t iterations, double average_de
 
 typedef struct dipengine_fit dipengine_fit;
 
-/* Bytes that a fit of `params` will hold: its one arena; code and threads apart. */
+/* Bytes that a fit of `params` will hold: its one arena; code and threads apart. Each slot has room for the largest image. */
 DIPENGINE_API dipengine_status dipengine_fit_memory(const dipengine_fit_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_fit_create(const dipengine_fit_params* params, dipengine_fit** fit);
 DIPENGINE_API void dipengine_fit_destroy(dipengine_fit* fit);
@@ -142,6 +143,10 @@ typedef struct dipengine_fit_start_params {
   const float* mask;   /* [data_height, data_width], 1 where x0 is known, else 0; NULL: all known */
   const float* code;   /* CODE_IMAGE: [height, width, input_depth] */
   int32_t keep_weights; /* a new target on the slot's old weights */
+  /* Of this slot's image and its x0; each 0: as in the fit's params. At most as large as there, and on the same canvas:
+   * dipengine_generator_canvas of both sides is that of the fit's. The sizes above are these. */
+  int64_t height, width;
+  int64_t data_height, data_width; /* what the operator makes of height x width; unused for the identity */
 } dipengine_fit_start_params;
 
 DIPENGINE_API dipengine_status dipengine_fit_start(dipengine_fit* fit, int32_t slot, const dipengine_fit_start_params* start);
@@ -174,6 +179,7 @@ typedef struct dipengine_fit_progress {
   double loss;          /* of the last iteration, at the weights before its update */
   double variance;      /* ES-EMV's V after its output */
   double learning_rate;
+  int64_t height, width; /* of the slot's image; 0 before it is started */
 } dipengine_fit_progress;
 
 DIPENGINE_API dipengine_status dipengine_fit_get_progress(const dipengine_fit* fit, int32_t slot,
@@ -191,12 +197,13 @@ typedef struct dipengine_fit_run_params {
   void* user;
   double* step_seconds; /* [dipengine_fit_steps()], optional: the time of each step is added */
   int32_t stopped;      /* output: report or poll ended the run */
+  const uint8_t* active; /* [slots], optional: where it is 0 the slot sits this run out */
 } dipengine_fit_run_params;
 
 DIPENGINE_API dipengine_status dipengine_fit_run(dipengine_fit* fit, dipengine_fit_run_params* run);
 
-/* The restored image [height, width, output_channels], with the parameters that it stems from and its iteration; each
- * optional. The slot goes on as if nothing had been asked. */
+/* The restored image [height, width, output_channels], of the slot's own size as all images of a slot are, with the
+ * parameters that it stems from and its iteration; each optional. The slot goes on as if nothing had been asked. */
 DIPENGINE_API dipengine_status dipengine_fit_deliver(dipengine_fit* fit, int32_t slot, float* image, float* parameters,
                                                      int64_t* iteration);
 /* The average of the outputs so far, and f(z) at the unperturbed z, [height, width, output_channels]. */
@@ -218,11 +225,15 @@ DIPENGINE_API dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int3
 /* The gradients of the iteration that learnt last, of whichever slot; dead ones are 0. */
 DIPENGINE_API dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients);
 
-/* All of a slot as bytes, to be kept in a file: a fit of the same params (whatever its pool and slots) goes on from there with the
- * same bits. Saving takes dipengine_fit_state_bytes() bytes at least. Loading refuses bytes that are no whole state, damaged, of
- * another format of this library, or of a fit with other params, and leaves the slot as it was; a slot that was never started may
- * be loaded into. States are of the machine's byte order. */
-DIPENGINE_API size_t dipengine_fit_state_bytes(const dipengine_fit* fit);
+/* All of a slot as bytes, to be kept in a file: a fit of the same params (whatever its pool and slots, and of another size where
+ * the canvas is the same and the image fits in) goes on from there with the same bits, and the slot then has the state's image
+ * size. The bytes are those of a fit for this image alone. Saving takes dipengine_fit_state_bytes() bytes at least, 0 for a slot
+ * that was never started. Loading refuses bytes that are no whole state, damaged, of another format of this library, of a fit
+ * with other params, or of too large an image, and leaves the slot as it was; a slot that was never started may be loaded into.
+ * States are of the machine's byte order. */
+DIPENGINE_API size_t dipengine_fit_state_bytes(const dipengine_fit* fit, int32_t slot);
+/* The size of the image that a state is of. */
+DIPENGINE_API dipengine_status dipengine_fit_state_image(const void* state, size_t bytes, int64_t* height, int64_t* width);
 DIPENGINE_API dipengine_status dipengine_fit_save_state(const dipengine_fit* fit, int32_t slot, void* state, size_t bytes);
 DIPENGINE_API dipengine_status dipengine_fit_load_state(dipengine_fit* fit, int32_t slot, const void* state, size_t bytes);
 
