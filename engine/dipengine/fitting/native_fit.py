@@ -70,39 +70,48 @@ class NativeFit:
     """
 
     whole = True  # an interrupted run leaves no iteration half done
+    _slot, _slots = 0, 1  # of the plan: where this fit is, and how many there are
 
     def __init__(
         self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str, init: WarmStart | None = None
     ) -> None:
+        self._describe(problem, recipe, seed, placement, init)
+        generator = self.recipe.generator
+        pool.set_threads(placement.threads)
+        self._settings = _settings(problem, self.recipe, self.code, placement, stop)
+        _check_memory(native.fit_memory(_generator(generator), self._settings, pool.get()))
+        self._native = native.Fit(pool.get(), _generator(generator), self._settings)
+        self.arena_bytes: int = self._native.bytes
+        self._start(init)
+
+    def _describe(self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, init: WarmStart | None) -> None:
         self.problem = problem
         self.placement = placement
         self.seed = seed
         self.code, self.recipe = _resolved(problem, recipe, seed)
-        recipe, generator = self.recipe, self.recipe.generator
-        self.canvas = generator.canvas(*problem.output_shape)
+        self.canvas = self.recipe.generator.canvas(*problem.output_shape)
         if init is not None:
-            self.code = init.code_for(generator, self.code, self.canvas)
+            self.code = init.code_for(self.recipe.generator, self.code, self.canvas)
         self.es_alpha = ES_ALPHA
         self.losses: list[float] = []  # of each iteration, at the weights before its update
         self.variances: list[float] = []  # ES-EMV's V after each
-        pool.set_threads(placement.threads)
-        self._settings = _settings(problem, recipe, self.code, placement, stop)
-        _check_memory(native.fit_memory(_generator(generator), self._settings, pool.get()))
-        self._native = native.Fit(pool.get(), _generator(generator), self._settings)
-        self.arena_bytes: int = self._native.bytes
-        mask = None
+
+    def _start(self, init: WarmStart | None) -> None:
+        problem, mask = self.problem, None
         if problem.known is not None and not problem.known.all():
             mask = np.ascontiguousarray(problem.known, np.float32)
         target = np.ascontiguousarray(problem.target, np.float32)
         if mask is not None:
             target = np.where(problem.known[:, :, None], target, np.float32(0))
-        guide = np.ascontiguousarray(problem.guide, np.float32) if recipe.code == "image" else None
-        self._native.start(0, seed=seed, target=target, mask=mask, code=guide)
+        guide = np.ascontiguousarray(problem.guide, np.float32) if self.recipe.code == "image" else None
+        self._native.start(
+            self._slot, seed=self.seed, target=target, mask=mask, code=guide, image=problem.output_shape, data=target.shape[:2]
+        )
         if init is not None:
             self.load_weights(init.parameters)
-            self._native.set_patience(0, StopRule.for_recipe(recipe, warm_start=True).patience)
+            self._native.set_patience(self._slot, StopRule.for_recipe(self.recipe, warm_start=True).patience)
             if self.code.kind == "noise":
-                self._native.set_code_seed(0, self.code.seed)
+                self._native.set_code_seed(self._slot, self.code.seed)
 
     def run(
         self,
@@ -117,22 +126,34 @@ class NativeFit:
         repair.
         """
         before = self.iteration
-        losses, variances = np.empty(iterations), np.empty(iterations)
+        losses, variances = np.empty((2, self._slots, iterations))
         try:
-            self._native.run(iterations, losses=losses, variances=variances, report=report, step_seconds=step_seconds)
-        finally:
-            progress = self.progress()
-            done = progress["iteration"] - before
-            self.losses += losses[:done].tolist()
-            self.variances += variances[:done].tolist()
-        if progress["state"] == "failed":
-            loss = progress["loss"]
-            if progress["reason"] == "first loss":
-                raise FitError(f"The first loss of the fit is {loss:g}; check the input's values.")
-            raise FitError(
-                f"The fit diverges (loss {loss:g}) and 20 roll-backs did not help; check the input's values, or try "
-                f"--precision fp32."
+            self._native.run(
+                iterations, slots=[self._slot], losses=losses, variances=variances, report=report, step_seconds=step_seconds
             )
+        finally:
+            self._take(losses, variances, before)
+        if (failure := self.failure) is not None:
+            raise failure
+
+    def _take(self, losses: np.ndarray, variances: np.ndarray, before: int) -> None:
+        """The part of this fit, which was at iteration `before`, in what a run left: [slots, iterations]."""
+        done = self.iteration - before
+        self.losses += losses[self._slot, :done].tolist()
+        self.variances += variances[self._slot, :done].tolist()
+
+    @property
+    def failure(self) -> FitError | None:
+        """What the fit is beyond repair for; None while it is not."""
+        progress = self.progress()
+        if progress["state"] != "failed":
+            return None
+        loss = progress["loss"]
+        if progress["reason"] == "first loss":
+            return FitError(f"The first loss of the fit is {loss:g}; check the input's values.")
+        return FitError(
+            f"The fit diverges (loss {loss:g}) and 20 roll-backs did not help; check the input's values, or try --precision fp32."
+        )
 
     def set_threads(self, count: int) -> None:
         """CPU threads from the next run on; the bits stay the same. An arena has room for one number of threads: it is made anew."""
@@ -148,21 +169,21 @@ class NativeFit:
 
     def progress(self) -> dict[str, Any]:
         """state ("running", "done", ...), reason, iteration, delivered_iteration, rollbacks, loss, variance, ..."""
-        return self._native.progress(0)
+        return self._native.progress(self._slot)
 
     @property
     def iteration(self) -> int:
         """Iterations run."""
-        return self._native.progress(0)["iteration"]
+        return self._native.progress(self._slot)["iteration"]
 
     @property
     def reason(self) -> str:
         """Why the fit stopped by itself: "iterations", "variance", "discrepancy"; empty while it has not."""
-        return self._native.progress(0)["reason"]
+        return self._native.progress(self._slot)["reason"]
 
     @property
     def rollbacks(self) -> int:
-        return self._native.progress(0)["rollbacks"]
+        return self._native.progress(self._slot)["rollbacks"]
 
     def steps(self) -> list[str]:
         """The names of an iteration's steps, in their order."""
@@ -171,25 +192,25 @@ class NativeFit:
     def average(self) -> np.ndarray:
         """The exponential average of the outputs, float32 [H, W, C] in [0, 1]."""
         out = self._image()
-        self._native.average(0, out)
+        self._native.average(self._slot, out)
         return out
 
     def render(self) -> np.ndarray:
         """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
         out = self._image()
-        self._native.render(0, out)
+        self._native.render(self._slot, out)
         return out
 
     def deliver(self) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
         """The image that the fit delivers, the weights it stems from, and its iteration."""
         image, flat = self._image(), self._flat()
-        iteration = self._native.deliver(0, image, flat)
+        iteration = self._native.deliver(self._slot, image, flat)
         return image, self._named(flat), iteration
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters by name, float32, copied."""
         flat = self._flat()
-        self._native.get_parameters(0, flat)
+        self._native.get_parameters(self._slot, flat)
         return self._named(flat)
 
     def gradients(self) -> dict[str, np.ndarray]:
@@ -202,21 +223,21 @@ class NativeFit:
         """Per-channel mean, by the name of its gamma, and biased variance, by that of its beta, of what each norm is given
         at the unperturbed z."""
         flat = self._flat()
-        self._native.statistics(0, flat)
+        self._native.statistics(self._slot, flat)
         return {name: values for name, values in self._named(flat).items() if ".norm." in name}
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Set all parameters; Adam's state stays."""
         order = (weights[spec.name] for spec in self.recipe.generator.parameters())
-        self._native.set_parameters(0, np.concatenate([np.ravel(array).astype(np.float32) for array in order]))
+        self._native.set_parameters(self._slot, np.concatenate([np.ravel(array).astype(np.float32) for array in order]))
 
     def save_state(self) -> bytes:
         """All of the fit, so that one of the same settings goes on from there with the same bits."""
-        return self._native.save_state(0)
+        return self._native.save_state(self._slot)
 
     def load_state(self, state: bytes | np.ndarray) -> None:
         """Go on from a saved state. Raises InputError for bytes that are no whole state of a fit of the same settings."""
-        self._native.load_state(0, state)
+        self._native.load_state(self._slot, state, image=self.problem.output_shape)
 
     def pack(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All of the fit as an array of bytes, `state`; see `AutogradLoop.pack`."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dipengine.errors import InputError
+from dipengine.errors import FitError, InputError
 from dipengine.fitting import identity, native_fit
 from dipengine.fitting.autograd_loop import AutogradLoop
 from dipengine.fitting.device import Placement, memory_errors
@@ -24,6 +24,7 @@ from dipengine.fitting.progress import ProgressCallback, Report
 from dipengine.tasks.base import Problem, Recipe
 
 if TYPE_CHECKING:
+    from dipengine.fitting.native_cohort import NativeCohort
     from dipengine.fitting.warm_start import WarmStart
 
 TRUTH_INTERVAL = 10  # iterations between PSNRs, when the truth is given
@@ -69,12 +70,14 @@ class FitRun:
         placement: Placement,
         measure: Callable[[np.ndarray], float] | None = None,
         init: WarmStart | None = None,
+        cohort: NativeCohort | None = None,
     ) -> None:
         """Take the memory and the initial weights; nothing is run.
 
         stop: "auto" or "fixed". measure: gives the PSNR of a delivered image ([H, W, C] in [0, 1]) and is only listened to.
-        init: the weights to begin with, in place of random ones. Raises FitError where memory is short, InputError where `init` is
-        of another network.
+        init: the weights to begin with, in place of random ones. cohort: in a slot of which the fit runs, to be freed by
+        `fit.close()`; without it the fit has memory of its own. Raises FitError where memory is short, InputError where `init` is
+        of another network and where the cohort does not take the image.
         """
         self.problem = problem
         self.stop = stop
@@ -87,9 +90,12 @@ class FitRun:
         self._psnr: list[tuple[int, float]] = []
         self._called_off = False
         with memory_errors():
-            if native_fit.supports(problem, recipe, placement):
-                self.fit: Fit | NativeFit = NativeFit(problem, recipe, seed, placement, stop, init)
+            if cohort is not None:
+                self.fit: Fit | NativeFit = cohort.open(problem, recipe, seed, stop, init, placement=placement)
                 self._loop: Loop = self.fit
+            elif native_fit.supports(problem, recipe, placement):
+                self.fit = NativeFit(problem, recipe, seed, placement, stop, init)
+                self._loop = self.fit
             else:
                 self._loop = AutogradLoop(problem, recipe, seed, placement, stop, init)
                 self.fit = self._loop.fit
@@ -118,13 +124,16 @@ class FitRun:
         if self.finished:
             return True
         start = time.perf_counter()
-        report = None if self._measure is None and progress is None else functools.partial(self._report, progress)
+        report = self._reporter(progress)
         try:
             with memory_errors():
                 self._loop.run(min(iterations, self.ceiling - self.iteration), report)
         finally:
             self.seconds += time.perf_counter() - start
         return self.finished
+
+    def _reporter(self, progress: ProgressCallback | None) -> Callable[[Mapping[str, Any]], bool] | None:
+        return None if self._measure is None and progress is None else functools.partial(self._report, progress)
 
     def _report(self, progress: ProgressCallback | None, state: Mapping[str, Any]) -> bool:
         iteration = state["iteration"]
@@ -225,6 +234,31 @@ class FitRun:
                 self.problem, fit.recipe, fit.code, self.stop, self.seed, None if self.init is None else self.init.sha256
             ),
         }
+
+
+def advance_together(
+    cohort: NativeCohort, runs: Iterable[FitRun], iterations: int, progress: Mapping[FitRun, ProgressCallback] | None = None
+) -> dict[FitRun, FitError]:
+    """`FitRun.advance` for runs in slots of one cohort, an iteration of each in turn; the finished ones sit out.
+
+    Returns those that diverge beyond repair by it, which end alone, and why. The time is shared by the iterations run. Raises
+    FitError when memory runs out; a KeyboardInterrupt, or an exception of a `progress`, comes through.
+    """
+    running = {run.fit: run for run in runs if not run.finished}
+    reports = {slot: run._reporter((progress or {}).get(run)) for slot, run in running.items()}
+    before = {run: run.iteration for run in running.values()}
+    start = time.perf_counter()
+    try:
+        with memory_errors():
+            cohort.advance(
+                iterations, slots=running, reports={slot: report for slot, report in reports.items() if report is not None}
+            )
+    finally:
+        seconds = time.perf_counter() - start
+        done = {run: run.iteration - iteration for run, iteration in before.items()}
+        for run, count in done.items():
+            run.seconds += seconds * count / max(1, sum(done.values()))
+    return {run: failure for slot, run in running.items() if (failure := slot.failure) is not None}
 
 
 def run(
