@@ -19,7 +19,6 @@ _NOT_IN_TILES = {
     "export": "has a generator for each of them",
     "init_from": "begins each of them with random weights",
     "checkpoint": "keeps what is done by itself, tile by tile",
-    "init_from": "has fits of other sizes than that one",
 }
 
 
