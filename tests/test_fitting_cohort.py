@@ -13,6 +13,7 @@ from dipengine import environment
 from dipengine.errors import FitError, InputError, OutOfMemory
 from dipengine.fitting.device import Placement
 from dipengine.fitting.run import FitRun, advance_together
+from dipengine.fitting.warm_start import WarmStart
 from dipengine.generators.architecture import Hourglass
 from dipengine.images import ValueMap
 from dipengine.kernels import backend
@@ -190,6 +191,23 @@ def test_checkpoints_move_between_a_cohort_and_a_fit_alone(task):
     apart.advance(40)
     assert_same(back, whole)
     assert_same(apart, whole)
+
+
+@pytest.mark.parametrize("code", ["noise", "meshgrid"])
+def test_a_slot_begins_with_another_ones_generator_as_a_fit_alone_does(code):
+    generator = SMALL if code == "noise" else replace(SMALL, input_depth=2)
+    recipe = replace(RECIPE, generator=generator, code=code)
+    problem, other = (replace(problem_of("identity", size), recipe=recipe) for size in SIZES[:2])
+    first = alone(other, 9).fit
+    init = WarmStart(first.weights(), first.recipe.generator, first.code.to_dict(), CANVAS, "generator", 40, "0" * 64)
+    plan = NativeFit(problem, recipe, 4, placement(), "auto", init)
+    plan.run(40)
+    cohort = cohort_of(problem)
+    slots = [cohort.open(problem, recipe, 4, "auto", begin) for begin in (None, init)]
+    cohort.advance(40)
+    assert slots[1].save_state() == plan.save_state() != slots[0].save_state()
+    assert slots[1].losses == plan.losses and np.array_equal(slots[1].deliver()[0], plan.deliver()[0])
+    assert slots[1].code.to_dict() == plan.code.to_dict()
 
 
 def test_a_state_of_another_size_is_no_state_of_this_image():

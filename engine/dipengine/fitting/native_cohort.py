@@ -1,7 +1,7 @@
 """Fits of several images in one native plan: slots for one canvas and one set of parameters, refilled as images come and go.
 
-Images of one canvas (a function of the image's size alone: generators.architecture) share a plan whatever their own sizes. Each has
-the bits that it has in a plan of its own, whatever runs beside it or ran in its slot before. All memory is taken at once, for
+Images of one canvas (a function of the image's size alone: generators.architecture) share a plan whatever their own sizes. Each
+has the bits that it has in a plan of its own, whatever runs beside it or ran in its slot before. All memory is taken at once, for
 images as large as the canvas; opening a slot takes none.
 """
 
@@ -132,9 +132,7 @@ class NativeCohort:
     ) -> CohortSlot:
         """Put an image into a free slot, with the weights of `seed` or of `init`; nothing is run or allocated for it.
 
-        placement: where its fit is meant to run, to be sure that this is there.
-
-        Raises InputError, with the cohort as it was, where no slot is free, where the image is not `compatible`, and for what
+        placement: where its fit is meant to run, to be sure that it is here. Raises InputError, with the cohort as it was, where no slot is free, where the image is not `compatible`, and for what
         no fit can start from.
         """
         if not self.free:
@@ -143,7 +141,8 @@ class NativeCohort:
         placement = placement or self.placement
         fits = supports(problem, recipe, placement)
         if not fits or _key(problem, slot.recipe, slot.code, placement, stop) != self.key:
-            raise InputError("The image is of another canvas, task, recipe or precision than the cohort; fit it by itself or in another one.")
+            raise InputError("The image is of another canvas, task, recipe or precision than the cohort; fit it by itself or in "
+                             "another one.")
         slot._start(init)
         self._open[slot._slot] = slot
         return slot
