@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <new>
 
 #include "fit/params.h"
 #include "platform/error.h"
@@ -48,7 +49,8 @@ dipengine_status Fit::prepare(bool allocate) {
   }
   plan_.bind(arena_);
   slots_ = arena_ + graph_.arena.offset(slots);
-  for (int32_t i = 0; i < p_.slots; ++i) slot(i).state() = SlotState{};
+  // A slot is seen through its state, which therefore has to be there first.
+  for (int32_t i = 0; i < p_.slots; ++i) new (slots_ + layout_.bytes() * static_cast<size_t>(i)) SlotState{};
   return DIPENGINE_OK;
 }
 

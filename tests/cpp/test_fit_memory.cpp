@@ -108,6 +108,7 @@ class BarePlan {
     CHECK(plan_.size() == DIPENGINE_OK);
     memory_.reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, bytes())));
     memset(memory_.get(), 0xff, bytes());
+    new (memory_.get() + graph_.arena.offset(slots_)) dipengine::SlotState{};
     plan_.bind(memory_.get());
   }
 
