@@ -164,7 +164,7 @@ def checkpoints(out="out"):
     return list(Path(out).glob(".dipengine/checkpoints/[0-9]*.safetensors"))
 
 
-LONG = ["--channels", "8", "--levels", "2", "--iterations", "1500", "--stop", "fixed"]
+LONG = ["--channels", "8", "--levels", "2", "--iterations", "6000", "--stop", "fixed"]
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_killed_at_random_moments(folder):
 
 
 def test_ctrl_c_once_checkpoints_and_stops(folder):
-    fit = ["--channels", "8", "--levels", "2", "--iterations", "4000", "--stop", "fixed"]
+    fit = ["--channels", "8", "--levels", "2", "--iterations", "8000", "--stop", "fixed"]
     process = start("--checkpoint-every", 0.5, fit=fit, source="in/deep")  # two images, one a worker
     wait_until(checkpoints)
     pids = workers(process)
