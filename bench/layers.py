@@ -46,10 +46,12 @@ TARGET = 2.5  # for one decoder block, forward and backward
 
 
 class PyTorch:
-    """The same layer on PyTorch's modules, in one configuration: memory format, and bfloat16 tensors or autocast."""
+    """The same layer on PyTorch's modules, in one configuration: memory format, and bfloat16 tensors or autocast; on PyTorch's
+    default device."""
 
     def __init__(self, layer: Layer, dtype: torch.dtype, memory: torch.memory_format, autocast: bool) -> None:
         self.layer, self.autocast = layer, autocast
+        self.device = torch.get_default_device().type
         self.parts = [
             torch.randn(1, part.channels, part.height, part.width).to(dtype).contiguous(memory_format=memory)
             .requires_grad_(part.raw)
@@ -66,7 +68,7 @@ class PyTorch:
         self.memory = memory
 
     def forward(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16) if self.autocast else contextlib.nullcontext():
+        with torch.autocast(self.device, torch.bfloat16) if self.autocast else contextlib.nullcontext():
             parts = [
                 x if part.upsample == "none" else
                 F.interpolate(x, scale_factor=2, mode=part.upsample, align_corners=False if part.upsample == "bilinear" else None)
@@ -77,14 +79,14 @@ class PyTorch:
                 y = F.batch_norm(torch.cat(parts, 1), None, None, *self.merge, training=True, eps=NORM_EPSILON)
             pad = self.layer.kernel // 2
             if pad:
-                with torch.autocast("cpu", enabled=False):  # else the copy is widened to float32
+                with torch.autocast(self.device, enabled=False):  # else the copy is widened to float32
                     y = F.pad(y, (pad,) * 4, mode="reflect")
             y = F.conv2d(y, self.weight, stride=self.layer.stride)
             if self.norm:
                 y = F.leaky_relu(F.batch_norm(y, None, None, *self.norm, training=True, eps=NORM_EPSILON), 0.2, inplace=True)
         self.y = y
         if self.gradient is None:
-            self.gradient = torch.randn(y.shape).to(y.dtype).contiguous(memory_format=self.memory)
+            self.gradient = torch.randn(y.shape, device=y.device).to(y.dtype).contiguous(memory_format=self.memory)
 
     def backward(self) -> None:
         torch.autograd.grad(self.y, self.leaves, self.gradient)

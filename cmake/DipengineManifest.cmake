@@ -2,7 +2,8 @@
 # between sources; SILICON is "none" where it never has.
 #
 # The hash is over the source, over every header of this project that it includes, and over the flags; comments, blank space
-# and other people's headers do not count. What ran on a GPU stands in csrc/platform/cuda/silicon.txt.
+# and other people's headers do not count. What ran on a GPU stands in bench/results/GPU.json, which `make gpu-acceptance` writes:
+# "silicon" there is the hash of each source whose tests have passed on that GPU.
 function(dipengine_includes source result)
   set(found ${${result}})
   if(NOT source IN_LIST found)
@@ -20,8 +21,37 @@ function(dipengine_includes source result)
   set(${result} ${found} PARENT_SCOPE)
 endfunction()
 
-set(silicon "${PROJECT_SOURCE_DIR}/csrc/platform/cuda/silicon.txt")
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${silicon}")
+# The results files, the last date last: "DATE PATH".
+set(silicon "")
+file(GLOB results "${PROJECT_SOURCE_DIR}/bench/results/*.json")
+if(results)  # files may come to them
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/bench/results")
+endif()
+foreach(path IN LISTS results)
+  file(READ "${path}" head LIMIT 80)
+  if(head MATCHES "\"format\": \"dipengine GPU acceptance 1\"")
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${path}")
+    file(READ "${path}" content)
+    string(JSON date GET "${content}" date)
+    list(APPEND silicon "${date} ${path}")
+  endif()
+endforeach()
+list(SORT silicon)
+
+# In `result` the hash of a source as it last ran on a GPU; where it has run as it is now on any, that.
+function(dipengine_on_silicon name now result)
+  set(found none)
+  foreach(entry IN LISTS silicon)
+    string(REGEX REPLACE "^[^ ]+ " "" path "${entry}")
+    file(READ "${path}" content)
+    string(JSON hash ERROR_VARIABLE missing GET "${content}" silicon "${name}")
+    if(NOT missing AND NOT found STREQUAL now)
+      set(found "${hash}")
+    endif()
+  endforeach()
+  set(${result} "${found}" PARENT_SCOPE)
+endfunction()
+
 set(DIPENGINE_KERNEL_MANIFEST "")
 foreach(source IN LISTS DIPENGINE_CUDA_SOURCES)
   set(files "")
@@ -39,11 +69,7 @@ foreach(source IN LISTS DIPENGINE_CUDA_SOURCES)
   string(SHA256 hash "${text}")
   string(SUBSTRING "${hash}" 0 16 hash)
   string(REGEX REPLACE ".*/(.+)_cuda\\.cu$" "\\1" name "${source}")
-  set(last none)
-  file(STRINGS "${silicon}" lines REGEX "^${name} ")
-  foreach(line IN LISTS lines)
-    string(REGEX REPLACE "^[^ ]+ ([^ ]+).*" "\\1" last "${line}")
-  endforeach()
+  dipengine_on_silicon("${name}" "${hash}" last)
   string(APPEND DIPENGINE_KERNEL_MANIFEST "${name} ${hash} ${last}|")
 endforeach()
 string(REGEX REPLACE "\\|$" "" DIPENGINE_KERNEL_MANIFEST "${DIPENGINE_KERNEL_MANIFEST}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,6 +32,14 @@ message(NOTICE "${{DIPENGINE_KERNEL_MANIFEST}}")
     return {name: (now, then) for name, now, then in (entry.split() for entry in result.stderr.strip().split("|"))}
 
 
+def silicon(tree: Path, gpu: str, date: str, kernels: dict[str, str]) -> None:
+    """A results file as bench/acceptance/report.py writes them, of a GPU that there is not."""
+    path = tree / f"bench/results/{gpu}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"format": "dipengine GPU acceptance 1", "gpu": gpu, "date": date, "silicon": kernels, "kernels": {"adam": "e" * 16}}
+    path.write_text(json.dumps(found, indent=1))
+
+
 @pytest.mark.skipif(CMAKE is None, reason='needs cmake: pip install "dipengine[test]"')
 @pytest.mark.skipif(not (ROOT / "cmake").exists(), reason="needs the source tree")
 def test_a_hash_changes_with_source_headers_and_silicon_and_not_with_comments(tmp_path):
@@ -45,9 +54,22 @@ def test_a_hash_changes_with_source_headers_and_silicon_and_not_with_comments(tm
     header.write_text(header.read_text().replace("double power = 1;", "double power = 2;"))
     second = manifest(tmp_path)
     assert second["adam"] != first["adam"] and second["philox"] == first["philox"]
-    silicon = tmp_path / "csrc/platform/cuda/silicon.txt"
-    silicon.write_text(silicon.read_text() + f"adam {first['adam'][0]} H200 2026-01-01\n")
-    assert manifest(tmp_path)["adam"] == (second["adam"][0], first["adam"][0])
+    silicon(tmp_path, "h200", "2026-01-01", {"adam": first["adam"][0]})
+    assert manifest(tmp_path) == {"adam": (second["adam"][0], first["adam"][0]), "philox": second["philox"]}
+
+
+@pytest.mark.skipif(CMAKE is None, reason='needs cmake: pip install "dipengine[test]"')
+@pytest.mark.skipif(not (ROOT / "cmake").exists(), reason="needs the source tree")
+def test_the_last_run_on_any_gpu_counts_and_one_of_the_present_source_before_all(tmp_path):
+    for folder in ("csrc", "cmake"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    now = {name: hash_ for name, (hash_, _) in manifest(tmp_path).items()}
+    silicon(tmp_path, "a100", "2026-02-01", {"adam": "a" * 16, "philox": now["philox"]})
+    silicon(tmp_path, "h200", "2026-01-01", {"adam": "b" * 16})
+    (tmp_path / "bench/results/roofline_h200.json").write_text('{"measured": false, "silicon": {"adam": "cccccccccccccccc"}}')
+    assert {name: then for name, (_, then) in manifest(tmp_path).items()} == {"adam": "a" * 16, "philox": now["philox"]}
+    silicon(tmp_path, "l4", "2026-03-01", {"philox": "d" * 16})  # an older state on another GPU, later
+    assert manifest(tmp_path)["philox"] == (now["philox"], now["philox"])
 
 
 def test_doctor_tells_whether_the_kernels_can_run():

@@ -10,12 +10,13 @@ namespace dipengine::emulator {
 struct Scenario {
   const char* name;
   bool (*right)();
+  const char* file;
 };
 
 std::vector<Scenario>& scenarios();
 
 struct ScenarioRegistration {
-  ScenarioRegistration(const char* name, bool (*right)()) { scenarios().push_back({name, right}); }
+  ScenarioRegistration(const char* name, bool (*right)(), const char* file) { scenarios().push_back({name, right, file}); }
 };
 
 // False, and in a test without deletions a line that says why.
@@ -35,7 +36,7 @@ bool same_bits(const char* what, const std::vector<T>& got, const std::vector<T>
 
 }  // namespace dipengine::emulator
 
-#define SCENARIO(name)                                                                                \
-  static bool scenario_##name();                                                                      \
-  static const dipengine::emulator::ScenarioRegistration registration_##name(#name, scenario_##name); \
+#define SCENARIO(name)                                                                                          \
+  static bool scenario_##name();                                                                                \
+  static const dipengine::emulator::ScenarioRegistration registration_##name(#name, scenario_##name, __FILE__); \
   static bool scenario_##name()

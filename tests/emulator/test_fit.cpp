@@ -255,9 +255,13 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
     CHECK(dipengine_fit_memory(&problem.params, &bytes[slots]) == DIPENGINE_OK);
     TestFit fit(problem, nullptr, slots);
     CHECK(dipengine_fit_arena_bytes(fit.get()) == bytes[slots]);
+#if !defined(DIPENGINE_SILICON)  // a GPU gives no account of its memory to the byte
     CHECK(dipengine::emulator::allocated() == bytes[slots]);
+#endif
   }
+#if !defined(DIPENGINE_SILICON)
   CHECK(dipengine::emulator::allocated() == 0);
+#endif
   CHECK(bytes[1] < bytes[2] && bytes[2] < bytes[3] && bytes[3] < 3 * bytes[1] + 4096);
 }
 

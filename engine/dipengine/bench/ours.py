@@ -48,6 +48,13 @@ def make_ours(setting: Setting) -> Ours:
     return _PlanFit(setting)
 
 
+def problem_of(setting: Setting) -> tuple[Problem, Recipe]:
+    """What is fitted, without an end."""
+    recipe = Recipe(setting.architecture, learning_rate=LEARNING_RATE, perturbation=PERTURBATION, average_decay=AVERAGE_DECAY,
+                    iterations=_WITHOUT_END)
+    return Problem("denoise", setting.target(), (setting.height, setting.width), recipe), recipe
+
+
 def import_everything() -> None:
     """Import what `make_ours` imports when it is called, so that memory can be measured above it: nothing more by now."""
 
@@ -57,13 +64,12 @@ class _PlanFit:
     layers_by = "the steps of an iteration"
 
     def __init__(self, setting: Setting) -> None:
-        recipe = Recipe(setting.architecture, learning_rate=LEARNING_RATE, perturbation=PERTURBATION,
-                        average_decay=AVERAGE_DECAY, iterations=_WITHOUT_END)
-        problem = Problem("denoise", setting.target(), (setting.height, setting.width), recipe)
-        placement = place(Settings(device="cpu", precision=setting.precision, threads=setting.threads))
+        problem, recipe = problem_of(setting)
+        placement = place(Settings(device=setting.device, precision=setting.precision, threads=setting.threads))
         if not supports(problem, recipe, placement):
             raise DeviceError("The native plan cannot run this network here; is the core built, and DIPENGINE_KERNELS unset?")
         self._fit = NativeFit(problem, recipe, 0, placement, "fixed")
+        self.memory_bytes: int = self._fit.arena_bytes  # all that it holds
 
     def run(self, n: int) -> None:
         before = self._fit.iteration

@@ -26,6 +26,7 @@ class Setting:
     width: int
     precision: str  # of our side: "bf16" or "fp32"
     threads: int  # of every side
+    device: str = "cpu"  # of every side: "cpu", "cuda:0"
 
     def __post_init__(self) -> None:
         canvas = self.architecture.canvas(self.height, self.width)
@@ -44,7 +45,7 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` is the way back."""
         return {"architecture": self.architecture.to_dict(), "height": self.height, "width": self.width,
-                "precision": self.precision, "threads": self.threads}
+                "precision": self.precision, "threads": self.threads, "device": self.device}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Setting:

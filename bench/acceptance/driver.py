@@ -1,0 +1,216 @@
+"""Runs the parts step by step, within the seconds of a call, and goes on where the last call stopped.
+
+Steps of a part run in one process after another's results are safe, so that what takes its process with it (a device that gives up, a
+system that ends who takes too much memory) costs itself alone: a new process goes on behind it. The driver itself imports nothing
+that takes time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acceptance import step as steps
+from acceptance.step import ROOT, Context, Parts, Step
+from acceptance.store import Store
+
+POLL = 0.1  # seconds between two looks at a worker
+_ENOUGH = 120  # lines of a log that a result keeps the end of
+FIRST = "build"  # the part without which there is no other
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the command."""
+
+    parts_module: str
+    folder: Path
+    seconds: float
+    only: str | None = None
+    again: bool = False
+    say: Callable[[str], None] = print
+
+
+def load(module: str) -> Parts:
+    return importlib.import_module(module).PARTS
+
+
+def accept(call: Call) -> int:
+    """Do as much as the call has time for. 0: nothing that was done so far failed; 1: something did; the rest by calling again."""
+    parts = load(call.parts_module)
+    if call.only is not None and call.only not in parts:
+        call.say(f"There is no part {call.only!r}; choose {', '.join(parts)}.")
+        return 2
+    store = Store(call.folder)
+    held = store.lock()
+    try:
+        deadline = time.time() + call.seconds
+        if store.begin(importlib.import_module(call.parts_module).fingerprint()):
+            call.say("The sources have changed since the last call: everything begins anew.")
+        _lost(store, call.say)
+        chosen = list(parts) if call.only is None else [call.only]
+        if call.only not in (None, FIRST) and FIRST in parts and _open(store, parts, FIRST):
+            chosen.insert(0, FIRST)
+        if call.again:
+            for part in chosen:
+                store.forget(part, [s.name for s in parts[part] if call.only or _bad(store, part, s)])
+        fresh = True
+        for part in chosen:
+            fresh, more = _run_part(call, store, parts, part, deadline, held, fresh)
+            if part == FIRST and any(_bad(store, part, s) for s in parts[part]):
+                call.say(f"The part {FIRST!r} failed: nothing else can be done ({store.log(part)}).")
+                break
+            if more:
+                break
+        return _conclude(call, store, parts)
+    finally:
+        os.close(held)
+
+
+def _run_part(call: Call, store: Store, parts: Parts, part: str, deadline: float, held: int, fresh: bool) -> tuple[bool, bool]:
+    """(whether the call has begun nothing yet, whether time ran out)."""
+    while pending := _open(store, parts, part):
+        if not fresh and time.time() + pending[0].expected > deadline:
+            return fresh, True
+        call.say(f"[{part}] {', '.join(s.name for s in pending)}")
+        ended = _worker(call, store, parts, part, deadline, held)
+        fresh = False
+        for s in pending:
+            if (result := store.result(part, s.name)) is not None:
+                call.say(f"[{part}] {s.name}: {said(result)}")
+        if ended == "time":
+            return fresh, True
+        if _open(store, parts, part) == pending:  # no process got as far as a step
+            raise SystemExit(f"Nothing could be done in {part!r}; see {store.log(part)}.")
+    return fresh, False
+
+
+def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, held: int) -> str:
+    """One process for what is left of a part: "done", "time", or "crashed" with a result for the step that it was in."""
+    context = Context(call.folder, store.result)
+    command = [sys.executable, str(ROOT / "bench/gpu_acceptance.py"), "--work", part, "--parts", call.parts_module, "--folder",
+               str(call.folder), "--deadline", str(deadline)]
+    with store.log(part).open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=context.environment(), pass_fds=[held],
+                                   start_new_session=True)
+    limits = {s.name: s.limit for s in parts[part]}
+    try:
+        while process.poll() is None:
+            time.sleep(POLL)
+            now, at = time.time(), store.under_way()
+            if at is not None and now - at["began"] > limits[at["name"]]:
+                _end(process)
+                store.finish(part, at["name"], {"status": steps.CUT_OFF, "reason": f"took more than {limits[at['name']]:.0f} s"},
+                             now - at["began"])
+                return "crashed"
+            if now > deadline:
+                _end(process)
+                if at is not None:
+                    call.say(f"[{part}] {at['name']}: not finished in this call")
+                    store.under_way_file.unlink(missing_ok=True)
+                return "time"
+    finally:
+        _end(process)
+    at = store.under_way()
+    if at is not None:
+        store.finish(part, at["name"], {"status": steps.CRASHED, "reason": _status(process.returncode), "log": _tail(store.log(part))},
+                     time.time() - at["began"])
+        return "crashed"
+    return "time" if process.returncode == LATER else "done"
+
+
+LATER = 75  # a worker's status: it has time for no further step
+
+
+def work(parts_module: str, part: str, folder: Path, deadline: float) -> int:
+    """What a worker does: the open steps of a part, in turn."""
+    store, driver = Store(folder), os.getppid()
+    parts = load(parts_module)
+    context = Context(folder, store.result)
+    for number, step in enumerate(_open(store, parts, part)):
+        if os.getppid() != driver:
+            return 1  # nobody waits for it any more
+        if number and time.time() + step.expected > deadline:
+            return LATER
+        print(f"---- {step.name}", flush=True)
+        store.start(part, step.name)
+        began = time.time()
+        try:
+            result = step.run(context)
+        except Exception as error:
+            result = _failure(error)
+        store.finish(part, step.name, result, time.time() - began)
+    return 0
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    traceback.print_exc()
+    reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}".rstrip(": ")
+    out_of_memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower()
+    result = {"status": steps.NO_MEMORY if out_of_memory else steps.FAILED, "reason": reason[:300]}
+    if "CUDA error" in str(error) and not out_of_memory:  # nothing works in this process any more: let the next one go on
+        print(reason, flush=True)
+        os._exit(70)
+    return result
+
+
+def _lost(store: Store, say: Callable[[str], None]) -> None:
+    at = store.under_way()
+    if at is not None:
+        say(f"[{at['part']}] {at['name']} was under way when the last call ended; it begins again.")
+        store.under_way_file.unlink()
+
+
+def _open(store: Store, parts: Parts, part: str) -> list[Step]:
+    return [s for s in parts[part] if store.result(part, s.name) is None]
+
+
+def _bad(store: Store, part: str, step: Step) -> bool:
+    result = store.result(part, step.name)
+    return result is not None and not step.peer and result["status"] in (*steps.BAD, steps.CUT_OFF)
+
+
+def _conclude(call: Call, store: Store, parts: Parts) -> int:
+    importlib.import_module(call.parts_module).report(store, parts, call.say)
+    left = [f"{part}/{s.name}" for part in parts for s in _open(store, parts, part)]
+    bad = [f"{part}/{s.name}" for part in parts for s in parts[part] if _bad(store, part, s)]
+    total = sum(map(len, parts.values()))
+    if left:
+        call.say(f"{total - len(left)} of {total} steps are done; run it again for the others, next {left[0]}.")
+    if bad:
+        call.say(f"Failed: {', '.join(bad)} (logs in {call.folder / 'logs'}; AGAIN=1 does them again).")
+    elif not left:
+        call.say(f"All {total} steps are done, and none failed.")
+    return 1 if bad else 0
+
+
+def said(result: dict[str, Any]) -> str:
+    """A result in some words."""
+    reason = f" ({result['reason']})" if "reason" in result else ""
+    return f"{result['status']}{reason}, {result['took']:.1f} s"
+
+
+def _status(code: int) -> str:
+    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def _tail(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-_ENOUGH:]
+
+
+def _end(process: subprocess.Popen) -> None:
+    """With all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()

@@ -1,0 +1,57 @@
+"""The GPU and the software around it, as their own tools name them."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from typing import Any
+
+_QUERY = {"name": "name", "driver": "driver_version", "compute_capability": "compute_cap", "memory_mib": "memory.total",
+          "sm_clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "max_sm_clock_mhz": "clocks.max.sm",
+          "max_memory_clock_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
+          "pstate": "pstate", "mig": "mig.mode.current"}
+
+
+def query() -> dict[str, str]:
+    """What nvidia-smi says of the first GPU, now. Raises RuntimeError where there is none."""
+    return parse(_run("nvidia-smi", "-i", "0", f"--query-gpu={','.join(_QUERY.values())}", "--format=csv,noheader,nounits"))
+
+
+def parse(line: str) -> dict[str, str]:
+    return dict(zip(_QUERY, (field.strip() for field in line.strip().split(",")), strict=True))
+
+
+def slug(name: str) -> str:
+    """A file's name for a GPU: "NVIDIA H200" is h200."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"^(nvidia|tesla|geforce|\s)+", "", name.lower())).strip("_")
+
+
+def clocks() -> dict[str, str]:
+    """Beside every measurement: what the GPU ran at when it ended."""
+    found = query()
+    return {name: found[name] for name in ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "pstate")}
+
+
+def software() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
+    for name in ("torch", "numpy", "triton", "cupy-cuda13x", "pytest"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    nvcc = shutil.which("nvcc")
+    found["nvcc"] = re.search(r"release [\d.]+, V([\d.]+)", _run(nvcc, "--version")).group(1) if nvcc else None
+    return found
+
+
+def _run(*command: str) -> str:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise RuntimeError(f"{command[0]} was not found; this machine has no NVIDIA driver.") from None
+    if result.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {(result.stdout + result.stderr).strip()[:200]}")
+    return result.stdout

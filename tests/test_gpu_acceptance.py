@@ -1,0 +1,358 @@
+"""The driver of `make gpu-acceptance`, over a fake acceptance (fake_acceptance.py) and on a CPU: nothing here is a GPU's figure."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "bench/acceptance").exists():
+    pytest.skip("needs the source tree", allow_module_level=True)
+sys.path.insert(0, str(ROOT / "bench"))
+
+from acceptance import building, checking, gpu, report, table, testing  # noqa: E402
+from acceptance.store import Store, fingerprint  # noqa: E402
+
+from dipengine.cli.doctor import on_silicon  # noqa: E402
+
+
+class Acceptance:
+    """Calls of the command over a plan of fake steps."""
+
+    def __init__(self, folder: Path, **plan: list[tuple]) -> None:
+        self.folder = folder
+        self.plan(**plan)
+
+    def plan(self, **plan: list[tuple]) -> None:
+        steps = {part: [[name, does, *rest, *(0, 60, False)[len(rest):]] for name, does, *rest in steps] for part, steps in plan.items()}
+        (self.folder / "plan.json").write_text(json.dumps(steps))
+
+    def start(self, *arguments: str, seconds: float = 60) -> subprocess.Popen:
+        path = os.pathsep.join(map(str, [ROOT / "tests", ROOT / "engine", *filter(None, [os.environ.get("PYTHONPATH")])]))
+        return subprocess.Popen(
+            [sys.executable, ROOT / "bench/gpu_acceptance.py", "--parts", "fake_acceptance", "--folder", self.folder / "state",
+             "--seconds", str(seconds), *arguments],
+            env=os.environ | {"PYTHONPATH": path, "FAKE_ACCEPTANCE": str(self.folder)}, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True)
+
+    def call(self, *arguments: str, seconds: float = 60) -> tuple[int, str]:
+        """(exit status, what was said)."""
+        process = self.start(*arguments, seconds=seconds)
+        said, _ = process.communicate(timeout=100)
+        return process.returncode, said
+
+    def begun(self) -> list[str]:
+        """Steps begun since the last look, in their order."""
+        path = self.folder / "begun.txt"
+        names = path.read_text().split() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return names
+
+    def result(self, part: str, name: str) -> dict | None:
+        return Store(self.folder / "state").result(part, name)
+
+
+def test_every_step_is_done_once_in_the_order_of_the_parts(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "measure")], second=[("c", "measure")])
+    status, said = one.call()
+    assert status == 0 and one.begun() == ["a", "b", "c"] and said.rstrip().endswith("All 3 steps are done, and none failed.")
+    assert one.result("first", "b")["status"] == "measured" and one.result("first", "b")["took"] >= 0
+    assert one.call()[0] == 0 and one.begun() == []
+
+
+def test_a_call_begins_nothing_that_it_has_no_time_for_and_the_next_goes_on(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "measure", 1000)], second=[("c", "measure", 1000), ("d", "measure")])
+    status, said = one.call(seconds=30)
+    assert status == 0 and one.begun() == ["a"] and "1 of 4 steps are done; run it again for the others, next first/b." in said
+    one.call(seconds=30)  # nothing before it in this call: begun although it may be too long
+    assert one.begun() == ["b"]
+    one.call(seconds=30)
+    assert one.begun() == ["c", "d"]
+
+
+def test_what_the_seconds_cut_off_is_begun_again_and_nothing_else(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "sleep 30"), ("c", "measure")])
+    began = time.monotonic()
+    status, said = one.call(seconds=4)
+    assert status == 0 and time.monotonic() - began < 20 and "[first] b: not finished in this call" in said
+    assert one.begun() == ["a", "b"] and one.result("first", "b") is None
+    one.plan(first=[("a", "measure"), ("b", "sleep 0"), ("c", "measure")])
+    assert one.call()[0] == 0 and one.begun() == ["b", "c"]
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_killed_call_loses_the_step_under_way_alone(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "sleep 5"), ("c", "measure")])
+    process = one.start()
+    wait_for(lambda: (at := Store(tmp_path / "state").under_way()) is not None and at["name"] == "b")
+    process.kill()
+    process.wait()
+    # Its worker holds the folder until it has seen that nobody waits for it.
+    status, said = one.call()
+    if status == 1:
+        assert "Another acceptance works" in said
+        wait_for(lambda: "Another acceptance" not in (outcome := one.call())[1] and outcome[0] == 0)
+    begun = one.begun()
+    assert begun[:2] == ["a", "b"] and begun[-1] == "c" and begun.count("a") == 1
+    assert all(one.result("first", name)["status"] == "measured" for name in "abc")
+
+
+def test_two_calls_at_a_time_are_refused(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "sleep 4")])
+    process = one.start()
+    wait_for(lambda: Store(tmp_path / "state").under_way() is not None)
+    status, said = one.call()
+    assert status == 1 and re.search("Another acceptance works in .*; wait for it", said)
+    assert process.wait() == 0 and one.begun() == ["a"]
+
+
+@pytest.mark.parametrize(("does", "status", "reason"), [
+    ("raise", "failed", "ValueError: this fake step fails"),
+    ("fail", "failed", "as planned"),
+    ("die", "crashed", "ended by signal SIGKILL"),
+    ("device", "crashed", "ended with status 70"),
+    ("sleep 60", "cut off", "took more than 2 s"),
+])
+def test_a_step_that_fails_costs_itself_alone(tmp_path, does, status, reason):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", does, 0, 2), ("c", "measure")])
+    code, said = one.call()
+    assert code == 1 and one.begun() == ["a", "b", "c"]
+    assert one.result("first", "b")["status"] == status and one.result("first", "b")["reason"] == reason
+    assert one.result("first", "c")["status"] == "measured" and "Failed: first/b" in said
+    assert one.call()[0] == 1 and one.begun() == []  # it stays so
+    one.plan(first=[("a", "measure"), ("b", "measure", 0, 2), ("c", "measure")])
+    assert one.call("--again")[0] == 0 and one.begun() == ["b"]
+
+
+@pytest.mark.parametrize("does", ["memory", "raise", "die", "sleep 60"])
+def test_a_peer_that_cannot_run_is_a_result_and_no_failure(tmp_path, does):
+    one = Acceptance(tmp_path, first=[("peer", does, 0, 2, True), ("b", "measure")])
+    status, said = one.call()
+    assert status == 0 and one.result("first", "b")["status"] == "measured"
+    if does == "memory":
+        found = one.result("first", "peer")
+        assert found["status"] == "out of memory" and found["reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 1 TiB."
+        assert "[first] peer: out of memory" in said
+
+
+def test_one_part_alone_is_done_behind_the_build_that_it_needs(tmp_path):
+    plan = {"build": [("machine", "machine"), ("m", "measure")], "first": [("a", "measure")], "second": [("b", "measure"), ("c", "measure")]}
+    one = Acceptance(tmp_path, **plan)
+    status, said = one.call("--part", "second")
+    assert status == 0 and one.begun() == ["machine", "m", "b", "c"] and "4 of 5 steps" in said
+    assert one.call("--part", "second")[0] == 0 and one.begun() == []
+    assert one.call("--part", "second", "--again")[0] == 0 and one.begun() == ["b", "c"]
+    status, said = one.call("--part", "third")
+    assert status == 2 and "There is no part 'third'; choose build, first, second." in said
+
+
+def test_nothing_is_done_behind_a_build_that_failed(tmp_path):
+    one = Acceptance(tmp_path, build=[("machine", "machine"), ("compile", "fail")], first=[("a", "measure")])
+    status, said = one.call()
+    assert status == 1 and one.begun() == ["machine", "compile"] and "The part 'build' failed: nothing else can be done" in said
+
+
+def test_results_are_forgotten_when_the_sources_change(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure")])
+    one.call()
+    (tmp_path / "fingerprint.txt").write_text("other sources")
+    status, said = one.call()
+    assert status == 0 and one.begun() == ["a", "a"] and "The sources have changed since the last call" in said
+
+
+def test_the_fingerprint_is_of_sources_and_not_of_builds(tmp_path):
+    for name in ("csrc", "cmake", "bindings", "engine", "tests", "bench/acceptance"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "CMakeLists.txt").write_text("project(x)")
+    (tmp_path / "csrc/a.cu").write_text("one")
+    first = fingerprint(tmp_path)
+    (tmp_path / "engine/_native.so").write_text("built")
+    (tmp_path / "README.md").write_text("words")
+    assert fingerprint(tmp_path) == first
+    (tmp_path / "csrc/a.cu").write_text("two")
+    assert fingerprint(tmp_path) != first
+
+
+# ---- what programs say ----------------------------------------------------------------------------------------------
+
+
+def test_the_test_program_is_judged_by_what_it_says_and_how_it_ends():
+    judge = testing.judge
+    assert judge("passed a\npassed b\n2 tests, 0 failed\n", 0) == {"passed": 2, "failed": [], "status": "passed"}
+    found = judge("passed a\n    sums[3] is 1 where 2 is expected\nFAILED b\n2 tests, 1 failed\n", 1)
+    assert found["status"] == "failed" and found["reason"] == "1 of 2 failed, first b"
+    assert found["said"][0] == "    sums[3] is 1 where 2 is expected"
+    found = judge("passed a\nABORTED Giving a test's memory back: an illegal memory access was encountered\n", 3)
+    assert found["status"] == "crashed" and found["reason"] == "ended with status 3 behind a"
+    assert judge("0 tests, 0 failed\n", 1)["status"] == "crashed"
+    assert judge("", -11)["status"] == "crashed"
+
+
+def test_a_report_of_pytest_is_judged():
+    case = '<testcase classname="t" name="{}">{}</testcase>'
+    lacking = case.format("", '<error message="collection failure">E   ModuleNotFoundError: No module named \'pyvips\'</error>')
+    skipped = case.format("s", '<skipped message="needs CuPy"/>')
+    failed = case.format("f", '<failure message="AssertionError: off">trace</failure>')
+
+    def judge(*cases):
+        return testing.judge_report(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+
+    assert judge(case.format("a", ""), skipped)["status"] == "passed"
+    found = judge(case.format("a", ""), failed)
+    assert found["status"] == "failed" and found["reason"] == "1 failed, first t::f: AssertionError: off"
+    found = judge(lacking)
+    assert found["status"] == "left out" and "No module named 'pyvips'" in found["reason"]
+    assert judge(case.format("x", '<error message="boom">ZeroDivisionError</error>'))["status"] == "failed"
+    assert judge()["status"] == "left out"
+
+
+def test_the_checker_is_judged_by_its_summary_and_not_by_the_tests_alone():
+    judge = checking.judge
+    clean = "passed x\n1 tests, 0 failed\n========= ERROR SUMMARY: 0 errors\n"
+    assert judge(clean, 0) == {"tests": 1, "errors": 0, "status": "passed"}
+    found = judge("========= Invalid __global__ write of size 4 bytes\n1 tests, 0 failed\n========= ERROR SUMMARY: 3 errors\n", 9)
+    assert found["status"] == "failed" and found["reason"] == "3 errors, 0 of 1 tests failed" and found["said"][0].endswith("4 bytes")
+    race = "1 tests, 0 failed\n========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+    assert judge(race, 9)["status"] == "failed"
+    assert judge(race.replace("2", "0"), 0)["status"] == "passed"
+    assert judge("1 tests, 0 failed\n", 0)["status"] == "failed"  # nothing looked at it
+    assert judge("========= Error: Device not supported. Please refer to the documentation\n", 1)["status"] == "left out"
+
+
+def test_without_the_checker_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = checking.check(None, "memcheck", [])
+    assert found["status"] == "left out" and found["reason"].startswith("compute-sanitizer was not found")
+
+
+def test_a_gpu_is_named_after_its_card():
+    names = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100_80gb_hbm3", "NVIDIA GeForce RTX 4090": "rtx_4090", "Tesla T4": "t4"}
+    assert {name: gpu.slug(name) for name in names} == names
+    line = "NVIDIA H200, 580.159.03, 9.0, 143771, 345, 3201, 1980, 3201, 700.00, 31, P0, Disabled\n"
+    assert gpu.parse(line)["compute_capability"] == "9.0" and gpu.parse(line)["max_sm_clock_mhz"] == "1980"
+
+
+def test_the_build_is_for_one_architecture_and_outside_of_the_sources(tmp_path):
+    pytest.importorskip("pybind11")
+    from acceptance.step import Context
+
+    words = building.configuration(Context(tmp_path, lambda part, name: None), "9.0")
+    assert {"-DCMAKE_CUDA_ARCHITECTURES=90", "-DDIPENGINE_CUDA=ON", "-DDIPENGINE_SILICON=ON"} <= set(words)
+    assert f"-DDIPENGINE_MODULE_DIR={tmp_path}/package/dipengine" in words and words[3] == str(tmp_path / "build")
+
+
+def test_every_test_file_of_the_emulator_runs_on_a_gpu_and_every_source_has_one():
+    asked = [beginning for beginnings, _ in testing.PROGRAMS.values() for beginning in beginnings]
+    for path in (ROOT / "tests/emulator").glob("test_*.cpp"):
+        if "SCENARIO(" in path.read_text():
+            assert f"{path.name}/" in asked, path.name
+            assert path.name in (ROOT / "tests/silicon/CMakeLists.txt").read_text()
+    folders = {folder for _, folders in testing.PROGRAMS.values() for folder in folders}
+    listed = re.findall(r"csrc/(\S+)/\w+_cuda\.cu", (ROOT / "cmake/DipengineCuda.cmake").read_text())
+    assert set(listed) == folders
+    assert report.folder_of("parts") == "ops/norm" and report.folder_of("iteration") == "fit"
+    assert ROOT / "tests/test_cuda_bindings.py" in testing.files_with_gpu_tests()
+
+
+# ---- the results file -----------------------------------------------------------------------------------------------
+
+SPREAD = {"median": 0.002, "lower_quartile": 0.002, "upper_quartile": 0.002, "samples": [0.002]}
+LAYER = {"layer": "level0.up", "shape": "4+128 -> 128, 3x3, 1024^2", "wide": True, "of_roofline": 0.6, "ratio": 3.5,
+         "forward": {"seconds": SPREAD, "operations": 1e9, "bytes": 1e6, "floor": 0.001, "of_roofline": 0.5},
+         "backward": {"seconds": SPREAD, "operations": 2e9, "bytes": 2e6, "floor": 0.001, "of_roofline": 0.5},
+         "pytorch": {"bf16 channels_last": SPREAD}}
+KERNELS = {"adam": "a" * 16, "philox": "b" * 16, "conv_forward": "c" * 16}
+
+
+def result(**values) -> str:
+    return "result " + json.dumps({"status": "measured"} | values)
+
+
+def whole_plan() -> dict[str, list[tuple]]:
+    return {
+        "build": [("machine", "machine"), ("doctor", result(status="passed", kernels=KERNELS))],
+        "tests": [("adam", result(status="passed", passed=2)), ("philox", result(status="passed", passed=2)),
+                  ("conv", result(status="failed", passed=3, reason="1 of 4 failed, first conv_wide"))],
+        "checker": [("memcheck-fits", result(status="left out", reason="compute-sanitizer was not found"))],
+        "layers": [("ceilings", result(mma_bf16=1e12, mma_tf32=1e12, copy=1e12, read=1e12, library_bf16=1e12, library_tf32=1e12,
+                                       library_copy=1e12)), ("1024", result(rows=[LAYER]))],
+        "iterations": [("256-ours", result(seconds=SPREAD, memory_bytes=80_000_000, pixels=65536)),
+                       ("256-eager", result(seconds=SPREAD, ratio=4.25, ours=[0.1, 0.1], pixels=65536, peer="eager tf32"), 0, 60, True),
+                       ("4096-eager", "memory", 0, 60, True)],
+        "cohorts": [("4-ours", result(seconds=SPREAD, iterations_per_second=2000.0)), ("4-grouped", "memory", 0, 60, True)],
+        "restoration": [("ours", result(psnr=31.25, psnr_noisy=20.25, iterations=900, seconds=1.5, stopped_by="variance",
+                                        delivered_iteration=800))],
+    }
+
+
+def test_the_results_file_holds_everything_and_the_table_shows_it(tmp_path):
+    one = Acceptance(tmp_path, **whole_plan())
+    status, said = one.call()
+    path = tmp_path / "fake_1000.json"
+    assert status == 1 and f"Written: {path} and fake_1000.md" in said  # the convolutions' tests failed
+    found = json.loads(path.read_text())
+    assert found["format"] == report.FORMAT and found["complete"] and found["gpu"] == "NVIDIA Fake 1000"
+    assert found["kernels"] == KERNELS and found["silicon"] == {"adam": "a" * 16, "philox": "b" * 16}
+    assert found["results"]["iterations"]["4096-eager"]["status"] == "out of memory"
+    text = (tmp_path / "fake_1000.md").read_text()
+    for words in ("2 of 3 CUDA sources have passed their tests on this GPU", "| conv_forward | `cccccccccccccccc` | not passed |",
+                  "| 256 | ours | 2.000 |  | 80 | 1.22 | misses 0.5 ms |", "| 256 | eager tf32 | 2.000 | 4.25 |",
+                  "| 4096 | eager | out of memory |", "| 4 | ours | 2000 |", "| 4 | grouped | out of memory |",
+                  "Layers of 128 channels: 60% to 60% of their roofline.", "| ours | 31.25 | 900 | 1.50 |", "noisy 20.25 dB",
+                  "| tests | conv | failed | 3 | 1 of 4 failed, first conv_wide |", "compute-sanitizer was not found"):
+        assert words in text, words
+    assert "Not complete" not in text
+    assert not list((ROOT / "bench/results").glob("*fake*"))
+
+
+def test_an_unfinished_results_file_says_what_is_missing(tmp_path):
+    plan = whole_plan()
+    plan["restoration"] = [("ours", "measure", 1000)]
+    one = Acceptance(tmp_path, **plan)
+    one.call(seconds=50)
+    found = json.loads((tmp_path / "fake_1000.json").read_text())
+    assert not found["complete"] and found["missing"] == {"restoration": ["ours"]}
+    assert "**Not complete.** Not done yet: restoration: ours." in (tmp_path / "fake_1000.md").read_text()
+
+
+def test_doctor_reads_from_the_results_file_what_ran(tmp_path):
+    from emulated import CMAKE
+    from test_cuda_manifest import manifest
+
+    if CMAKE is None:
+        pytest.skip('needs cmake: pip install "dipengine[test]"')
+    import shutil
+
+    for folder in ("csrc", "cmake"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    now = {name: hash_ for name, (hash_, _) in manifest(tmp_path).items()}
+    plan = whole_plan()
+    plan["build"][1] = ("doctor", result(status="passed", kernels=now))
+    state = tmp_path / "run"
+    state.mkdir()
+    one = Acceptance(state, **plan)
+    one.call()
+    (tmp_path / "bench/results").mkdir(parents=True)
+    shutil.copy(state / "fake_1000.json", tmp_path / "bench/results")
+    source = tmp_path / "csrc/ops/adam/adam_cuda.cu"
+    source.write_text(source.read_text().replace("namespace {", "namespace {\nint changed_since;", 1))
+    later = manifest(tmp_path)
+    said = on_silicon("|".join(f"{name} {hash_} {then}" for name, (hash_, then) in later.items()))
+    assert said == f"1 of 2 CUDA sources as they are; changed since: adam ({later['adam'][0]}, then {now['adam']})"
+
+
+def test_the_table_of_nothing_is_no_table():
+    assert table._iterations({}) == table._layers({}) == table._restoration({}) == []
