@@ -37,7 +37,7 @@ unsigned char* pinned(size_t bytes) {
   return static_cast<unsigned char*>(memory);
 }
 
-void give_back(unsigned char* memory) { must(cudaFreeHost(memory), "Giving a test's memory back"); }
+void give_back(void* memory) { must(cudaFreeHost(memory), "Giving a test's memory back"); }
 
 Settings the_settings;
 
