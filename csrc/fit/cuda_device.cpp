@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "platform/cuda/device.h"
@@ -75,16 +76,17 @@ dipengine_status CudaDevice::allocate() {
   variances_.assign(slots * kHistory, 0);
   scratch_.assign(static_cast<size_t>(largest), 0);
   channel_numbers_.assign(static_cast<size_t>(plan_.channel_numbers_count()), 0);
-  block_.reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, layout_.bytes())));
-  if (block_ == nullptr) throw std::bad_alloc();
+  for (auto* block : {&block_, &spread_}) {
+    block->reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, layout_.bytes())));
+    if (*block == nullptr) throw std::bad_alloc();
+    std::memset(block->get(), 0, layout_.bytes());
+  }
   new (block_.get()) SlotState{};
   DIPENGINE_TRY(cuda::allocate(graph_.arena.bytes(), &arena_));
   DIPENGINE_TRY(cuda::open_stream(&stream_));
   plan_.bind(arena_, stream_);
   const FitNumbers& of = plan_.numbers();
-  const std::vector<double> pixels(slots, static_cast<double>(p_.height * p_.width * p_.generator.output_channels));
   const std::vector<int64_t> none(slots, 0);
-  DIPENGINE_TRY(upload(of.pixels, pixels.data(), slots * sizeof(double)));
   DIPENGINE_TRY(upload(of.unread, none.data(), slots * sizeof(int64_t)));
   DIPENGINE_TRY(upload(of.learnt, none.data(), slots * sizeof(int64_t)));
   DIPENGINE_TRY(record());
@@ -109,27 +111,58 @@ dipengine_status CudaDevice::download(void* to, const void* from, size_t bytes) 
 
 // ---- slots ----------------------------------------------------------------------------------------------------------
 
+// Calls copy(name, own, spread, elements) for every row of the slot's arrays: in its own block, whose places are those of its
+// image, and in one as the device has it, whose places and rows are those of the largest.
+template <typename Copy>
+void CudaDevice::each_row(const Slot& own, const Copy& copy) const {
+  const Extent &extent = own.state().extent, &largest = layout_.largest();
+  const SlotLayout::Places places = layout_.places(largest);
+  const int64_t channels = p_.generator.output_channels;
+  for (int i = 0; i < SlotArrays::count; ++i) {
+    const auto name = static_cast<SlotArrays::Name>(i);
+    int64_t rows = 1, row = own.size(name), stride = 0;
+    if (name == SlotArrays::target || name == SlotArrays::mask) {
+      const int64_t each = name == SlotArrays::mask ? 1 : channels;
+      rows = extent.data_height;
+      row = extent.data_width * each;
+      stride = largest.data_width * each;
+    } else if (row > 0 && (name == SlotArrays::average || name == SlotArrays::es_mean || name == SlotArrays::snapshot_average ||
+                           name == SlotArrays::snapshot_es_mean || name == SlotArrays::best_average)) {
+      rows = extent.height;
+      row = extent.width * channels;
+      stride = largest.width * channels;
+    }
+    float* const spread = reinterpret_cast<float*>(spread_.get() + places.offsets[name]);
+    for (int64_t y = 0; y < rows; ++y) copy(name, own.array(name) + y * row, spread + y * stride, row);
+  }
+}
+
 // On the device every slot has a mask, so that one kernel serves slots with and without: of ones where it has none.
 dipengine_status CudaDevice::fetch(int32_t index) {
   if (state(index).status == DIPENGINE_FIT_IDLE) return DIPENGINE_OK;
   DIPENGINE_ENTER();
-  DIPENGINE_TRY(download(block_.get(), plan_.block(index), layout_.bytes()));
+  DIPENGINE_TRY(download(spread_.get(), plan_.block(index), layout_.bytes()));
+  std::memset(block_.get(), 0, layout_.places(state(index).extent).bytes);  // what lies between arrays, too
   new (block_.get()) SlotState(state(index));
-  const Slot at = slot(index);
-  if (!at.state().has_mask) std::fill_n(at.array(SlotArrays::mask), at.size(SlotArrays::mask), 0.0f);
+  const bool masked = state(index).has_mask != 0;
+  each_row(slot(index), [&](SlotArrays::Name name, float* own, const float* spread, int64_t count) {
+    if (name != SlotArrays::mask || masked) std::copy_n(spread, count, own);
+  });
   return DIPENGINE_OK;
 }
 
 dipengine_status CudaDevice::store(int32_t index) {
   DIPENGINE_ENTER();
   const Slot at = slot(index);
-  const Extent& extent = at.state().extent;
-  DIPENGINE_REQUIRE(extent.height == p_.height && extent.width == p_.width,
-                    "A fit on a CUDA device has images of one size, %lld x %lld, and not %lld x %lld; create one for that size.",
-                    static_cast<long long>(p_.height), static_cast<long long>(p_.width), static_cast<long long>(extent.height),
-                    static_cast<long long>(extent.width));
-  if (!at.state().has_mask) std::fill_n(at.array(SlotArrays::mask), at.size(SlotArrays::mask), 1.0f);
-  DIPENGINE_TRY(upload(plan_.block(index), at.block(), layout_.bytes()));
+  const bool masked = at.state().has_mask != 0;
+  each_row(at, [&](SlotArrays::Name name, const float* own, float* spread, int64_t count) {
+    if (name == SlotArrays::mask && !masked) {
+      std::fill_n(spread, count, 1.0f);
+    } else {
+      std::copy_n(own, count, spread);
+    }
+  });
+  DIPENGINE_TRY(upload(plan_.block(index), spread_.get(), layout_.bytes()));
   DIPENGINE_TRY(cuda::wait(stream_));
   state(index) = at.state();
   return DIPENGINE_OK;
@@ -227,10 +260,12 @@ dipengine_status CudaDevice::forward(int32_t index) {
   std::vector<uint8_t> active(states_.size(), 0);
   active[static_cast<size_t>(index)] = 1;
   const uint32_t iteration = 0;  // of a perturbation that is none
+  const int64_t size[] = {s.extent.height, s.extent.width * p_.generator.output_channels};
   DIPENGINE_TRY(upload(of.active, active.data(), active.size()));
   DIPENGINE_TRY(upload(of.seeds + index, &s.seed, sizeof(s.seed)));
   DIPENGINE_TRY(upload(of.code_seeds + index, &s.code_seed, sizeof(s.code_seed)));
   DIPENGINE_TRY(upload(of.iterations + index, &iteration, sizeof(iteration)));
+  DIPENGINE_TRY(upload(of.painted + 2 * index, size, sizeof(size)));
   return plan_.launch_forward();
 }
 
@@ -238,8 +273,12 @@ dipengine_status CudaDevice::render(int32_t index, float* image) {
   DIPENGINE_ENTER();
   DIPENGINE_TRY(forward(index));
   DIPENGINE_TRY(plan_.launch_image());
-  const int64_t count = p_.height * p_.width * p_.generator.output_channels;
-  return download(image, plan_.image(index), static_cast<size_t>(count) * sizeof(float));
+  const Extent& extent = state(index).extent;
+  const int64_t row = extent.width * p_.generator.output_channels, stride = p_.width * p_.generator.output_channels;
+  const float* painted = reinterpret_cast<const float*>(spread_.get());
+  DIPENGINE_TRY(download(spread_.get(), plan_.image(index), static_cast<size_t>(extent.height * stride) * sizeof(float)));
+  for (int64_t y = 0; y < extent.height; ++y) std::copy_n(painted + y * stride, row, image + y * row);
+  return DIPENGINE_OK;
 }
 
 dipengine_status CudaDevice::statistics(int32_t index, float* flat) {

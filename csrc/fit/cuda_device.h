@@ -5,6 +5,7 @@
 // slot that is idle, done or left out is skipped by every kernel.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 
 #include "fit/cuda_plan.h"
@@ -38,6 +39,8 @@ class CudaDevice final : public FitDevice {
     int64_t done, turns;  // before it; in it
   };
 
+  template <typename Copy>
+  void each_row(const Slot& own, const Copy& copy) const;
   dipengine_status record();
   dipengine_status turns(int64_t count, double* step_seconds);
   dipengine_status advance(const Chunk& chunk, dipengine_fit_run_params& run);
@@ -56,7 +59,7 @@ class CudaDevice final : public FitDevice {
   std::vector<double> losses_, variances_;
   std::vector<uint8_t> wanted_;
   std::vector<float> scratch_, channel_numbers_;
-  std::unique_ptr<char, Free> block_;  // a slot's, for the host
+  std::unique_ptr<char, Free> block_, spread_;  // a slot's, as its state has it and as the device has it
   void *arena_ = nullptr, *stream_ = nullptr, *iteration_ = nullptr;
   int64_t total_ = 0;        // turns since the fit was made
   bool has_learnt_ = false;  // since a start

@@ -431,6 +431,7 @@ dipengine_masked_mse_cuda_params CudaPlan::image_params(int step) const {
   m.grad_scale = 1;
   m.es_alpha = p_.es_alpha;
   m.frames = fits_.unread;
+  m.sizes = fits_.painted;
   return m;
 }
 
@@ -444,11 +445,9 @@ dipengine_status CudaPlan::loss(int step, bool sizing) {
     return DIPENGINE_OK;
   }
   const int64_t row = graph_.width * channels_;
-  if (graph_.height > p_.height || row > m.inner) {
-    const MarginLaunch margin{at<float>(graph_.d_logits), float_stride(graph_.d_logits), graph_.height, row, p_.height, m.inner,
-                              fits_.active};
-    DIPENGINE_TRY(launch_margin(margin, p_.slots, stream_));
-  }
+  const MarginLaunch margin{at<float>(graph_.d_logits), float_stride(graph_.d_logits), graph_.height, row, fits_.painted,
+                            fits_.active};
+  DIPENGINE_TRY(launch_margin(margin, p_.slots, stream_));
   m.activation = DIPENGINE_ACTIVATION_SIGMOID;
   m.raw = {at<void>(graph_.logits), float_stride(graph_.logits), 0, row};
   m.target = {array(SlotArrays::target), stride_, 0, m.inner};

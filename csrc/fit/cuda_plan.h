@@ -4,6 +4,8 @@
 // A fit's block in the arena, the same distance from the next one's in all its parts, which is what one fit stride serves:
 //
 //   its slot's arrays (slot.h) | gradients of the trainable parameters | per-channel numbers | numbers of one step
+//
+// The slot's arrays lie where those of the largest image would, and so do the rows of its images.
 #pragma once
 
 #include "fit/iteration_cuda.h"
@@ -75,7 +77,7 @@ class CudaPlan {
   dipengine_status residual(int step, bool sizing);
   dipengine_status adam();
   dipengine_masked_mse_cuda_params image_params(int step) const;
-  TurnLaunch turn() const { return {rules_, fits_, p_.slots, p_.sigma > 0 ? p_.sigma * p_.sigma : 1}; }
+  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, p_.sigma > 0 ? p_.sigma * p_.sigma : 1}; }
   dipengine_status copies(std::initializer_list<ArrayPair> pairs) const;
 
   const dipengine_fit_params& p_;

@@ -38,6 +38,11 @@ DIPENGINE_KERNEL(kThreads, 1) turn_begin_kernel(DIPENGINE_PARAMS(TurnLaunch) l) 
     of.frames[f] = s.outputs.frames;
     of.es_variance[f] = s.outputs.es_variance;
     of.known[f] = s.known;
+    of.painted[2 * f] = s.extent.height;
+    of.painted[2 * f + 1] = s.extent.width * l.channels;
+    of.measured[2 * f] = s.extent.data_height;
+    of.measured[2 * f + 1] = s.extent.data_width * l.channels;
+    of.pixels[f] = static_cast<double>(s.extent.data_height * s.extent.data_width * l.channels);
   });
 }
 
@@ -109,7 +114,7 @@ DIPENGINE_KERNEL(kCopyThreads, 4) turn_margin_kernel(DIPENGINE_PARAMS(MarginLaun
   if (l.active[fit] == 0) return;
   float* const row = l.image + fit * l.fit_stride + y * l.row;
   const int64_t x = static_cast<int64_t>(cuda::block_x()) * kCopyThreads + cuda::thread_index();
-  if (x < l.row && (y >= l.height || x >= l.width)) row[x] = 0;
+  if (x < l.row && (y >= l.sizes[2 * fit] || x >= l.sizes[2 * fit + 1])) row[x] = 0;
 }
 
 template <typename T>
@@ -126,6 +131,7 @@ unsigned char* place_all(FitNumbers* n, unsigned char* base, int64_t fits) {
   for (int64_t** a : {&n->updates, &n->frames, &n->learnt, &n->unread}) place(a, &at, fits);
   for (double** a : {&n->learning_rate, &n->es_variance, &n->loss, &n->pixels, &n->known, &n->residual}) place(a, &at, fits);
   for (double** a : {&n->losses, &n->variances}) place(a, &at, fits * kHistory);
+  for (int64_t** a : {&n->painted, &n->measured}) place(a, &at, fits * 2);
   place(&n->iterations, &at, fits);
   place(&n->copies, &at, fits);
   for (uint8_t** a : {&n->wanted, &n->active, &n->learns, &n->looks}) place(a, &at, fits);

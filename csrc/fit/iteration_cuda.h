@@ -23,6 +23,7 @@ struct FitNumbers {
   int64_t *learnt, *unread;               // turn of the last update; frames of passes that count none
   double *learning_rate, *es_variance, *loss, *pixels, *known, *residual;
   double *losses, *variances;             // [fits, kHistory]
+  int64_t *painted, *measured;            // [fits, 2]: rows and elements of a row, of the slot's image and of its x0
   uint32_t* iterations;                   // the perturbation's step
   int32_t* copies;                        // dipengine::Copies
   uint8_t *wanted, *active, *learns, *looks;
@@ -35,8 +36,8 @@ FitNumbers fit_numbers_at(void* base, int64_t fits);
 struct TurnLaunch {
   LoopRules rules;
   FitNumbers of;
-  int64_t fits;
-  double noise_variance;  // what a residual is measured in; where it is known
+  int64_t fits, channels;  // channels: of an image
+  double noise_variance;   // what a residual is measured in; where it is known
 };
 
 // Who takes part, with the numbers that the ops of this turn need.
@@ -62,12 +63,12 @@ struct CopyLaunch {
 };
 dipengine_status launch_copies(const CopyLaunch& launch, int64_t fits, void* stream);
 
-// Zeros in what lies outside the first `height` rows and `width` columns of images [fits, rows, columns, channels].
+// Zeros in what lies outside the first rows and elements of a row of each image [fits, rows, row].
 struct MarginLaunch {
   float* image;
   int64_t fit_stride;
-  int64_t rows, row;      // of the canvas; elements of a row
-  int64_t height, width;  // of the window; width in elements
+  int64_t rows, row;     // of the canvas
+  const int64_t* sizes;  // [fits, 2], of the window
   const uint8_t* active;
 };
 dipengine_status launch_margin(const MarginLaunch& launch, int64_t fits, void* stream);

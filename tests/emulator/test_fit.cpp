@@ -19,6 +19,11 @@ FitProblem on_device(FitProblem problem) {
   return problem;
 }
 
+FitProblem on_cpu(FitProblem problem) {
+  problem.params.device = DIPENGINE_DEVICE_CPU;
+  return problem;
+}
+
 // An image of 14 x 15 on a canvas of 16 x 16: every kind of layer that the device has, padding around the image, a mask.
 FitProblem small_problem(int32_t dtype) {
   dipengine_fit_params p = check::small_params(dtype);
@@ -143,6 +148,30 @@ TEST(fit_in_company_has_the_bits_that_it_has_alone) {
     for (void* stream : dipengine::emulator::launched_on()) CHECK(stream != nullptr);
     no_faults();
   }
+}
+
+TEST(fit_slots_have_images_of_their_own_sizes) {
+  FitProblem problem = small_problem(DIPENGINE_FLOAT32);
+  problem.params.stop = DIPENGINE_STOP_AUTO;  // so that best states have places, too
+  const FitProblem largest = on_device(check::resized(problem, 16, 16, 1));
+  const FitProblem images[] = {on_device(check::resized(problem, 13, 16, 2)), largest, on_device(check::resized(problem, 14, 13, 3))};
+  TestFit company(largest, nullptr, 3);
+  for (const bool again : {false, true}) {  // and a slot for an image of another size
+    for (int32_t slot = 0; slot < 3; ++slot) company.start(again ? 2 - slot : slot, images[slot], 4);
+    company.run(2);
+    for (int32_t slot = 0; slot < 3; ++slot) {
+      const int32_t at = again ? 2 - slot : slot;
+      TestFit alone(images[slot], 4), cpu(on_cpu(images[slot]), 4);
+      alone.run(2);
+      CHECK(company.state(at) == alone.state() && company.average(at) == alone.average());
+      CHECK(company.rendered(at) == alone.rendered());
+      cpu.load(company.state(at));
+      CHECK(distance(cpu.rendered(), company.rendered(at)) < 0.02);
+      company.load(cpu.state(), at);
+      CHECK(company.state(at) == alone.state());
+    }
+  }
+  no_faults();
 }
 
 TEST(fit_states_go_from_a_device_to_a_cpu_and_back) {
@@ -276,11 +305,6 @@ TEST(fit_on_a_device_refuses_what_it_has_no_kernels_for) {
     dipengine_fit_destroy(fit);
   }
   FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
-  TestFit fit(problem);
-  dipengine_fit_start_params start = problem.start(1);
-  start.height = 13;
-  CHECK(dipengine_fit_start(fit.get(), 0, &start) == DIPENGINE_INVALID_ARGUMENT);
-  CHECK(fit.progress().state == DIPENGINE_FIT_IDLE);
   for (const auto& [device, index, slots] : {std::array<int32_t, 3>{2, 0, 1}, {1, -1, 1}, {1, 0, 65536}}) {
     problem.params.device = device;
     problem.params.device_index = index;

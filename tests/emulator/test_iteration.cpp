@@ -28,6 +28,7 @@ std::vector<SlotState> some_states(int64_t fits) {
     s.patience = 12;
     s.at_noise = below(3) == 0 ? below(60) : 0;
     s.known = 100;
+    s.extent = {below(9), below(9), below(9), below(9)};
     s.status = below(4) == 0 ? DIPENGINE_FIT_DONE : DIPENGINE_FIT_RUNNING;
   }
   return states;
@@ -42,7 +43,7 @@ bool same(const char* what, int64_t fit, T got, T expected) {
 bool turns_case(int64_t fits, const LoopRules& rules) {
   Array<unsigned char> memory(static_cast<int64_t>(fit_numbers_bytes(fits)));
   const FitNumbers of = fit_numbers_at(memory.data(), fits);
-  const TurnLaunch launch{rules, of, fits, 0.25};
+  const TurnLaunch launch{rules, of, fits, 3, 0.25};
   std::vector<SlotState> expected = some_states(fits);
   std::memcpy(of.states, expected.data(), expected.size() * sizeof(SlotState));
   check::Numbers numbers(static_cast<uint64_t>(fits) + 1);
@@ -57,7 +58,9 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
     const bool active = of.wanted[f] != 0 && s.status == DIPENGINE_FIT_RUNNING;
     if (!same("active", f, of.active[f], static_cast<uint8_t>(active))) return false;
     if (active && !(same("seed", f, of.seeds[f], s.seed) && same("step", f, of.iterations[f], static_cast<uint32_t>(s.iteration)) &&
-                    same("frames", f, of.frames[f], s.outputs.frames))) {
+                    same("frames", f, of.frames[f], s.outputs.frames) && same("rows", f, of.painted[2 * f], s.extent.height) &&
+                    same("row", f, of.measured[2 * f + 1], 3 * s.extent.data_width) &&
+                    same("pixels", f, of.pixels[f], static_cast<double>(3 * s.extent.data_height * s.extent.data_width)))) {
       return false;
     }
     of.loss[f] = numbers.next() > 0.5 ? NAN : numbers.next() > 0.5 ? 0.9 : 0.1;
@@ -145,12 +148,15 @@ SCENARIO(zeros_around_an_image) {
   std::vector<float> expected = before;
   Array<float> image(before);
   Array<uint8_t> active(std::vector<uint8_t>{1, 0, 1});
+  const std::vector<int64_t> window = {4, 277, 1, 1, 5, 12};
+  Array<int64_t> sizes(window);
   for (int64_t f : {0, 2}) {
     for (int64_t i = 0; i < rows * row; ++i) {
-      if (i / row >= 4 || i % row >= 277) expected[static_cast<size_t>(f * stride + i)] = 0;
+      const int64_t height = window[static_cast<size_t>(2 * f)], width = window[static_cast<size_t>(2 * f + 1)];
+      if (i / row >= height || i % row >= width) expected[static_cast<size_t>(f * stride + i)] = 0;
     }
   }
-  const MarginLaunch launch{image.data(), stride, rows, row, 4, 277, active.data()};
+  const MarginLaunch launch{image.data(), stride, rows, row, sizes.data(), active.data()};
   if (launch_margin(launch, fits, nullptr) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   return emulator::same_bits("image", image.copy(), expected);
 }
