@@ -1,14 +1,15 @@
 # make demo    create the environment, build, restore a photograph, leave demo/out/before_after.png
 # make test    create the environment, build, run every test that needs no GPU and less than five minutes
 # make test-emulator   the CUDA kernels on this CPU, and what nvcc makes of them where there is one; needs no network
-# make gpu-acceptance  an environment of its own (one folder holds one ONNX Runtime), the CUDA kernels compiled in, and the tests marked
-#              `gpu`; needs nvcc, a GPU and NVIDIA's package index
+# make gpu-acceptance  build for this machine's GPU, test, look for races and stray accesses, time: nine minutes of it a call, and the
+#              next one goes on; PART=name (see LIST=1), SECONDS=540, AGAIN=1: what failed once more. Needs a GPU, its driver, the CUDA
+#              toolkit (12.8 or newer) and CMake; no network where $(PYTHON) has torch with CUDA, numpy, pybind11 and pytest
 # make clean   remove the environment, builds and outputs
 #
 # PYTHON       interpreter that creates the environment (3.11 or newer)
 # TORCH_INDEX  package index for PyTorch; by default its CPU wheels where there is no GPU, else the default index
 # VENV         folder of the environment
-# GPU_VENV     folder of that of gpu-acceptance
+# GPU_VENV     folder of that of gpu-acceptance, where $(PYTHON) lacks something for it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,17 +31,24 @@ test: $(VENV)/tested-with
 test-emulator: $(VENV)/tested-with
 	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_bindings.py tests/test_cuda_gates.py
 
-gpu-acceptance: $(GPU_VENV)/torch
-	CMAKE_ARGS="-DDIPENGINE_CUDA=ON $(CMAKE_ARGS)" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \
-	  -c constraints.txt --extra-index-url https://pypi.nvidia.com ".[gpu,test]" tensorrt-cu13
-	$(GPU_VENV)/bin/dipengine doctor
-	$(GPU_VENV)/bin/python -m pytest -m gpu -rs tests
+ACCEPTANCE := bench/gpu_acceptance.py $(if $(PART),--part $(PART)) --seconds $(if $(filter command%,$(origin SECONDS)),$(SECONDS),540) \
+  $(if $(AGAIN),--again) $(if $(LIST),--list)
+
+gpu-acceptance:
+	@if $(PYTHON) bench/gpu_acceptance.py --usable; then $(PYTHON) $(ACCEPTANCE); \
+	else $(MAKE) -s $(GPU_VENV)/packages && $(GPU_VENV)/bin/python $(ACCEPTANCE); fi
 
 env: $(VENV)/built
 
 $(VENV)/torch $(GPU_VENV)/torch: constraints.txt tools/install_torch.py
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python tools/install_torch.py $(TORCH_VERSION) $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+	touch $@
+
+# What the engine needs beside itself, ONNX Runtime for GPUs too: the acceptance builds its own.
+$(GPU_VENV)/packages: $(GPU_VENV)/torch
+	CMAKE_ARGS="-DDIPENGINE_CUDA=OFF -DDIPENGINE_PORTABLE_ONLY=ON" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \
+	  -c constraints.txt --extra-index-url https://pypi.nvidia.com ".[gpu,test]" tensorrt-cu13
 	touch $@
 
 $(VENV)/built: $(VENV)/torch $(SOURCES)

@@ -46,7 +46,9 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.usable:
-        return 1 if usable() else 0
+        if lacks := usable():
+            print(f"{sys.executable} cannot be taken: {lacks}.", file=sys.stderr)
+        return 1 if lacks else 0
     if given.work:
         return driver.work(given.parts, given.work, given.folder, given.deadline)
     if given.list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ class Context:
     def environment(self) -> dict[str, str]:
         """For processes: the built package is found before any that is installed, compilers' caches are kept here."""
         path = os.pathsep.join([str(self.package), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return os.environ | {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+        # An environment's own tools come last, as in setup.py.
+        search = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+        return os.environ | {"PATH": search, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
                              "TRITON_CACHE_DIR": str(self.folder / "triton"), "PYTHONUNBUFFERED": "1"}
 
 

@@ -12,11 +12,13 @@ from dipengine.kernels.conv import Source
 
 
 def _numbers(channels: int, value: float = 0.0) -> Tensor:
-    return torch.full((channels,), value, dtype=torch.float64)
+    """float64 in CPU memory, float32 on a GPU, as the ops there take them."""
+    dtype = torch.float64 if torch.get_default_device().type == "cpu" else torch.float32
+    return torch.full((channels,), value, dtype=dtype)
 
 
 class NativeLayer:
-    """Random images and weights for a layer, in buffers of its own; dtype is that of the images.
+    """Random images and weights for a layer, in buffers of its own on PyTorch's default device; dtype is that of the images.
 
     Its sources' norm and slope are folded into the load, its own statistics into the store, its norm's backward into both.
     """
