@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,8 +133,9 @@ def test_library_with_cuda_loads_without_a_driver_and_says_so(tmp_path):
     shutil.copytree(ROOT / "engine/dipengine", package, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
     run(cmake, "-S", ROOT, "-B", tmp_path, *generator, "-DDIPENGINE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-virtual",
         "-DDIPENGINE_PORTABLE_ONLY=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DDIPENGINE_PYTHON=ON", f"-DDIPENGINE_MODULE_DIR={package}",
+        "-DDIPENGINE_SILICON=ON",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", env=environment)
-    run(cmake, "--build", tmp_path, "--target", "dipengine", "_native", "--parallel", os.cpu_count() or 1, env=environment)
+    run(cmake, "--build", tmp_path, "--target", "dipengine", "_native", "dipengine_silicon_tests", "dipengine_ceilings", "--parallel", os.cpu_count() or 1, env=environment)
     library = next(tmp_path.glob("libdipengine.so.*.*.*"))
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
     assert not any("cuda" in name for name in needed), needed
@@ -158,3 +160,15 @@ print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().
     said = run(sys.executable, "-m", "dipengine", "doctor", env=without)
     assert re.search(r"^CUDA kernels +for 80-virtual \(nvcc [\d.]+\); No CUDA device can be used here: ", said, re.MULTILINE), said
     assert package.as_posix() in run(sys.executable, "-c", "import dipengine; print(dipengine.__file__)", env=without)
+
+    # The programs of the acceptance: all of the emulator's scenarios are in the one for a GPU, which says that there is none.
+    tests = tmp_path / "tests/silicon/dipengine_silicon_tests"
+    listed = run(tests, "--list", env=without).split()
+    for path in (ROOT / "tests/emulator").glob("test_*.cpp"):
+        for name in re.findall(r"^SCENARIO\((\w+)\)", path.read_text(), re.MULTILINE):
+            assert f"{path.name}/{name}" in listed
+    assert any(name.startswith("fit_") for name in listed) and not any(name.startswith(("emulator_", "mutation_")) for name in listed)
+    for program, status, words in ((tests, 2, "No CUDA device can be used here: "),
+                                   (tests.with_name("dipengine_ceilings"), 1, "The device cannot be measured: ")):
+        ended = subprocess.run([program], capture_output=True, text=True, env=without)
+        assert ended.returncode == status and ended.stdout.startswith(words), ended.stdout

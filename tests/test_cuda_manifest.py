@@ -81,3 +81,12 @@ def test_doctor_tells_whether_the_kernels_can_run():
 def test_doctor_tells_what_ran_what_changed_and_what_never_ran():
     said = on_silicon("adam aa aa|conv_forward bb cc|philox dd none")
     assert said == "1 of 3 CUDA sources as they are; changed since: conv_forward (bb, then cc); never: philox (dd)"
+
+
+@pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs the source tree")
+def test_the_readme_says_on_which_gpus_the_kernels_have_run():
+    words = " ".join((ROOT / "README.md").read_text().split())
+    found = [path for path in (ROOT / "bench/results").glob("*.json") if '"format": "dipengine GPU acceptance' in path.read_text()[:200]]
+    assert ("on no GPU yet" in words) == (not found)
+    for path in found:
+        assert path.with_suffix(".md").name in words and path.with_suffix(".md").exists()

@@ -109,8 +109,7 @@ def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, 
             now, at = time.time(), store.under_way()
             if at is not None and now - at["began"] > limits[at["name"]]:
                 _end(process)
-                store.finish(part, at["name"], {"status": steps.CUT_OFF, "reason": f"took more than {limits[at['name']]:.0f} s"},
-                             now - at["began"])
+                _finish_for(store, at, {"status": steps.CUT_OFF, "reason": f"took more than {limits[at['name']]:.0f} s"})
                 return "crashed"
             if now > deadline:
                 _end(process)
@@ -122,10 +121,16 @@ def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, 
         _end(process)
     at = store.under_way()
     if at is not None:
-        store.finish(part, at["name"], {"status": steps.CRASHED, "reason": _status(process.returncode), "log": _tail(store.log(part))},
-                     time.time() - at["began"])
+        _finish_for(store, at, {"status": steps.CRASHED, "reason": _status(process.returncode), "log": _tail(store.log(part))})
         return "crashed"
     return "time" if process.returncode == LATER else "done"
+
+
+def _finish_for(store: Store, at: dict[str, Any], result: dict[str, Any]) -> None:
+    """The result of a step whose worker has ended, unless it came to write one itself."""
+    if store.result(at["part"], at["name"]) is None:
+        store.finish(at["part"], at["name"], result, time.time() - at["began"])
+    store.under_way_file.unlink(missing_ok=True)
 
 
 LATER = 75  # a worker's status: it has time for no further step

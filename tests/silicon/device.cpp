@@ -5,6 +5,7 @@
 // between two launches need it. Whole fits have memory of the device itself.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -53,7 +54,7 @@ std::vector<Site> sites() { return {}; }
 void clear_sites() {}
 std::vector<void*> launched_on() { return {}; }
 
-Memory::Memory(size_t bytes) : bytes_(bytes), storage_(pinned(bytes + 2 * redzone() + 1), give_back) {
+Memory::Memory(size_t bytes) : bytes_(bytes), storage_(pinned(std::max<size_t>(bytes + 2 * redzone(), 1)), give_back) {
   data_ = storage_.get() + redzone();
 }
 Memory::~Memory() = default;
