@@ -44,6 +44,15 @@ def each_isa():
     backend.native.set_cpu_isa(None)
 
 
+def skip_without_provider(provider: str) -> None:
+    """Skips a test on a GPU where this ONNX Runtime is built without it, as the one for CPUs is."""
+    import onnxruntime
+
+    name = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
+    if name not in onnxruntime.get_available_providers():
+        pytest.skip(f"needs an ONNX Runtime with {name}: pip install onnxruntime-gpu")
+
+
 @pytest.fixture
 def picture() -> np.ndarray:
     """uint8 [40, 52, 3]: sides that no power of two divides."""

@@ -217,7 +217,7 @@ def fixed_samples(monkeypatch, values):
 
 def test_the_best_peer_and_its_ratio_come_from_the_samples(monkeypatch, quick):
     monkeypatch.setattr(iteration, "make_ours", lambda setting: Fake())
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
     fixed_samples(monkeypatch, {
         "ours": [0.1, 0.2, 0.1], "eager float32": [0.8, 0.8, 0.9], "float32 channels_last": [0.5, 0.7, 0.6],
         "bf16 channels_last": [0.3, 0.4, 0.4], "bf16 channels_last, compiled": [0.5, 0.5, 0.5],
@@ -240,7 +240,7 @@ def test_the_best_peer_and_its_ratio_come_from_the_samples(monkeypatch, quick):
 
 
 def test_without_a_compiler_the_others_are_measured_and_the_reason_is_told(monkeypatch, quick, one_torch_thread):
-    def broken(function):
+    def broken(function, **how):
         def fail(z):
             raise RuntimeError("No working C++ compiler found\nand much more")
         return fail

@@ -17,7 +17,7 @@ if not (ROOT / "bench/acceptance").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "bench"))
 
-from acceptance import building, checking, gpu, report, table, testing  # noqa: E402
+from acceptance import building, checking, gpu, report, table, targets, testing  # noqa: E402
 from acceptance.store import Store, fingerprint  # noqa: E402
 
 from dipengine.cli.doctor import on_silicon  # noqa: E402
@@ -309,7 +309,9 @@ def test_the_results_file_holds_everything_and_the_table_shows_it(tmp_path):
     assert found["results"]["iterations"]["4096-eager"]["status"] == "out of memory"
     text = (tmp_path / "fake_1000.md").read_text()
     for words in ("2 of 3 CUDA sources have passed their tests on this GPU", "| conv_forward | `cccccccccccccccc` | not passed |",
-                  "| 256 | ours | 2.000 |  | 80 | 1.22 | misses 0.5 ms |", "| 256 | eager tf32 | 2.000 | 4.25 |",
+                  "| 256 | ours | 2.000 |  | 80 | 1.22 |", "| 256x256, an iteration | at most 0.5 ms | 2 | missed |",
+                  "| 512x512, an iteration | at most 1.2 ms | not measured |  |", "| 256, eager tf32 | at least 10 times ours | 4.25 | missed |",
+                  "the least share of their roofline | at least 0.5 | 0.6 | met |", "| 256 | eager tf32 | 2.000 | 4.25 |",
                   "| 4096 | eager | out of memory |", "| 4 | ours | 2000 |", "| 4 | grouped | out of memory |",
                   "Layers of 128 channels: 60% to 60% of their roofline.", "| ours | 31.25 | 900 | 1.50 |", "noisy 20.25 dB",
                   "| tests | conv | failed | 3 | 1 of 4 failed, first conv_wide |", "compute-sanitizer was not found"):
@@ -352,6 +354,22 @@ def test_doctor_reads_from_the_results_file_what_ran(tmp_path):
     later = manifest(tmp_path)
     said = on_silicon("|".join(f"{name} {hash_} {then}" for name, (hash_, then) in later.items()))
     assert said == f"1 of 2 CUDA sources as they are; changed since: adam ({later['adam'][0]}, then {now['adam']})"
+
+
+def test_the_best_peer_counts_once_all_have_been_tried():
+    def peer(ratio):
+        return {"status": "measured", "ratio": ratio}
+
+    results = {"iterations": {"256-eager": peer(9.0), "256-graph": peer(4.0)}, "compiled": {}}
+    best = targets.over_best("256")
+    assert best(results) is None
+    results["compiled"]["256-compiled"] = {"status": "cut off"}
+    assert best(results) == 4.0
+    results["compiled"]["256-compiled"] = peer(3.5)
+    results["iterations"]["256-graph"] = {"status": "out of memory"}
+    assert best(results) == 3.5
+    found = {row["what"]: row["met"] for row in targets.judged(results)}
+    assert found["256, best PyTorch"] is True and found["256, eager tf32"] is False and found["512, eager tf32"] is None
 
 
 def test_the_table_of_nothing_is_no_table():

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from conftest import skip_without_provider
 from onnx import TensorProto, helper
 
 import dipengine
@@ -92,6 +93,8 @@ def test_a_pixel_depends_on_no_more_than_its_window(changes):
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_regions_have_the_pixels_of_the_whole(files, mode, provider):
+    if provider != "cpu":
+        skip_without_provider(provider)
     renderer = Renderer(files / f"{mode}.onnx", provider=provider, strict=True, threads=1)
     whole = renderer.render()
     assert whole.shape == (119, 150, 3) and whole.dtype == np.float32

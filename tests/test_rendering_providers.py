@@ -11,6 +11,7 @@ import types
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import skip_without_provider
 
 import dipengine
 from dipengine.cli.main import main
@@ -200,6 +201,8 @@ def test_a_gpu_paints_what_the_cpu_paints(model, provider, tmp_path, monkeypatch
     import cupy
     import torch
 
+    skip_without_provider(provider)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     renderer, cpu = Renderer(model, provider=provider, strict=True), Renderer(model, provider="cpu").render()
     assert renderer.provider == provider
@@ -220,4 +223,5 @@ def test_a_gpu_paints_what_the_cpu_paints(model, provider, tmp_path, monkeypatch
 
 @pytest.mark.gpu
 def test_cuda_replays_a_graph(model):
+    skip_without_provider("cuda")
     assert Renderer(model, provider="cuda", strict=True).replays

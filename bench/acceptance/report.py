@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from acceptance import gpu, table
+from acceptance import gpu, table, targets
 from acceptance.step import PASSED, ROOT, Parts
 from acceptance.store import Store
 from acceptance.testing import PROGRAMS
@@ -43,6 +43,7 @@ def compose(store: Store, parts: Parts) -> dict[str, Any]:
         "machine": {name: value for name, value in machine.items() if name not in ("status", "took", "ended")},
         "complete": not any(s.name not in results[part] for part, steps in parts.items() for s in steps),
         "missing": {part: names for part, steps in parts.items() if (names := [s.name for s in steps if s.name not in results[part]])},
+        "targets": targets.judged(results),
         "results": results,
     }
 

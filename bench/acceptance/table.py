@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from acceptance.step import MEASURED
-
-# Where a target has been set (milliseconds an iteration; bytes a pixel): ours at most.
-MOST_MILLISECONDS = {"256": 0.5, "512": 1.2, "15.4Mpx": 60.0}
-MOST_BYTES_A_PIXEL = {"15.4Mpx": 1200.0}
-
+from acceptance.targets import GPU
 
 def text(found: dict[str, Any]) -> str:
     results, machine = found["results"], found["machine"]
@@ -23,9 +19,18 @@ def text(found: dict[str, Any]) -> str:
     if not found["complete"]:
         lines += ["**Not complete.** Not done yet: " + "; ".join(f"{part}: {', '.join(names)}" for part, names in found["missing"].items())
                   + ".", ""]
-    lines += [*_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results), *_layers(results),
+    lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results), *_layers(results),
               *_restoration(results)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _targets(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for target in found["targets"]:
+        value, met = target["measured"], target["met"]
+        rows.append((target["what"], f"{'at most' if target['at_most'] else 'at least'} {target['wanted']:g} {target['unit']}".rstrip(),
+                     "not measured" if value is None else f"{value:.3g}", "" if met is None else "met" if met else "missed"))
+    return ["## Targets", "", f"Set for an {GPU.removeprefix('NVIDIA ')}.", "", *_rows(("", "wanted", "measured", ""), rows)]
 
 
 def _kernels(found: dict[str, Any]) -> list[str]:
@@ -69,23 +74,10 @@ def _iterations(results: dict[str, Any]) -> list[str]:
         seconds = result["seconds"]["median"]
         memory = result.get("memory_bytes")
         rows.append((size, result.get("peer", "ours"), f"{1000 * seconds:.3f}", _ratio(result), _mega(memory),
-                     "" if memory is None else f"{memory / result['pixels'] / 1000:.2f}", _target(size, side, result)))
+                     "" if memory is None else f"{memory / result['pixels'] / 1000:.2f}", ""))
     head = ("size", "side", "ms an iteration", "times ours", "MB", "GB a Mpx", "")
     return ["## Whole iterations", "", "The paper's network, nearest, ours in bf16. A peer's ratio is to ours before and behind it.", "",
             *_rows(head, rows)] if rows else []
-
-
-def _target(size: str, side: str, result: dict[str, Any]) -> str:
-    if side != "ours":
-        return ""
-    said = []
-    if size in MOST_MILLISECONDS:
-        most = MOST_MILLISECONDS[size]
-        said.append(f"{'meets' if 1000 * result['seconds']['median'] <= most else 'misses'} {most:g} ms")
-    if size in MOST_BYTES_A_PIXEL and result.get("memory_bytes") is not None:
-        most = MOST_BYTES_A_PIXEL[size]
-        said.append(f"{'meets' if result['memory_bytes'] / result['pixels'] <= most else 'misses'} {most / 1000:g} GB a Mpx")
-    return ", ".join(said)
 
 
 def _cohorts(results: dict[str, Any]) -> list[str]:
