@@ -87,7 +87,7 @@ RECIPES = {"masked": RECIPE} | {name: replace(RECIPE, generator=generator) for n
 
 @emulated_test
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("name", [*PROBLEMS, *RECIPES][1:])
+@pytest.mark.parametrize("name", [*(name for name in PROBLEMS if name != "masked"), *RECIPES])
 def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emulated, name, precision, monkeypatch):
     """From each of 5 states of a run on the CPU: one step's loss to 1e-2 (tf32: 1e-3), and the pooled RMS error of all gradients
     (relative to each tensor's norm) at most twice that of plain PyTorch at this precision."""
