@@ -16,6 +16,7 @@ ARCHITECTURES = (80, 86, 89, 90, 120)
 
 # Most registers of a thread, by kernel. With 128 threads 255 are what two blocks a multiprocessor leave, with 256 threads 128.
 REGISTERS = {
+    "sigmoid_backward_kernel": 64,
     "adam_kernel": 64,
     "perturb_kernel": 64,
     "masked_mse_kernel": 96,
@@ -31,6 +32,8 @@ REGISTERS = {
     "sums_kernel": 96,
     "norm_fold_gradient_kernel": 64,
     "conv_weight_sum_kernel": 64,
+    "conv_widen_kernel": 64,
+    "conv_narrow_kernel": 64,
     "turn_begin_kernel": 64,
     "turn_judge_kernel": 64,
     "turn_end_kernel": 72,

@@ -14,7 +14,7 @@ import torch.nn.functional as functional  # noqa: E402
 from conv_problems import nearest_tf32  # noqa: E402
 from emulated import NEEDS  # noqa: E402
 from emulated_arrays import Memory, bindings  # noqa: E402
-from test_fitting_native import PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
+from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
 
 from dipengine.errors import DeviceError  # noqa: E402
 from dipengine.fitting import device as placing  # noqa: E402
@@ -82,24 +82,28 @@ def tf32_convolution(x, weight, bias=None, stride=1, padding=0):
     return out if bias is None else out + bias[:, None, None]
 
 
+RECIPES = {"masked": RECIPE} | {name: replace(RECIPE, generator=generator) for name, generator in GENERATORS.items() if name != "wide"}
+
+
 @emulated_test
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emulated, precision, monkeypatch):
+@pytest.mark.parametrize("name", [*(name for name in PROBLEMS if name != "masked"), *RECIPES])
+def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emulated, name, precision, monkeypatch):
     """From each of 5 states of a run on the CPU: one step's loss to 1e-2 (tf32: 1e-3), and the pooled RMS error of all gradients
     (relative to each tensor's norm) at most twice that of plain PyTorch at this precision."""
-    seed = 5
-    cpu = NativeFit(PROBLEM, RECIPE, seed, Placement("cpu", precision, "native", 1), "fixed")
-    plan = NativeFit(PROBLEM, RECIPE, seed, replace(GPU, precision=precision), "fixed")
+    problem, recipe, seed = (PROBLEM, RECIPES[name], 5) if name in RECIPES else (PROBLEMS[name], RECIPE, 5)
+    cpu = NativeFit(problem, recipe, seed, Placement("cpu", precision, "native", 1), "fixed")
+    plan = NativeFit(problem, recipe, seed, replace(GPU, precision=precision), "fixed")
     errors = {"plan": [], "torch": []}
     for step in range(5):
         plan.load_state(cpu.save_state())
         weights = plan.weights()
-        loss, exact = float64_step(PROBLEM, RECIPE, weights, seed, step)
+        loss, exact = float64_step(problem, recipe, weights, seed, step)
         plan.run(1)
         cpu.run(1)
         assert plan.losses[-1] == pytest.approx(loss, rel=1e-2 if precision == "bf16" else 1e-3)
         assert plan.losses[-1] == pytest.approx(cpu.losses[-1], rel=1e-2 if precision == "bf16" else 1e-3)
-        fit = Fit(PROBLEM, RECIPE, seed, Placement("cpu", precision, "torch", 1))
+        fit = Fit(problem, recipe, seed, Placement("cpu", precision, "torch", 1))
         fit.network.load_numpy(weights)
         fit.iteration = step
         with monkeypatch.context() as patched:
@@ -113,7 +117,7 @@ def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emu
                 if scale > 1e-7:  # gammas in front of another norm have none to speak of
                     errors[kind].append(np.square((gradients[parameter] - truth) / scale).ravel())
     rms = {kind: float(np.sqrt(np.concatenate(values).mean())) for kind, values in errors.items()}
-    print(precision, rms)
+    print(name, precision, rms)
     assert rms["plan"] <= 2 * rms["torch"] + 1e-6, rms
 
 
@@ -134,10 +138,10 @@ def test_a_run_is_saved_continued_and_delivered_with_the_same_bits(emulated):
     assert whole.fit.losses == second.fit.losses and len(whole.fit.losses) == 5
 
 
-def test_the_plan_covers_on_a_gpu_what_it_has_kernels_for():
-    assert supports(PROBLEM, RECIPE, GPU) and not supports(PROBLEM, RECIPE, replace(GPU, kernels="torch"))
-    for name, problem in PROBLEMS.items():
-        assert supports(problem, RECIPE, GPU) == (name in ("identity", "grey", "masked"))
+def test_the_plan_covers_on_a_gpu_what_it_covers_on_a_cpu():
+    assert not supports(PROBLEM, RECIPE, replace(GPU, kernels="torch"))
+    assert all(supports(problem, RECIPE, GPU) for problem in PROBLEMS.values())
+    assert not supports(replace(PROBLEM, operator=lambda image: image), RECIPE, GPU)
 
 
 class OneGpu:

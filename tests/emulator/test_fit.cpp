@@ -294,16 +294,27 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
   CHECK(bytes[1] < bytes[2] && bytes[2] < bytes[3] && bytes[3] < 3 * bytes[1] + 4096);
 }
 
-TEST(fit_on_a_device_refuses_what_it_has_no_kernels_for) {
-  for (FitProblem problem : check::every_task(DIPENGINE_FLOAT32)) {
-    const bool has = problem.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY &&
-                     problem.params.data_term == DIPENGINE_DATA_SQUARED && problem.params.generator.downsample == 0;
-    problem.params.device = DIPENGINE_DEVICE_CUDA;
-    dipengine_fit* fit = nullptr;
-    CHECK(dipengine_fit_create(&problem.params, &fit) == (has ? DIPENGINE_OK : DIPENGINE_UNSUPPORTED));
-    CHECK((fit != nullptr) == has);
-    dipengine_fit_destroy(fit);
+// Two iterations: the second is of weights that the first's gradients have made.
+TEST(fit_of_every_task_agrees_with_the_plan_on_a_cpu_and_has_its_bits_among_others) {
+  for (const FitProblem& problem : check::every_task(DIPENGINE_FLOAT32)) {
+    const FitProblem small = check::resized(problem, 22, 29, 5), largest = check::resized(problem, 24, 32, 6);
+    TestFit cpu(small, 3), alone(on_device(small), 3), company(on_device(largest), nullptr, 2);
+    company.start(0, on_device(largest), 8);
+    company.start(1, on_device(small), 3);
+    for (int i = 0; i < 2; ++i) {
+      const double expected = cpu.run(1)[0], got = alone.run(1)[0];
+      company.run(1);
+      CHECK(std::fabs(got / expected - 1) <= 2e-3);
+      CHECK(distance(gradients(alone, small), gradients(cpu, small)) <= 0.2);  // see above
+      CHECK(distance(alone.average(), cpu.average()) <= 2e-3);
+      cpu.load(alone.state());
+    }
+    CHECK(company.state(1) == alone.state());
+    no_faults();
   }
+}
+
+TEST(fit_on_a_device_refuses_what_no_device_takes) {
   FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
   for (const auto& [device, index, slots] : {std::array<int32_t, 3>{2, 0, 1}, {1, -1, 1}, {1, 0, 65536}}) {
     problem.params.device = device;
