@@ -39,6 +39,8 @@ def _run(name: str, does: str) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     elif kind == "fail":
         return {"status": FAILED, "reason": "as planned"}
+    elif kind == "make":
+        (FOLDER / detail).touch()
     elif kind == "machine":
         return MACHINE
     elif kind == "result":
@@ -46,9 +48,14 @@ def _run(name: str, does: str) -> dict[str, Any]:
     return {"status": MEASURED, "fake": True}
 
 
+def _there(does: str) -> Any:
+    """What "make FILE" makes."""
+    return (lambda context: (FOLDER / does.split()[1]).exists()) if does.startswith("make ") else None
+
+
 def _parts() -> Parts:
     plan = json.loads((FOLDER / "plan.json").read_text())
-    return {part: [Step(name, lambda context, name=name, does=does: _run(name, does), expected, limit, peer)
+    return {part: [Step(name, lambda context, name=name, does=does: _run(name, does), expected, limit, peer, _there(does))
                    for name, does, expected, limit, peer in steps]
             for part, steps in plan.items()}
 

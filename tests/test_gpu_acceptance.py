@@ -170,7 +170,15 @@ def test_results_are_forgotten_when_the_sources_change(tmp_path):
     one.call()
     (tmp_path / "fingerprint.txt").write_text("other sources")
     status, said = one.call()
-    assert status == 0 and one.begun() == ["a", "a"] and "The sources have changed since the last call" in said
+    assert status == 0 and one.begun() == ["a", "a"] and "The sources or the GPU have changed since the last call" in said
+
+
+def test_what_has_been_made_and_is_gone_is_made_again(tmp_path):
+    one = Acceptance(tmp_path, build=[("machine", "machine"), ("compile", "make built")], first=[("a", "measure")])
+    one.call()
+    assert one.begun() == ["machine", "compile", "a"]
+    (tmp_path / "built").unlink()  # as where results came from another machine
+    assert one.call()[0] == 0 and one.begun() == ["compile"]
 
 
 def test_the_fingerprint_is_of_sources_and_not_of_builds(tmp_path):
@@ -255,16 +263,28 @@ def test_the_build_is_for_one_architecture_and_outside_of_the_sources(tmp_path):
 
 
 def test_every_test_file_of_the_emulator_runs_on_a_gpu_and_every_source_has_one():
-    asked = [beginning for beginnings, _ in testing.PROGRAMS.values() for beginning in beginnings]
+    asked = [beginning for program in testing.PROGRAMS.values() for beginning in program.beginnings]
     for path in (ROOT / "tests/emulator").glob("test_*.cpp"):
-        if "SCENARIO(" in path.read_text():
-            assert f"{path.name}/" in asked, path.name
-            assert path.name in (ROOT / "tests/silicon/CMakeLists.txt").read_text()
-    folders = {folder for _, folders in testing.PROGRAMS.values() for folder in folders}
-    listed = re.findall(r"csrc/(\S+)/\w+_cuda\.cu", (ROOT / "cmake/DipengineCuda.cmake").read_text())
-    assert set(listed) == folders
-    assert report.folder_of("parts") == "ops/norm" and report.folder_of("iteration") == "fit"
+        for kind, name in re.findall(r"^(SCENARIO|TEST)\((\w+)\)", path.read_text(), re.MULTILINE):
+            if not name.startswith(("emulator_", "mutation_", "scenarios_", "plans_")):
+                whole = f"{path.name}/{name}" if kind == "SCENARIO" else name
+                assert sum(whole.startswith(beginning) for beginning in asked) == 1, whole
+    listed = re.findall(r"csrc/(\S+)/(\w+)_cuda\.cu", (ROOT / "cmake/DipengineCuda.cmake").read_text())
+    assert {folder for folder, _ in listed} == {program.folder for program in testing.PROGRAMS.values()} - {None}
+    assert {name: report.folder_of(name) for _, name in listed} == {name: folder for folder, name in listed}
+    assert testing.folder_of_tests("conv_mean") == "ops/conv" and testing.folder_of_tests("masked_mse") == "ops/masked_mse"
     assert ROOT / "tests/test_cuda_bindings.py" in testing.files_with_gpu_tests()
+
+
+def test_a_source_counts_as_run_when_all_tests_of_its_folder_have_passed():
+    passed, kernels = {"status": "passed"}, {"conv_forward": "a", "conv_mean": "b", "norm": "c", "parts": "d"}
+    results = {"build": {"doctor": passed | {"kernels": kernels}}, "tests": {"conv": passed, "norm": passed}}
+    assert report.on_silicon(results) == {"norm": "c", "parts": "d"}  # test_conv_mean.cpp has not run
+    results["tests"]["conv_mean"] = passed
+    assert report.on_silicon(results) == kernels
+    results["tests"]["norm"] = {"status": "crashed"}
+    assert set(report.on_silicon(results)) == {"conv_forward", "conv_mean"}
+    assert report.on_silicon({"build": {}, "tests": results["tests"]}) == {}
 
 
 # ---- the results file -----------------------------------------------------------------------------------------------

@@ -55,8 +55,11 @@ def accept(call: Call) -> int:
     try:
         deadline = time.time() + call.seconds
         if store.begin(importlib.import_module(call.parts_module).fingerprint()):
-            call.say("The sources have changed since the last call: everything begins anew.")
+            call.say("The sources or the GPU have changed since the last call: everything begins anew.")
         _lost(store, call.say)
+        context = Context(call.folder, store.result)
+        for part, listed in parts.items():
+            store.forget(part, [s.name for s in listed if s.there is not None and not s.there(context)])
         chosen = list(parts) if call.only is None else [call.only]
         if call.only not in (None, FIRST) and FIRST in parts and _open(store, parts, FIRST):
             chosen.insert(0, FIRST)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from acceptance import building, checking, cohorts, iterations, layers, report as reports, restoring, testing
+from acceptance import building, checking, cohorts, gpu, iterations, layers, restoring, store, testing
+from acceptance import report as reports
 from acceptance.step import ROOT, Parts
-from acceptance.store import Store, fingerprint
-
-__all__ = ["PARTS", "fingerprint", "report"]
 
 PARTS: Parts = {
     "build": building.STEPS,
@@ -22,6 +20,15 @@ PARTS: Parts = {
 }
 
 
-def report(store: Store, parts: Parts, say: Callable[[str], None]) -> None:
+def fingerprint() -> str:
+    """Of the sources and the GPU: results are kept for as long as both stay."""
+    try:
+        name = gpu.slug(gpu.query()["name"])
+    except RuntimeError:
+        name = "none"
+    return f"{store.fingerprint()} {name}"
+
+
+def report(kept: store.Store, parts: Parts, say: Callable[[str], None]) -> None:
     """Write bench/results/GPU.json and GPU.md from what there is."""
-    reports.write(store, parts, ROOT / "bench/results", say)
+    reports.write(kept, parts, ROOT / "bench/results", say)

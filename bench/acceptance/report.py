@@ -49,12 +49,13 @@ def compose(store: Store, parts: Parts) -> dict[str, Any]:
 
 
 def on_silicon(results: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Name and hash of the CUDA sources whose own tests have passed on the GPU."""
+    """Name and hash of the CUDA sources whose own tests, those of their folder, have all passed on the GPU."""
     doctor, tests = results["build"].get("doctor"), results.get("tests", {})
     if doctor is None or doctor["status"] != PASSED:
         return {}
-    folders = [folder for name, (_, folders) in PROGRAMS.items() if tests.get(name, {}).get("status") == PASSED for folder in folders]
-    return {name: hash_ for name, hash_ in doctor["kernels"].items() if folder_of(name) in folders}
+    tested = {asked.folder for asked in PROGRAMS.values()}
+    failed = {asked.folder for name, asked in PROGRAMS.items() if tests.get(name, {}).get("status") != PASSED}
+    return {name: hash_ for name, hash_ in doctor["kernels"].items() if folder_of(name) in tested - failed}
 
 
 def folder_of(name: str) -> str:

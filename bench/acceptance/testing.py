@@ -8,32 +8,43 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acceptance.step import CRASHED, FAILED, LEFT_OUT, PASSED, ROOT, Context, Step
 
-# What the test program is asked for: the beginning of names; and the sources that this has run on the GPU, by folder of csrc.
-PROGRAMS = {
-    "layouts": (["golden_", "sums_of_products"], []),
-    "adam": (["test_adam.cpp/"], ["ops/adam"]),
-    "blur": (["test_blur.cpp/"], ["ops/blur"]),
-    "deviance": (["test_deviance.cpp/"], ["ops/deviance"]),
-    "masked_mse": (["test_masked_mse.cpp/"], ["ops/masked_mse"]),
-    "philox": (["test_philox.cpp/"], ["ops/philox"]),
-    "resample": (["test_resample.cpp/"], ["ops/resample"]),
-    "norm": (["test_norm.cpp/"], ["ops/norm"]),
-    "conv": (["test_conv.cpp/"], ["ops/conv"]),
-    "iteration": (["test_iteration.cpp/"], ["fit"]),
-    "fits": (["fit_"], []),
-}
+EMULATOR = ROOT / "tests/emulator"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A part of the test program: the beginnings of its tests' names, and the folder of csrc whose sources they run."""
+
+    beginnings: tuple[str, ...]
+    folder: str | None = None
+
+
+def folder_of_tests(name: str) -> str:
+    """test_conv.cpp and test_conv_mean.cpp are of ops/conv; what is no op's is the fit's."""
+    ops = [op.name for op in (ROOT / "csrc/ops").iterdir() if name == op.name or name.startswith(f"{op.name}_")]
+    return f"ops/{max(ops, key=len)}" if ops else "fit"
+
+
+def _programs() -> dict[str, Program]:
+    scenarios = [path for path in sorted(EMULATOR.glob("test_*.cpp")) if "\nSCENARIO(" in path.read_text()]
+    of_files = {(name := path.stem.removeprefix("test_")): Program((f"{path.name}/",), folder_of_tests(name)) for path in scenarios}
+    return {"layouts": Program(("golden_", "sums_of_products")), **of_files, "fits": Program(("fit_",))}
+
+
+PROGRAMS = _programs()
 
 
 def program(context: Context) -> Path:
     return context.build / "tests/silicon/dipengine_silicon_tests"
 
 
-def run_program(context: Context, beginnings: list[str]) -> dict[str, Any]:
+def run_program(context: Context, beginnings: tuple[str, ...]) -> dict[str, Any]:
     result = subprocess.run([program(context), *beginnings], capture_output=True, text=True, errors="replace")
     print(result.stdout + result.stderr, flush=True)
     return judge(result.stdout, result.returncode)
@@ -91,14 +102,14 @@ def judge_report(xml: str) -> dict[str, Any]:
     return found | {"status": PASSED}
 
 
-def _program_step(name: str, beginnings: list[str]) -> Step:
+def _program_step(name: str, asked: Program) -> Step:
     limit = 400 if name in ("conv", "fits") else 120
-    return Step(name, lambda context: run_program(context, beginnings), 10, limit)
+    return Step(name, lambda context: run_program(context, asked.beginnings), 10, limit)
 
 
 def _python_step(path: Path) -> Step:
     return Step(path.stem, lambda context: python(context, path), 20, 400)
 
 
-STEPS = [*(_program_step(name, beginnings) for name, (beginnings, _) in PROGRAMS.items()),
+STEPS = [*(_program_step(name, asked) for name, asked in PROGRAMS.items()),
          *(_python_step(path) for path in files_with_gpu_tests())]
