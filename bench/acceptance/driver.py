@@ -65,7 +65,7 @@ def accept(call: Call) -> int:
             chosen.insert(0, FIRST)
         if call.again:
             for part in chosen:
-                store.forget(part, [s.name for s in parts[part] if call.only or _bad(store, part, s)])
+                store.forget(part, [s.name for s in parts[part] if part == call.only or _bad(store, part, s)])
         fresh = True
         for part in chosen:
             fresh, more = _run_part(call, store, parts, part, deadline, held, fresh)
