@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dipengine.images.atomic import nobody_can_write
 from dipengine.scheduling.backlog import Backlog
 from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
@@ -102,6 +103,7 @@ class Driver:
         self._tiles = 0  # so far, of all images: their rows are numbered below zero
         self._accidents: defaultdict[int, int] = defaultdict(int)
         self._writes: list[Callable[[], None]] = []
+        self._lazy: list[Callable[[], None]] = []  # that can wait for the next of `_writes`: each commit is an fsync
         self._said: list[Callable[[], None]] = []
         self.halted: str | None = None  # why nothing can go on
 
@@ -145,9 +147,9 @@ class Driver:
         orders = self._schedule()
         if self._writes:
             with self._ledger.transaction():
-                for write in self._writes:
+                for write in (*self._lazy, *self._writes):
                     write()
-            self._writes = []
+            self._lazy, self._writes = [], []
         for executor, message in orders:
             executor.send(message)
         said, self._said = self._said, []
@@ -160,8 +162,11 @@ class Driver:
         rows = {held.row.id: held.row for jobs in self._held.values() for held in jobs.values() if held.row.parent is None}
         rows |= {number: parent.row for number, parent in self._parents.items()}
         with self._ledger.transaction():
+            for write in self._lazy:
+                write()
             for row in rows.values():
                 self._ledger.back(row)
+        self._lazy = []
         self._parents = {}
         self._held = {executor: {} for executor in self._executors}
 
@@ -187,8 +192,11 @@ class Driver:
         if isinstance(message, Planned):
             held.bytes, held.ceiling = message.bytes, message.iterations
             self._devices[executor.device].deferred.append(held)
+            if held.row.stage == "image":
+                self._planned(held.row, "none")
         elif isinstance(message, Tiled):
             self._release(held)
+            self._planned(held.row, message.tiling)
             self._in_tiles(held.row, message)
         elif isinstance(message, Progressed):
             held.iteration = message.iteration
@@ -198,6 +206,16 @@ class Driver:
         elif isinstance(message, Failed):
             self._release(held)
             self._failed(held, message)
+
+    def _planned(self, row: Row, tiling: str) -> None:
+        """The first plan of a job decides how its values come about; another machine's memory may ask for other tiles."""
+        environment = json.loads(row.environment)
+        begun = environment.setdefault("tiling", tiling)
+        note = None if begun == tiling else f"begun with tiles: {begun}, so the values differ: now {tiling}"
+        text = json.dumps(environment, sort_keys=True)
+        if text != row.environment or note is not None:
+            row.environment = text
+            self._lazy.append(lambda: self._ledger.planned(row, note))
 
     def _in_tiles(self, row: Row, message: Tiled) -> None:
         self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending))
@@ -229,10 +247,18 @@ class Driver:
             try:
                 self._places.publish(row.name, message.attempt, message.staged)
             except OSError as error:
-                self._accident(row, f"{row.job.output} cannot be put in its place ({error.strerror or error})", error)
+                self._unpublished(row, error)
                 return
         self._writes.append(lambda: self._ledger.done(row, list(message.files), message.result))
         self._said.append(lambda: self._settled(row, lambda: self._listener.done(row, message)))
+
+    def _unpublished(self, row: Row, error: OSError) -> None:
+        text = f"{row.job.output} cannot be put in its place ({error.strerror or error})"
+        if nobody_can_write(error):
+            self.halted = f"{text}; free some space."
+            self._again(row, text)
+        else:
+            self._accident(row, text, error)
 
     def _failed(self, held: Held, message: Failed) -> None:
         row = held.row
@@ -357,7 +383,8 @@ class Driver:
             precision = "bf16" if environment.get("bf16") else "fp32"
         here = json.dumps({**environment, "precision": precision}, sort_keys=True)
         note = None
-        if row.environment is not None and row.environment != here:
+        begun = None if row.environment is None else json.loads(row.environment)
+        if begun is not None and {**begun, "tiling": None} != {**environment, "precision": precision, "tiling": None}:
             note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
         # A plan of tiles, their fits and the blending are one attempt of the image.
         attempt = row.attempts + (row.stage != "blend")
@@ -385,7 +412,10 @@ class Driver:
         for device in self._devices.values():
             if device.plan.workers == 1:
                 continue
-            workers = device.plan.workers if self._backlog else min(device.plan.workers, max(1, device.held))
+            busy = device.limit
+            if device.deferred or not self._backlog:
+                busy = device.held - len(device.deferred)  # nobody else can come: for want of memory, or of jobs
+            workers = min(device.plan.workers, max(1, busy))
             threads = max(1, device.plan.threads // workers)
             if threads != device.threads:
                 orders += [(executor, Threads(threads)) for executor in device.executors]

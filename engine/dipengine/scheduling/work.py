@@ -15,13 +15,14 @@ from dipengine.errors import FitError, InputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
-from dipengine.images import Image, check_writable, read_image, read_kernel, read_mask, write_image
+from dipengine.images import Image, check_writable, read_image, write_image, write_json
 from dipengine.restoration import RunningRestoration, begin_restoration, plan_restoration
 from dipengine.scheduling.jobs import FileFacts
 from dipengine.scheduling.memory import planned_bytes
 from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
-from dipengine.tiling import TiledPlan, TileRequest, plan_tiles, tiled_record
+from dipengine.tasks.option_files import file_options, read_files, read_kernels
+from dipengine.tiling import TiledPlan, TileRequest, needs_tiles, plan_tiles, refuse_in_tiles, tiled_record
 
 if TYPE_CHECKING:
     from dipengine.scheduling.worker import WorkerOptions
@@ -43,7 +44,6 @@ class Work(ABC):
     bytes: int
     iterations: int
     iteration = 0
-    resumed_at = 0
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -77,7 +77,7 @@ def work_of(start: Start, options: WorkerOptions, threads: int) -> Work | Tiled:
     if start.stage == "blend":
         return Blend(start)
     settings = replace(start.request.settings, device=options.device, threads=threads)
-    if start.tiles is not None and start.image is None and options.tile != "none":
+    if start.tiles is not None and start.image is None and start.request.tile != "none":
         tiled = _in_tiles(start, options, settings)
         if tiled is not None:
             return tiled
@@ -86,19 +86,16 @@ def work_of(start: Start, options: WorkerOptions, threads: int) -> Work | Tiled:
 
 def _in_tiles(start: Start, options: WorkerOptions, settings: Settings) -> Tiled | None:
     request = start.request
-    named = {
-        name: read_kernel(value, max_pixels=request.max_pixels) if option.kind == "kernel" and isinstance(value, str) else value
-        for option in request.described.options
-        if (value := request.options.get(name := option.keyword)) is not None
-    }
-    tiled = plan_tiles(
-        start.input, request.task, named, settings, folder=start.tiles, tile=TileRequest.parse(options.tile),
-        budget=options.budget, max_pixels=request.max_pixels,
-    )
-    if tiled is None:
+    named = read_kernels(request.described, request.options, max_pixels=request.max_pixels)
+    wish = {"tile": TileRequest.parse(request.tile), "budget": options.budget, "max_pixels": request.max_pixels}
+    if not needs_tiles(start.input, request.task, named, settings, **wish):
         return None
+    asked = {"generators": request.keep_generator, "init-from": request.init_from, "warm": start.previous or start.keep_weights}
+    refuse_in_tiles(*(name for name, value in asked.items() if value))
+    tiled = plan_tiles(start.input, request.task, named, settings, folder=start.tiles, **wish)
     _check_staged(start, lambda path: check_writable(path, tiled.restored_like, alpha=tiled.keeps_alpha))
-    return Tiled(start.job, start.attempt, tuple(tile.index for tile in tiled.pending), len(tiled.tiles))
+    pending = tuple(tile.index for tile in tiled.pending)
+    return Tiled(start.job, start.attempt, pending, len(tiled.tiles), str(tiled.grid))
 
 
 def _staged(start: Start) -> Path:
@@ -140,9 +137,8 @@ class Fit(Work):
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
                 take_up(self.start.resume, self._fit.run, self._owner())
-                self.resumed_at = self._fit.run.iteration
             except InputError:
-                self.resumed_at = 0  # of another machine, build or input: the job asks to be started anew then
+                pass  # of another machine, build or input: the fit begins anew
         self._saved = time.monotonic()
 
     def set_threads(self, count: int) -> None:
@@ -242,21 +238,14 @@ class ImageFit(Fit):
     def _read_options(self) -> dict[str, Any]:
         """The task's options, with the files that they name read; a mask is turned already where that was asked."""
         request, files = self.start.request, self._files
-        options = dict(request.options)
-        invert = bool(options.pop("invert_mask", False)) if "mask" in options else False
-        readers = {
-            "mask": lambda path: read_mask(path, self._image.pixels.shape, invert=invert, max_pixels=request.max_pixels),
-            "kernel": lambda path: read_kernel(path, max_pixels=request.max_pixels),
-        }
-        for option in request.described.options:
-            path = options.get(option.keyword)
-            if path is None:
-                continue
-            if option.kind == "image":
-                options[option.keyword] = files.image(path)
-            elif option.kind in readers:
+        options = read_files(
+            request.described, request.options, self._image.pixels.shape, max_pixels=request.max_pixels, image=files.image
+        )
+        known = {facts.path for facts in files.facts}
+        for name in file_options(request.described):
+            path = request.options.get(name)
+            if path is not None and path not in known:
                 files.note(path)
-                options[option.keyword] = readers[option.kind](path)
         return options
 
 
@@ -354,8 +343,6 @@ def facts_of(path: str) -> FileFacts:
 
 
 def _write_record(start: Start, record: dict[str, Any], staged: list[str]) -> None:
-    from dipengine.cli.side_files import write_json
-
     name = side_outputs(start.output)[0]
     write_json(Path(start.staging) / name, record)
     staged.append(name)

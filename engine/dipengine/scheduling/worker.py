@@ -29,7 +29,6 @@ class WorkerOptions:
     checkpoint_every: float = 60.0
     limit_time: float | None = None  # seconds of iterations, of one fit
     budget: int | None = None  # bytes that one fit may hold; images that need more are restored in tiles
-    tile: str = "auto"  # as --tile
 
 
 class Worker:
@@ -48,12 +47,13 @@ class Worker:
         """Until told to stop."""
         threading.Thread(target=self._listen, daemon=True).start()
         self._connection.send(Ready(environment_of(self._options.device)))
+        self._take_messages()
         while not self._leaving:
-            self._take_messages()
             for number in list(self._running):
                 self._turn(number)
-        for work in self._running.values():
-            work.save()
+            self._take_messages()
+        for work in list(self._running.values()):
+            self._guarded(work.start, work.save)
 
     def _listen(self) -> None:
         while True:
@@ -84,8 +84,8 @@ class Worker:
             self._running.pop(message.job, None)
         elif isinstance(message, Threads):
             self._threads = message.count
-            for work in self._running.values():
-                work.set_threads(message.count)
+            for work in list(self._running.values()):
+                self._guarded(work.start, work.set_threads, message.count)
         elif isinstance(message, Stop):
             self._leaving = True
 
@@ -106,7 +106,7 @@ class Worker:
     def _advance(self, work: Any) -> None:
         start = work.start
         if not work.advance(_TURN):
-            self._connection.send(Progressed(start.job, start.attempt, work.iteration, work.resumed_at))
+            self._connection.send(Progressed(start.job, start.attempt, work.iteration))
             return
         done = work.finish()
         del self._running[start.job]
@@ -124,24 +124,22 @@ class Worker:
 
 def failure_of(start: Start, error: Exception) -> Failed:
     """What went wrong in one sentence, and whether another attempt makes sense."""
-    import errno
-
     from dipengine.errors import DipEngineError, OutOfMemory, OutputError
+    from dipengine.images.atomic import nobody_can_write
     from dipengine.scheduling.work import TimeLimit
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return Failed(start.job, start.attempt, str(error), "disk", error)
-        cause = cause.__cause__
-    if isinstance(error, (MemoryError, OutOfMemory)):
-        return Failed(start.job, start.attempt, str(error) or "The memory is used up.", "memory", error)
-    if isinstance(error, TimeLimit):
-        return Failed(start.job, start.attempt, str(error), "time", error)
-    if isinstance(error, DipEngineError) and not isinstance(error, OutputError):
-        return Failed(start.job, start.attempt, str(error), "final", error)
-    text = str(error) if isinstance(error, DipEngineError) else f"{type(error).__name__}: {error}"
-    return Failed(start.job, start.attempt, text, "accident", error)
+    # Others' exceptions may not survive the way to the driver.
+    ours = isinstance(error, DipEngineError)
+    text, kind = str(error) if ours else f"{type(error).__name__}: {error}", "accident"
+    if nobody_can_write(error):
+        kind = "disk"
+    elif isinstance(error, (MemoryError, OutOfMemory)):
+        text, kind = str(error) or "The memory is used up.", "memory"
+    elif isinstance(error, TimeLimit):
+        kind = "time"
+    elif ours and not isinstance(error, OutputError):
+        kind = "final"
+    return Failed(start.job, start.attempt, text, kind, error if ours else None)
 
 
 def environment_of(device: str) -> dict[str, Any]:
