@@ -64,7 +64,10 @@ class Fitting:
 
     def __init__(self, job, failing=None):
         self.start = Start(job, 1, "/in/a.png", Request(), None, None, None, None)
-        self.failing, self.saved, self.threads = failing, 0, 1
+        self.failing, self.saved, self.threads, self.closed = failing, 0, 1, False
+
+    def close(self):
+        self.closed = True
 
     def save(self):
         if self.failing == "save":
@@ -97,5 +100,5 @@ def test_a_fit_that_has_no_room_for_more_threads_fails_alone():
     first, second = Fitting(1, "threads"), Fitting(2)
     worker = worker_with(first, second)
     worker._take(Threads(4))
-    assert second.threads == 4 and list(worker._running) == [2]
+    assert second.threads == 4 and list(worker._running) == [2] and first.closed
     assert [(message.job, message.kind) for message in worker._connection.sent] == [(1, "memory")]

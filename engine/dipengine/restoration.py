@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from dipengine.images import Image, ValueMap
 from dipengine.images.image import opaque
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
 from dipengine.tasks.presets import preset_named
+
+if TYPE_CHECKING:
+    from dipengine.fitting.native_cohort import NativeCohort
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class RunningRestoration:
 
     def __init__(
         self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None,
-        init: WarmStart | None = None,
+        init: WarmStart | None = None, cohort: NativeCohort | None = None,
     ) -> None:
         self.image = image
         self.task = task
@@ -104,6 +107,7 @@ class RunningRestoration:
             placement=plan.placement,
             measure=self._psnr if truth is not None else None,
             init=init,
+            cohort=cohort,
         )
 
     def _psnr(self, unit: np.ndarray) -> float:
@@ -175,11 +179,13 @@ def begin_restoration(
     *,
     truth: Image | None = None,
     init: WarmStart | None = None,
+    cohort: NativeCohort | None = None,
 ) -> RunningRestoration:
     """Plan the restoration (unless that is done) and take the fit's memory; nothing is run. Arguments and errors as of
-    `restore_image`; init: weights to begin with, InputError where they are of another network.
+    `restore_image`; init: weights to begin with, InputError where they are of another network. cohort: as of `FitRun`.
     """
-    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth, init)
+    plan = plan or plan_restoration(image, task, options, settings)
+    return RunningRestoration(image, task, settings, plan, truth, init, cohort)
 
 
 def restore_image(

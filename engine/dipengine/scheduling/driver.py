@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dipengine.images import Image
 from dipengine.images.atomic import nobody_can_write
 from dipengine.scheduling.backlog import Backlog
+from dipengine.scheduling.canvases import Canvases
 from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.places import Places
@@ -105,12 +107,16 @@ class Driver:
         self._writes: list[Callable[[], None]] = []
         self._lazy: list[Callable[[], None]] = []  # that can wait for the next of `_writes`: each commit is an fsync
         self._said: list[Callable[[], None]] = []
+        # Only where a worker has several slots is it worth a look at every image's header.
+        self._canvases = Canvases() if any(plan.slots > 1 for plan in executors.devices) else None
         self.halted: str | None = None  # why nothing can go on
 
     # ---- from outside -------------------------------------------------------------------------------------------
 
-    def add(self, row: Row) -> None:
-        """Queue a job that is in the ledger as queued."""
+    def add(self, row: Row, image: Image | None = None) -> None:
+        """Queue a job that is in the ledger as queued. image: where it is in no file."""
+        if self._canvases is not None and row.canvas is None:
+            row.canvas = self._canvases.of(row.job.request, image or row.job.input)
         self._backlog.put(row)
 
     @property
@@ -222,7 +228,10 @@ class Driver:
         for tile in message.pending:
             self._tiles += 1
             # Attempts go on where those of earlier engines cannot have been.
-            self._backlog.put(Row(-self._tiles, row.job, "queued", 100 * row.attempts, stage="tile", parent=row, tile=tile))
+            # They are of one canvas, whatever it is.
+            self._backlog.put(Row(
+                -self._tiles, row.job, "queued", 100 * row.attempts, canvas=("tiles", row.id), stage="tile", parent=row, tile=tile
+            ))
         self._blend_if_complete(row)
 
     def _tile_done(self, row: Row) -> None:

@@ -212,7 +212,7 @@ class Engine:
             rows = [row for row, _ in self._ledger.enter(job for job, _ in jobs)]
         for row, (_, asked) in zip(rows, jobs):
             self._asked[row.id] = asked
-            self._driver.add(row)
+            self._driver.add(row, asked.more.get("image"))
 
     def done(self, row: Row, message: Done) -> None:
         asked, restored = self._settle(row), message.value

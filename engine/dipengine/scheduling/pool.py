@@ -154,7 +154,7 @@ class Pool:
     def start(self) -> list[Executor]:
         for device in self.devices:
             options = replace(self._options, device=device.name, threads=max(1, device.threads // device.workers),
-                              budget=device.budget)
+                              slots=device.slots, budget=device.budget)
             self._workers += [Process(options, device.slots) for _ in range(device.workers)]
         return list(self._workers)
 
