@@ -11,6 +11,7 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from dipengine.images import Image
@@ -71,6 +72,30 @@ class Device:
         return self.running == 0 or (self.running < self.limit and (budget is None or self.used + needed <= budget))
 
 
+# Environments are JSON, a few of them for any number of jobs: what the bits of a fit depend on besides its request.
+
+
+@lru_cache
+def _with_precision(environment: str, precision: str) -> str:
+    told = json.loads(environment)
+    if precision == "auto":
+        precision = "bf16" if told.get("bf16") else "fp32"
+    return json.dumps({**told, "precision": precision}, sort_keys=True)
+
+
+@lru_cache
+def _with_tiling(environment: str, tiling: str) -> tuple[str, str]:
+    """The environment with the tiling that it was begun with, and that."""
+    told = json.loads(environment)
+    begun = told.setdefault("tiling", tiling)
+    return json.dumps(told, sort_keys=True), begun
+
+
+@lru_cache
+def _same_place(begun: str, here: str) -> bool:
+    return {**json.loads(begun), "tiling": None} == {**json.loads(here), "tiling": None}
+
+
 class Driver:
     """Takes rows of the ledger through executors."""
 
@@ -100,12 +125,11 @@ class Driver:
         for executor in self._executors:
             self._devices[executor.device].executors.append(executor)
         self._held: dict[Executor, dict[int, Held]] = {executor: {} for executor in self._executors}
-        self._environments: dict[Executor, dict[str, Any]] = {}
+        self._environments: dict[Executor, str] = {}  # of workers that are there, JSON
         self._parents: dict[int, Parent] = {}
         self._tiles = 0  # so far, of all images: their rows are numbered below zero
         self._accidents: defaultdict[int, int] = defaultdict(int)
         self._writes: list[Callable[[], None]] = []
-        self._lazy: list[Callable[[], None]] = []  # that can wait for the next of `_writes`: each commit is an fsync
         self._said: list[Callable[[], None]] = []
         # Only where a worker has several slots is it worth a look at every image's header.
         self._canvases = Canvases() if any(plan.slots > 1 for plan in executors.devices) else None
@@ -153,9 +177,9 @@ class Driver:
         orders = self._schedule()
         if self._writes:
             with self._ledger.transaction():
-                for write in (*self._lazy, *self._writes):
+                for write in self._writes:
                     write()
-            self._lazy, self._writes = [], []
+            self._writes = []
         for executor, message in orders:
             executor.send(message)
         said, self._said = self._said, []
@@ -168,11 +192,8 @@ class Driver:
         rows = {held.row.id: held.row for jobs in self._held.values() for held in jobs.values() if held.row.parent is None}
         rows |= {number: parent.row for number, parent in self._parents.items()}
         with self._ledger.transaction():
-            for write in self._lazy:
-                write()
             for row in rows.values():
                 self._ledger.back(row)
-        self._lazy = []
         self._parents = {}
         self._held = {executor: {} for executor in self._executors}
 
@@ -180,7 +201,7 @@ class Driver:
 
     def _hear(self, executor: Executor, message: Any) -> None:
         if isinstance(message, Ready):
-            self._environments[executor] = message.environment
+            self._environments[executor] = json.dumps(message.environment, sort_keys=True)
             executor.send(Threads(self._devices[executor.device].threads))
             return
         if isinstance(message, Died):
@@ -214,14 +235,14 @@ class Driver:
             self._failed(held, message)
 
     def _planned(self, row: Row, tiling: str) -> None:
-        """The first plan of a job decides how its values come about; another machine's memory may ask for other tiles."""
-        environment = json.loads(row.environment)
-        begun = environment.setdefault("tiling", tiling)
-        note = None if begun == tiling else f"begun with tiles: {begun}, so the values differ: now {tiling}"
-        text = json.dumps(environment, sort_keys=True)
-        if text != row.environment or note is not None:
-            row.environment = text
-            self._lazy.append(lambda: self._ledger.planned(row, note))
+        """The first plan of a job decides how its values come about; another machine's memory may ask for other tiles.
+
+        That is written with whatever comes of the job: a commit of its own would be an fsync for each.
+        """
+        row.environment, begun = _with_tiling(row.environment, tiling)
+        if begun != tiling:
+            note = f"begun with tiles: {begun}, so the values differ: now {tiling}"
+            self._writes.append(lambda: self._ledger.note(row, note))
 
     def _in_tiles(self, row: Row, message: Tiled) -> None:
         self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending))
@@ -386,14 +407,10 @@ class Driver:
         alone = any(number in self._accidents for number in jobs)
         return device.held < device.limit and len(jobs) < executor.slots and not alone
 
-    def _start(self, row: Row, executor: Executor, environment: dict[str, Any]) -> Start:
-        precision = row.job.request.settings.precision
-        if precision == "auto":
-            precision = "bf16" if environment.get("bf16") else "fp32"
-        here = json.dumps({**environment, "precision": precision}, sort_keys=True)
+    def _start(self, row: Row, executor: Executor, environment: str) -> Start:
+        here = _with_precision(environment, row.job.request.settings.precision)
         note = None
-        begun = None if row.environment is None else json.loads(row.environment)
-        if begun is not None and {**begun, "tiling": None} != {**environment, "precision": precision, "tiling": None}:
+        if row.environment is not None and not _same_place(row.environment, here):
             note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
         # A plan of tiles, their fits and the blending are one attempt of the image.
         attempt = row.attempts + (row.stage != "blend")

@@ -200,28 +200,29 @@ class Ledger:
             (row.attempts, time.time(), row.environment, note, row.id),
         )
 
-    def planned(self, row: Row, note: str | None) -> None:
-        """What the plan of a job has added to what its bits depend on, `row.environment`; the note is put behind what is there."""
-        self._db.execute(
-            "UPDATE jobs SET environment=?1, note=coalesce(note || '; ' || ?2, ?2, note) WHERE id=?3", (row.environment, note, row.id)
-        )
+    def note(self, row: Row, note: str) -> None:
+        """Put behind what is noted already."""
+        self._db.execute("UPDATE jobs SET note=coalesce(note || '; ' || ?1, ?1) WHERE id=?2", (note, row.id))
 
     def back(self, row: Row, error: str | None = None) -> None:
         """The attempt came to nothing; the job waits again."""
         row.state = "queued"
-        self._db.execute("UPDATE jobs SET state='queued', error=? WHERE id=?", (error, row.id))
+        self._db.execute("UPDATE jobs SET state='queued', error=?, environment=? WHERE id=?", (error, row.environment, row.id))
 
     def done(self, row: Row, files: list[FileFacts], result: dict[str, Any]) -> None:
         row.state = "done"
         row.files = json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files])
         self._db.execute(
-            "UPDATE jobs SET state='done', error=NULL, finished_at=?, seconds=?, files=?, result=? WHERE id=?",
-            (time.time(), result.get("seconds"), row.files, json.dumps(result), row.id),
+            "UPDATE jobs SET state='done', error=NULL, finished_at=?, seconds=?, files=?, result=?, environment=? WHERE id=?",
+            (time.time(), result.get("seconds"), row.files, json.dumps(result), row.environment, row.id),
         )
 
     def failed(self, row: Row, error: str) -> None:
         row.state = "failed"
-        self._db.execute("UPDATE jobs SET state='failed', error=?, finished_at=? WHERE id=?", (error, time.time(), row.id))
+        self._db.execute(
+            "UPDATE jobs SET state='failed', error=?, finished_at=?, environment=? WHERE id=?",
+            (error, time.time(), row.environment, row.id),
+        )
 
     def forget(self, row: Row) -> None:
         """Take a finished job out, in engines that keep nothing."""
