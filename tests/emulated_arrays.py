@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
+from emulated import build
 from torch import Tensor
 
 CUDA = 2  # kDLCUDA
@@ -38,6 +40,20 @@ def load(folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+_bindings: ModuleType | None = None
+
+
+def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The Python module over the emulated device, built on first use."""
+    global _bindings
+    if _bindings is None:
+        pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
+        folder = tmp_path_factory.mktemp("bindings")
+        build(folder, "emulated_native", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+        _bindings = load(folder)
+    return _bindings
 
 
 class Memory:

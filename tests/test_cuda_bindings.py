@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from emulated import NEEDS, build  # noqa: E402
-from emulated_arrays import DlpackArray, EmulatedNative, InterfaceArray, Memory, OldDlpackArray, load  # noqa: E402
+from emulated import NEEDS  # noqa: E402
+from emulated_arrays import DlpackArray, EmulatedNative, InterfaceArray, Memory, OldDlpackArray, bindings  # noqa: E402
 
 from dipengine.errors import DeviceError, InputError  # noqa: E402
 from dipengine.kernels import backend, philox  # noqa: E402
@@ -35,10 +35,7 @@ def emulated(function):
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
-    pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
-    folder = tmp_path_factory.mktemp("bindings")
-    build(folder, "emulated_native", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-    return load(folder)
+    return bindings(tmp_path_factory)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics, native_fit
 from dipengine.fitting.checkpoint import Keeper
-from dipengine.fitting.device import Placement, place, require_torch
+from dipengine.fitting.device import Placement, for_autograd, place, require_torch
 from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
@@ -81,6 +81,7 @@ def plan_restoration(
     placement = place(settings)
     if not native_fit.supports(problem, recipe, placement):
         require_torch()
+        placement = for_autograd(placement, settings)
     return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, placement)
 
 
