@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -136,7 +137,8 @@ class InterfaceArray(Array):
 class EmulatedNative:
     """The emulated module for tensors of PyTorch in CPU memory: each call's are copied to the device and back.
 
-    Arguments that the bindings read in the host's memory (`ON_HOST`) stay what they are.
+    A tensor that a call is given twice is one array there. Arguments that the bindings read in the host's memory (`ON_HOST`)
+    stay what they are.
     """
 
     ON_HOST = {"steps", "learning_rate", "active"}
@@ -145,6 +147,9 @@ class EmulatedNative:
         self.module, self.memory = module, Memory(module)
         self.calls: list[str] = []
 
+    def Source(self, x: Tensor, **named) -> _Source:
+        return _Source({"x": x, **named})
+
     def __getattr__(self, name: str):
         function = getattr(self.module, name)
         if not callable(function) or name[0].isupper():
@@ -152,29 +157,39 @@ class EmulatedNative:
 
         def call(*arguments, **named):
             self.calls.append(name)
-            lent: list[tuple[Tensor, Array]] = []
+            lent: dict[tuple, tuple[Tensor, Array]] = {}
             arguments = [self._lend(argument, lent) for argument in arguments]
             named = {key: value if key in self.ON_HOST else self._lend(value, lent) for key, value in named.items()}
             result = function(*arguments, **named)
-            for tensor, array in lent:
+            for tensor, array in lent.values():
                 assert array.intact, f"{name} wrote outside of an array"
                 _numpy(tensor)[...] = array.numpy
             return result
 
         return call
 
-    def _lend(self, value, lent: list):
+    def _lend(self, value, lent: dict):
         if isinstance(value, Tensor):
-            array = DlpackArray(self.memory, _numpy(value), bfloat16=value.dtype == torch.bfloat16)
-            lent.append((value.detach(), array))
-            return array
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return [self._lend(item, lent) for item in value]
+            place = value.data_ptr(), value.shape, value.stride(), value.dtype
+            if place not in lent:
+                lent[place] = value.detach(), DlpackArray(self.memory, _numpy(value), bfloat16=value.dtype == torch.bfloat16)
+            return lent[place][1]
+        if isinstance(value, _Source):
+            return self.module.Source(**{key: self._lend(item, lent) for key, item in value.arguments.items()})
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._lend(item, lent) for item in value)
         if type(value).__name__ == "Pool":
             return None  # of the other module
         if callable(value):
             return lambda bytes_: self._lend(value(bytes_), lent)
         return value
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a `Source` of the module is made of, until a call brings it to the device."""
+
+    arguments: dict
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

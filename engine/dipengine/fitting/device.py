@@ -15,6 +15,9 @@ from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
 
+CUDA_CAPABILITY = 8  # at least: tensor cores with bf16 and tf32, asynchronous copies
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a fit computes."""
@@ -38,12 +41,21 @@ def place(settings: Settings) -> Placement:
     """Resolve device, precision, kernels and threads. Raises DeviceError when what was asked for is not here."""
     kernels = backend.resolve(settings.kernels or environment.default_kernels())
     device = _device(settings.device)
-    if device != "cpu":
-        # The native CUDA kernels are later work: on a GPU the fit runs on PyTorch's ops.
+    if device != "cpu" and kernels == "native" and (missing := _no_native_kernels(device)):
         if settings.kernels == "native":
-            raise DeviceError(f"Native kernels do not run on {device} in this version; use --kernels torch.")
+            raise DeviceError(f"Native kernels do not run on {device} ({missing}); use --kernels torch.")
         kernels = "torch"
     return Placement(device, _precision(settings.precision, device), kernels, _threads(settings))
+
+
+def _no_native_kernels(device: str) -> str:
+    """Why the core's kernels cannot run on a CUDA device; empty where they can."""
+    if missing := backend.cuda_missing():
+        return missing.rstrip(".")
+    major, minor = require_torch().cuda.get_device_capability(device)
+    if major < CUDA_CAPABILITY:
+        return f"they need compute capability {CUDA_CAPABILITY}.0 and it has {major}.{minor}"
+    return ""
 
 
 @contextmanager
