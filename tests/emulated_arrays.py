@@ -70,14 +70,15 @@ class Array:
     `numpy` is its memory (bfloat16 as uint16). `dlpack`, `interface`: which protocols it speaks.
     """
 
-    def __init__(self, memory: Memory, values: np.ndarray, *, bfloat16: bool = False, device: int = 0) -> None:
+    def __init__(self, memory: Memory, values: np.ndarray, *, bfloat16: bool = False, device: int = 0, offset: int = 0) -> None:
+        """offset: bytes by which it begins behind an aligned address."""
         self.memory, self.bfloat16, self.device = memory, bfloat16, device
         # In `values`' own memory order, gaps between its rows included.
         low = sum((n - 1) * s for n, s in zip(values.shape, values.strides) if s < 0)
         assert low == 0
         bytes_ = sum((n - 1) * s for n, s in zip(values.shape, values.strides)) + values.itemsize if values.size else 0
-        self._handle = memory.core.emulator_memory(bytes_)
-        address = memory.core.emulator_data(self._handle)
+        self._handle = memory.core.emulator_memory(bytes_ + offset)
+        address = memory.core.emulator_data(self._handle) + offset
         raw = np.frombuffer((ctypes.c_char * bytes_).from_address(address), np.uint8) if bytes_ else np.empty(0, np.uint8)
         self.numpy = np.ndarray(values.shape, values.dtype, raw, strides=values.strides)
         self.numpy[...] = values
@@ -172,7 +173,8 @@ class EmulatedNative:
         if isinstance(value, Tensor):
             place = value.data_ptr(), value.shape, value.stride(), value.dtype
             if place not in lent:
-                lent[place] = value.detach(), DlpackArray(self.memory, _numpy(value), bfloat16=value.dtype == torch.bfloat16)
+                kind = {"bfloat16": value.dtype == torch.bfloat16, "offset": value.data_ptr() % 16}
+                lent[place] = value.detach(), DlpackArray(self.memory, _numpy(value), **kind)
             return lent[place][1]
         if isinstance(value, _Source):
             return self.module.Source(**{key: self._lend(item, lent) for key, item in value.arguments.items()})
