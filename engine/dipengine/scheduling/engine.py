@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from dipengine.api import Result, checked_options, given_settings, warm_start, with_alpha
+from dipengine.api import Result, checked_options, given_settings, warm_start
 from dipengine.errors import DipEngineError, FitError, InputError
 from dipengine.images import from_array
+from dipengine.images.arrays import with_alpha
 from dipengine.scheduling.devices import plan_devices
 from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.jobs import Job, Request, given
