@@ -29,7 +29,7 @@ test: $(VENV)/tested-with
 	$(BIN)/python -m pytest tests
 
 test-emulator: $(VENV)/tested-with
-	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_bindings.py tests/test_cuda_gates.py
+	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_bindings.py tests/test_cuda_network.py tests/test_cuda_gates.py
 
 ACCEPTANCE := bench/gpu_acceptance.py $(if $(PART),--part $(PART)) --seconds $(if $(filter command%,$(origin SECONDS)),$(SECONDS),540) \
   $(if $(AGAIN),--again) $(if $(LIST),--list)
