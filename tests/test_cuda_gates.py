@@ -162,6 +162,8 @@ print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().
     assert said.startswith("3 perturb needs a CUDA device and its driver"), said
     said = run(sys.executable, "-m", "dipengine", "doctor", env=without)
     assert re.search(r"^CUDA kernels +for 80-virtual \(nvcc [\d.]+\); No CUDA device can be used here: ", said, re.MULTILINE), said
+    script = "from dipengine.fitting.device import place; from dipengine.fitting.settings import Settings; print(place(Settings()).device)"
+    assert run(sys.executable, "-c", script, env=without) == "cpu\n"
     assert package.as_posix() in run(sys.executable, "-c", "import dipengine; print(dipengine.__file__)", env=without)
 
     # The programs of the acceptance: all of the emulator's scenarios are in the one for a GPU, which says that there is none.
