@@ -1,4 +1,4 @@
-"""The native plan on a GPU: the tests that it passes on the emulated device (test_cuda_plan.py), the paper's network, and cohorts."""
+"""The native plan on a GPU, beside what test_cuda_plan.py has of it there: the paper's network, long runs and cohorts."""
 
 from __future__ import annotations
 
@@ -42,16 +42,10 @@ def test_auto_takes_the_gpu_and_bf16():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("network", ["small", "papers"])
-def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(network, precision, monkeypatch):
-    if network == "papers":
-        monkeypatch.setattr(emulated, "RECIPE", PAPERS)
-        monkeypatch.setattr(emulated, "PROBLEM", picture_problem(64, 96, PAPERS))
-    emulated.test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(None, precision, monkeypatch)
-
-
-def test_a_run_is_saved_continued_and_delivered_with_the_same_bits():
-    emulated.test_a_run_is_saved_continued_and_delivered_with_the_same_bits(None)
+def test_steps_of_the_papers_network_are_as_near_to_float64_as_plain_pytorchs(precision, monkeypatch):
+    monkeypatch.setitem(emulated.RECIPES, "papers", PAPERS)
+    monkeypatch.setattr(emulated, "PROBLEM", picture_problem(64, 96, PAPERS))
+    emulated.test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(None, "papers", precision, monkeypatch)
 
 
 def test_a_state_goes_from_the_gpu_to_a_cpu_and_back():

@@ -84,12 +84,8 @@ def _run_part(call: Call, store: Store, parts: Parts, part: str, deadline: float
     while pending := _open(store, parts, part):
         if not fresh and time.time() + pending[0].expected > deadline:
             return fresh, True
-        call.say(f"[{part}] {', '.join(s.name for s in pending)}")
         ended = _worker(call, store, parts, part, deadline, held)
         fresh = False
-        for s in pending:
-            if (result := store.result(part, s.name)) is not None:
-                call.say(f"[{part}] {s.name}: {said(result)}")
         if ended == "time":
             return fresh, True
         if _open(store, parts, part) == pending:  # no process got as far as a step
@@ -106,9 +102,11 @@ def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, 
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=context.environment(), pass_fds=[held],
                                    start_new_session=True)
     limits = {s.name: s.limit for s in parts[part]}
+    waited_for = [s.name for s in _open(store, parts, part)]
     try:
         while process.poll() is None:
             time.sleep(POLL)
+            _tell(call, store, part, waited_for)
             now, at = time.time(), store.under_way()
             if at is not None and now - at["began"] > limits[at["name"]]:
                 _end(process)
@@ -120,13 +118,21 @@ def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, 
                     call.say(f"[{part}] {at['name']}: not finished in this call")
                     store.under_way_file.unlink(missing_ok=True)
                 return "time"
-    finally:
-        _end(process)
-    at = store.under_way()
-    if at is not None:
+        if (at := store.under_way()) is None:
+            return "time" if process.returncode == LATER else "done"
         _finish_for(store, at, {"status": steps.CRASHED, "reason": _status(process.returncode), "log": _tail(store.log(part))})
         return "crashed"
-    return "time" if process.returncode == LATER else "done"
+    finally:
+        _end(process)
+        _tell(call, store, part, waited_for)
+
+
+def _tell(call: Call, store: Store, part: str, waited_for: list[str]) -> None:
+    """Says what has come to an end, once."""
+    for name in list(waited_for):
+        if (result := store.result(part, name)) is not None:
+            call.say(f"[{part}] {name}: {said(result)}")
+            waited_for.remove(name)
 
 
 def _finish_for(store: Store, at: dict[str, Any], result: dict[str, Any]) -> None:
