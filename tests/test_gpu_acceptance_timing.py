@@ -90,6 +90,71 @@ def test_peers_of_a_gpu_are_graphs_and_tf32_where_they_say_so():
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
 
 
+class FakeGraph:
+    """Records nothing: what is captured runs at once, and again for each replay."""
+
+    captured: list[FakeGraph] = []
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def fake_streams(monkeypatch):
+    """A FAKE of torch.cuda's streams and graphs, on a CPU."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def graph(made: FakeGraph):
+        FakeGraph.captured.append(made)
+        yield
+
+    @contextmanager
+    def on(stream: object):
+        yield
+
+    waits: list[tuple] = []
+    stream = type("Stream", (), {"wait_stream": lambda self, other: waits.append((self, other))})
+    main = stream()
+    for name, fake in (("Stream", stream), ("current_stream", lambda: main), ("stream", on), ("CUDAGraph", FakeGraph), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    FakeGraph.captured.clear()
+    return waits
+
+
+def test_a_graph_holds_one_iteration_behind_three_on_another_stream(fake_streams, monkeypatch):
+    iterated = []
+    plain = peers.PyTorchFit._iterate
+    monkeypatch.setattr(peers.PyTorchFit, "_iterate", lambda self: (iterated.append(len(FakeGraph.captured)), plain(self)))
+    fit = peers.PyTorchFit(peers.CUDA_CONFIGURATIONS["bf16 channels_last, graph"], small())
+    assert iterated == [0, 0, 0, 1] and len(fake_streams) == 2  # the last within the capture
+    fit.run(5)
+    assert fit._graph.replays == 5 and len(iterated) == 4
+
+
+def test_calls_are_captured_several_at_a_time(fake_streams, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    calls = []
+    found = timing.graph_seconds(lambda: calls.append(len(FakeGraph.captured)), "cuda:0", rounds=2, least=0.0)
+    assert found["captured"] and calls == [0] + [1] * timing.COPIES
+    assert FakeGraph.captured[0].replays == 1 + 2 + 2 * 2
+
+
+def test_what_cannot_be_captured_is_timed_call_by_call(fake_streams, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def call() -> None:
+        if FakeGraph.captured and not over:
+            over.append(1)
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    over: list[int] = []
+    assert not timing.graph_seconds(call, "cuda:0", rounds=2, least=0.0)["captured"] and over
+
+
 # ---- iterations and cohorts -----------------------------------------------------------------------------------------
 
 
