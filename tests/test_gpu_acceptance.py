@@ -249,8 +249,26 @@ def test_without_the_checker_that_is_said(monkeypatch, tmp_path):
 def test_a_gpu_is_named_after_its_card():
     names = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100_80gb_hbm3", "NVIDIA GeForce RTX 4090": "rtx_4090", "Tesla T4": "t4"}
     assert {name: gpu.slug(name) for name in names} == names
-    line = "NVIDIA H200, 580.159.03, 9.0, 143771, 345, 3201, 1980, 3201, 700.00, 31, P0, Disabled\n"
-    assert gpu.parse(line)["compute_capability"] == "9.0" and gpu.parse(line)["max_sm_clock_mhz"] == "1980"
+
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in *{unknown}*) echo 'Field is not a valid field to query.'; exit 2;; esac
+case "$*" in *mig*) echo 'NVIDIA H200, 580.159.03, 9.0, 143771, 345, 3201, 1980, 3201, 700.00, 31, P0, Disabled';;
+*) echo 'NVIDIA H200, 580.159.03, 9.0, 143771';; esac
+"""
+
+
+@pytest.mark.parametrize(("unknown", "clock"), [("nothing", "1980"), ("mig.mode", "unknown")])
+def test_a_gpu_is_asked_for_what_it_is(tmp_path, monkeypatch, unknown, clock):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(NVIDIA_SMI.format(unknown=unknown))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = gpu.query()
+    assert (found["name"], found["compute_capability"], found["max_sm_clock_mhz"]) == ("NVIDIA H200", "9.0", clock)
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(RuntimeError, match="nvidia-smi failed"):
+        gpu.query()
 
 
 def test_the_build_is_for_one_architecture_and_outside_of_the_sources(tmp_path):

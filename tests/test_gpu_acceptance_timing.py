@@ -54,7 +54,10 @@ def test_a_grouped_network_is_so_many_networks_side_by_side(memory):
     torch.manual_seed(1)
     grouped = peers.PlainHourglass(architecture, groups).double().to(memory_format=memory)
     z = torch.rand(1, groups * architecture.input_depth, 16, 24, dtype=torch.float64).contiguous(memory_format=memory)
+    merged = []
+    grouped.level.merge.register_forward_hook(lambda module, inputs, out: merged.append(inputs[0].is_contiguous(memory_format=memory)))
     logits = grouped(z)
+    assert merged == [True]  # in the format that the convolutions take
     for g in range(groups):
         single = peers.PlainHourglass(architecture).double()
         split(grouped, single, groups, g)

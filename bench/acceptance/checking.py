@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from acceptance.step import FAILED, LEFT_OUT, PASSED, Context, Step
@@ -26,7 +27,7 @@ RUNS = (
 
 
 def check(context: Context, tool: str, beginnings: list[str]) -> dict[str, Any]:
-    sanitizer = shutil.which("compute-sanitizer")
+    sanitizer = _sanitizer()
     if sanitizer is None:
         return {"status": LEFT_OUT, "reason": "compute-sanitizer was not found; it comes with the CUDA toolkit"}
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", str(program(context)), *beginnings]
@@ -35,6 +36,13 @@ def check(context: Context, tool: str, beginnings: list[str]) -> dict[str, Any]:
     said = result.stdout + result.stderr
     print(said, flush=True)
     return judge(said, result.returncode)
+
+
+def _sanitizer() -> str | None:
+    """On the PATH, or beside the compiler."""
+    nvcc = shutil.which("nvcc")
+    folders = [os.environ.get("PATH", os.defpath), *([str(Path(nvcc).resolve().parent)] if nvcc else [])]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 
 def judge(said: str, code: int) -> dict[str, Any]:

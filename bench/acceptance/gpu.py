@@ -13,15 +13,20 @@ _QUERY = {"name": "name", "driver": "driver_version", "compute_capability": "com
           "sm_clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "max_sm_clock_mhz": "clocks.max.sm",
           "max_memory_clock_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "temperature_c": "temperature.gpu",
           "pstate": "pstate", "mig": "mig.mode.current"}
+_NEEDED = ("name", "driver", "compute_capability", "memory_mib")
 
 
 def query() -> dict[str, str]:
     """What nvidia-smi says of the first GPU, now. Raises RuntimeError where there is none."""
-    return parse(_run("nvidia-smi", "-i", "0", f"--query-gpu={','.join(_QUERY.values())}", "--format=csv,noheader,nounits"))
+    try:
+        return _asked(_QUERY)
+    except RuntimeError:  # a driver that does not know one of the words
+        return dict.fromkeys(_QUERY, "unknown") | _asked({name: _QUERY[name] for name in _NEEDED})
 
 
-def parse(line: str) -> dict[str, str]:
-    return dict(zip(_QUERY, (field.strip() for field in line.strip().split(",")), strict=True))
+def _asked(words: dict[str, str]) -> dict[str, str]:
+    said = _run("nvidia-smi", "-i", "0", f"--query-gpu={','.join(words.values())}", "--format=csv,noheader,nounits")
+    return dict(zip(words, (field.strip() for field in said.strip().split(",")), strict=True))
 
 
 def slug(name: str) -> str:

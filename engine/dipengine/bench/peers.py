@@ -86,6 +86,9 @@ class _Level(nn.Module):
     def _beside(self, skip: Tensor, deep: Tensor) -> Tensor:
         if self.groups == 1:
             return torch.cat([skip, deep], dim=1)
+        if skip.is_contiguous(memory_format=torch.channels_last):  # and stays so
+            rows = [image.permute(0, 2, 3, 1).unflatten(3, (self.groups, -1)) for image in (skip, deep)]
+            return torch.cat(rows, dim=4).flatten(3, 4).permute(0, 3, 1, 2)
         return torch.cat([image.unflatten(1, (self.groups, -1)) for image in (skip, deep)], dim=2).flatten(1, 2)
 
 
