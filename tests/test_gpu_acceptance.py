@@ -365,7 +365,7 @@ def test_an_unfinished_results_file_says_what_is_missing(tmp_path):
     one.call(seconds=50)
     found = json.loads((tmp_path / "fake_1000.json").read_text())
     assert not found["complete"] and found["missing"] == {"restoration": ["ours"]}
-    assert "**Not complete.** Not done yet: restoration: ours." in (tmp_path / "fake_1000.md").read_text()
+    assert "**Not complete.** Not done yet: all of restoration." in (tmp_path / "fake_1000.md").read_text()
 
 
 def test_doctor_reads_from_the_results_file_what_ran(tmp_path):

@@ -17,11 +17,15 @@ def text(found: dict[str, Any]) -> str:
         "`make gpu-acceptance`; everything here was measured on that GPU, all in the JSON file beside this one.", "",
     ]
     if not found["complete"]:
-        lines += ["**Not complete.** Not done yet: " + "; ".join(f"{part}: {', '.join(names)}" for part, names in found["missing"].items())
-                  + ".", ""]
+        names = "; ".join(_missing(part, names, found["results"][part]) for part, names in found["missing"].items())
+        lines += [f"**Not complete.** Not done yet: {names}.", ""]
     lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results), *_layers(results),
               *_restoration(results)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _missing(part: str, names: list[str], done: dict[str, Any]) -> str:
+    return f"{part}: {', '.join(names)}" if done else f"all of {part}"
 
 
 def _targets(found: dict[str, Any]) -> list[str]:

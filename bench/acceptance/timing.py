@@ -80,6 +80,7 @@ def free_memory(device: str) -> None:
     """What nobody holds any more goes back to the device."""
     gc.collect()
     if device.startswith("cuda"):
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
