@@ -87,7 +87,12 @@ dipengine_status CudaPlan::launch(int step) {
 
 dipengine_status CudaPlan::each(int step, bool sizing) {
   switch (graph_.steps[static_cast<size_t>(step)].kind) {
-    case StepKind::perturb: return sizing ? DIPENGINE_OK : perturb(p_.perturbation);
+    case StepKind::perturb: {
+      // Cheaper to draw again than to keep: behind the loss it is those of fits that learn.
+      const Node& z = graph_.nodes[0];
+      return sizing ? DIPENGINE_OK
+                    : perturb(p_.perturbation, step == 0 ? z.raw : z.raw_again, step == 0 ? fits_.active : fits_.learns);
+    }
     case StepKind::merge: return merge(step, sizing);
     case StepKind::forward: return forward(step, sizing);
     case StepKind::loss: return output(step, sizing, true);
@@ -139,8 +144,9 @@ dipengine_conv_cuda_source CudaPlan::source(const Part& part, bool backward) con
   s.channels = static_cast<int32_t>(node.channels);
   s.upsample = part.upsample;
   s.slope = static_cast<float>(node.slope);
-  s.x = pixels(node, node.raw);
-  s.x_fit_stride = stride_of(node.raw);
+  const int raw = backward ? node.raw_again : node.raw;
+  s.x = pixels(node, raw);
+  s.x_fit_stride = stride_of(raw);
   if (node.gamma >= 0) s.inner = {node_number(node, kScale), node_number(node, kShift)};
   const bool merged = part.merged_first >= 0;
   if (merged) s.outer = {part_number(part, kScale), part_number(part, kShift)};
@@ -381,7 +387,7 @@ dipengine_status CudaPlan::merge_backward(int step, bool sizing) {
   return DIPENGINE_OK;
 }
 
-dipengine_status CudaPlan::perturb(double std) {
+dipengine_status CudaPlan::perturb(double std, int to, const uint8_t* active) {
   dipengine_perturb_cuda_params z{};
   z.struct_size = sizeof(z);
   z.stream = stream_;
@@ -389,7 +395,7 @@ dipengine_status CudaPlan::perturb(double std) {
   z.count = graph_.height * graph_.width * p_.generator.input_depth;
   z.seeds = fits_.seeds;
   z.steps = fits_.iterations;
-  z.active = fits_.active;
+  z.active = active;
   z.noise_stream = kPerturbationStream;
   z.std = static_cast<float>(std);
   if (p_.code == DIPENGINE_CODE_NOISE) {
@@ -403,8 +409,8 @@ dipengine_status CudaPlan::perturb(double std) {
     z.z_fit_stride = stride_;
   }
   z.out_dtype = p_.dtype;
-  z.out = at<void>(graph_.nodes[0].raw);
-  z.out_fit_stride = stride_of(graph_.nodes[0].raw);
+  z.out = at<void>(to);
+  z.out_fit_stride = stride_of(to);
   return dipengine_perturb_cuda(&z);
 }
 
@@ -429,7 +435,7 @@ dipengine_status CudaPlan::adam() {
 }
 
 dipengine_status CudaPlan::launch_forward() {
-  DIPENGINE_TRY(perturb(0));
+  DIPENGINE_TRY(perturb(0, graph_.nodes[0].raw, fits_.active));
   const auto within = [&](int i) {
     const StepKind kind = graph_.steps[static_cast<size_t>(i)].kind;
     return kind == StepKind::forward || kind == StepKind::merge;

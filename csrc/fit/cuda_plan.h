@@ -73,7 +73,7 @@ class CudaPlan {
   dipengine_norm_cuda_gradient fold_params(const Node& node, double count) const;
   dipengine_status merge(int step, bool sizing);
   dipengine_status merge_backward(int step, bool sizing);
-  dipengine_status perturb(double std);
+  dipengine_status perturb(double std, int to, const uint8_t* active);
   dipengine_status adam();
   dipengine_conv_mean_cuda_params mean_params(const Unit& unit, int wide, float* narrow, const uint8_t* active) const;
   TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, noise_variance()}; }

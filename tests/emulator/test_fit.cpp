@@ -203,6 +203,10 @@ TEST(fit_states_go_from_a_device_to_a_cpu_and_back) {
     CHECK(dipengine_fit_statistics(device.get(), 0, ours.data()) == DIPENGINE_OK);
     CHECK(dipengine_fit_statistics(cpu.get(), 0, theirs.data()) == DIPENGINE_OK);
     CHECK(distance(ours, theirs) < 0.02);
+    const std::string before = device.state();
+    for (TestFit* fit : {&cpu, &device}) fit->start(0, problem, 9, true);  // a new target on the old weights
+    CHECK(device.state() == cpu.state() && device.parameters() == weights);
+    device.load(before);
     std::string damaged = later;
     damaged[damaged.size() / 2] ^= 1;
     CHECK(dipengine_fit_load_state(device.get(), 0, damaged.data(), damaged.size()) == DIPENGINE_INVALID_ARGUMENT);
@@ -223,6 +227,34 @@ TEST(fit_step_by_step_and_replayed_gives_the_same_bits) {
   replayed.run(3);
   CHECK(stepped.state() == replayed.state());
   for (double second : seconds) CHECK(second > 0);
+}
+
+TEST(fit_on_a_device_can_be_ended_between_iterations) {
+  const FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
+  TestFit fit(problem, 3);
+  struct Asked {
+    int reports = 0, polls = 0;
+    int64_t iteration = 0;
+  } asked;
+  dipengine_fit_run_params run{};
+  run.struct_size = sizeof(run);
+  run.iterations = 9;
+  run.user = &asked;
+  run.report = [](void* user, const dipengine_fit_progress* progress) {
+    auto& self = *static_cast<Asked*>(user);
+    self.iteration = progress->iteration;
+    return ++self.reports == 2 ? 1 : 0;
+  };
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_OK && run.stopped == 1 && asked.iteration == 2);
+  CHECK(fit.progress().iteration == 2 && asked.reports == 2);
+  run.report = nullptr;
+  run.poll = [](void* user) { return ++static_cast<Asked*>(user)->polls == 3 ? 1 : 0; };
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_OK && run.stopped == 1);
+  const int64_t done = fit.progress().iteration;
+  CHECK(done >= 4 && done < 11);
+  TestFit whole(problem, 3);
+  whole.run(done);
+  CHECK(whole.state() == fit.state());
 }
 
 TEST(fit_loop_on_a_device_decides_as_that_on_a_cpu) {
