@@ -2,8 +2,8 @@
 //
 //   dipengine_ceilings        one line of JSON: operations and bytes per second, the best of several launches
 //
-// Products: every warp has eight sums of its own under way. Bytes: 1 GiB read and 1 GiB written (copy), 2 GiB read (read), 16 bytes a
-// thread at a time; far more than any cache holds.
+// Products: every warp has eight sums of its own under way. Bytes: 1 GiB read and 1 GiB written (copy), 2 GiB read (read), four
+// times 16 bytes a thread at once; far more than any cache holds.
 #include <algorithm>
 #include <cstdio>
 
@@ -20,9 +20,9 @@ constexpr size_t kBytes = size_t{1} << 30;
 
 struct ProductParams {
   float* out;  // written where a sum has become what none is, so that no product can be left out
-  bool tf32;
 };
 
+template <bool tf32>
 DIPENGINE_KERNEL(kThreads, 2) products_kernel(DIPENGINE_PARAMS(ProductParams) p) {
   const uint32_t lane = static_cast<uint32_t>(cuda::lane_index());
   const uint32_t a[4] = {lane, lane + 1, lane + 2, lane + 3};
@@ -30,7 +30,7 @@ DIPENGINE_KERNEL(kThreads, 2) products_kernel(DIPENGINE_PARAMS(ProductParams) p)
   for (int round = 0; round < kRounds; ++round) {
     DIPENGINE_UNROLL
     for (int s = 0; s < kSums; ++s) {
-      if (p.tf32) {
+      if constexpr (tf32) {
         cuda::mma_tf32(c[s], a, lane, lane + 5);
       } else {
         cuda::mma_bf16(c[s], a, lane, lane + 5);
@@ -45,19 +45,27 @@ DIPENGINE_KERNEL(kThreads, 2) products_kernel(DIPENGINE_PARAMS(ProductParams) p)
 
 struct CopyParams {
   const unsigned char* from;
-  unsigned char* to;  // null: nothing is written
-  size_t bytes;
+  unsigned char* to;
+  size_t bytes;  // a multiple of what a block takes at a time
   float* out;
 };
 
+constexpr int kAtOnce = 4;  // accesses of a thread under way
+constexpr size_t kBlockBytes = size_t{kThreads} * 16 * kAtOnce;
+
+template <bool writes>
 DIPENGINE_KERNEL(kThreads, 4) bytes_kernel(DIPENGINE_PARAMS(CopyParams) p) {
-  const size_t step = static_cast<size_t>(cuda::grid_x()) * kThreads * 16;
+  const size_t own = static_cast<size_t>(cuda::thread_index()) * 16, step = static_cast<size_t>(cuda::grid_x()) * kBlockBytes;
   uint32_t all = 0;
-  DIPENGINE_UNROLL
-  for (size_t at = (static_cast<size_t>(cuda::block_x()) * kThreads + static_cast<size_t>(cuda::thread_index())) * 16; at < p.bytes; at += step) {
-    const cuda::Bytes16 v = cuda::load16_constant(p.from + at);
-    if (p.to != nullptr) cuda::store16(p.to + at, v);
-    all |= v.word[0] & v.word[1] & v.word[2] & v.word[3];
+  for (size_t at = static_cast<size_t>(cuda::block_x()) * kBlockBytes + own; at < p.bytes; at += step) {
+    cuda::Bytes16 v[kAtOnce];
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) v[i] = cuda::load16_constant(p.from + at + static_cast<size_t>(i) * kThreads * 16);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      if constexpr (writes) cuda::store16(p.to + at + static_cast<size_t>(i) * kThreads * 16, v[i]);
+      all |= v[i].word[0] & v[i].word[1] & v[i].word[2] & v[i].word[3];
+    }
   }
   if (all == 0x12345678u) *p.out = 1;
 }
@@ -94,10 +102,10 @@ int main() {
   }
   const cuda::Grid products{multiprocessors * 8, 1, 1, kThreads, 0}, bytes{multiprocessors * 16, 1, 1, kThreads, 0};
   const double each = static_cast<double>(products.x) * (kThreads / 32) * kSums * kRounds * 2 * 16 * 8;  // times the depth
-  const double bf16 = fastest(products_kernel, "products", products, ProductParams{out, false});
-  const double tf32 = fastest(products_kernel, "products", products, ProductParams{out, true});
-  const double copy = fastest(bytes_kernel, "copy", bytes, CopyParams{from, to, kBytes, out});
-  const double read = fastest(bytes_kernel, "read", bytes, CopyParams{from, nullptr, 2 * kBytes, out});
+  const double bf16 = fastest(products_kernel<false>, "products", products, ProductParams{out});
+  const double tf32 = fastest(products_kernel<true>, "products", products, ProductParams{out});
+  const double copy = fastest(bytes_kernel<true>, "copy", bytes, CopyParams{from, to, kBytes, out});
+  const double read = fastest(bytes_kernel<false>, "read", bytes, CopyParams{from, nullptr, 2 * kBytes, out});
   if (std::min({bf16, tf32, copy, read}) <= 0) {
     std::printf("The device could not be measured: %s\n", dipengine_last_error());
     return 1;

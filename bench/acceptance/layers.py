@@ -1,9 +1,10 @@
 """Part "layers": what the GPU reaches, then every layer of the paper's network beside its floor and beside PyTorch's modules.
 
-A layer is a convolution with the norm and leaky ReLU of one (dipengine/bench/operations.py). Its floor is the larger of its operations
-over what mma.sync reaches in that precision, and its bytes over what the faster of two copies reaches, measured in the same run. Operations are those
-of the form that the CUDA kernels take: 16 products for the 36 of a nearest source, all of the plain convolution elsewhere. Bytes are every
-array of a direction once: what it reads and what it writes. Both sides are captured as CUDA graphs, so that starting kernels does not count.
+A layer is a convolution with the norm and leaky ReLU of one (dipengine/bench/operations.py). Its floor is the larger of its
+operations over what mma.sync reaches in that precision, and its bytes over what the faster of two copies reaches, measured in
+the same run. Operations are those of the form that the CUDA kernels take: 16 products for the 36 of a nearest source, all of
+the plain convolution elsewhere. Bytes are every array of a direction once: what it reads and what it writes. Both sides are
+captured as CUDA graphs, so that starting kernels does not count.
 """
 
 from __future__ import annotations

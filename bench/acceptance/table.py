@@ -12,15 +12,15 @@ def text(found: dict[str, Any]) -> str:
     card = machine["gpu"]
     lines = [
         f"# Acceptance on {found['gpu']}", "",
-        f"{found['date']}; driver {card['driver']}, compute capability {card['compute_capability']}, {card['memory_mib']} MiB, at most "
-        f"{card['max_sm_clock_mhz']} MHz; PyTorch {machine['torch']}, nvcc {machine['nvcc']}, Python {machine['python']}. Written by "
+        f"{found['date']}; driver {card['driver']}, compute capability {card['compute_capability']}, {card['memory_mib']} MiB, "
+        f"at most {card['max_sm_clock_mhz']} MHz; PyTorch {machine['torch']}, nvcc {machine['nvcc']}, Python {machine['python']}. Written by "
         "`make gpu-acceptance`; everything here was measured on that GPU, all in the JSON file beside this one.", "",
     ]
     if not found["complete"]:
         names = "; ".join(_missing(part, names, found["results"][part]) for part, names in found["missing"].items())
         lines += [f"**Not complete.** Not done yet: {names}.", ""]
-    lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results), *_layers(results),
-              *_restoration(results)]
+    lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results),
+              *_layers(results), *_restoration(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -60,7 +60,8 @@ def judge(said: str, code: int) -> dict[str, Any]:
     found["said"] = [line for line in said.splitlines() if not line.startswith("passed ")][-60:]
     if code in (0, 1) and failed:
         return found | {"status": FAILED, "reason": f"{len(failed)} of {len(passed) + len(failed)} failed, first {failed[0]}"}
-    return found | {"status": CRASHED, "reason": f"ended with status {code} behind {passed[-1] if passed else 'nothing'}"}
+    last = found["said"][-1].strip() if found["said"] else "nothing said"
+    return found | {"status": CRASHED, "reason": f"ended with status {code} behind {passed[-1] if passed else 'no test'}: {last}"[:300]}
 
 
 def files_with_gpu_tests(tests: Path = ROOT / "tests") -> list[Path]:
