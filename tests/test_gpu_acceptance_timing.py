@@ -171,12 +171,20 @@ def test_an_iteration_of_ours_beside_a_peer():
     assert is_spread(found["seconds"]) and found["ratio"] == pytest.approx(found["seconds"]["median"] / (sum(found["ours"]) / 2))
 
 
-def test_a_peer_is_measured_without_ours():
+def test_a_peer_is_measured_without_ours_and_beside_what_could_be_had():
     def fails():
         raise RuntimeError("no plan here")
 
-    found = iterations.beside(fails, lambda: {"seconds": {"median": 1.0}})
-    assert found == {"seconds": {"median": 1.0}, "ours": None, "ratio": None}
+    def peer():
+        return {"seconds": {"median": 1.0}}
+
+    assert iterations.beside(fails, peer) == peer() | {"ours": [], "ratio": None}
+    times = iter([0.25])
+
+    def once():  # the second time there is no memory
+        return {"seconds": {"median": next(times)}}
+
+    assert iterations.beside(once, peer) == peer() | {"ours": [0.25], "ratio": 4.0}
 
 
 def test_sizes_are_canvases_and_the_settings_ask_for_the_papers_network():

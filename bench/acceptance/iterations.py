@@ -69,13 +69,13 @@ def peer(context: Context, name: str, height: int, width: int) -> dict[str, Any]
 
 
 def beside(ours: Any, peer: Any) -> dict[str, Any]:
-    """A peer's measurement with "ours", the medians before and behind it, and the "ratio" to them; both None where ours does not run."""
-    before = _median(ours)
+    """A peer's measurement with "ours", the medians before and behind it that could be had, and the "ratio" to their mean."""
+    medians = [_median(ours)]
     found = peer()
-    behind = _median(ours) if before is not None else None
-    if before is None or behind is None:
-        return found | {"ours": None, "ratio": None}
-    return found | {"ours": [before, behind], "ratio": found["seconds"]["median"] / ((before + behind) / 2)}
+    if medians[0] is not None:
+        medians.append(_median(ours))
+    had = [median for median in medians if median is not None]
+    return found | {"ours": had, "ratio": found["seconds"]["median"] / (sum(had) / len(had)) if had else None}
 
 
 def _median(measure: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,8 @@ def synchronise(device: str) -> None:
 
 def free_memory(device: str) -> None:
     """What nobody holds any more goes back to the device."""
+    if "torch._dynamo" in sys.modules:  # what torch.compile keeps
+        torch.compiler.reset()
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.init()
