@@ -28,7 +28,7 @@ test: $(VENV)/tested-with
 	$(BIN)/python -m pytest tests
 
 test-emulator: $(VENV)/tested-with
-	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_bindings.py tests/test_cuda_gates.py
+	$(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_bindings.py tests/test_cuda_network.py tests/test_cuda_gates.py
 
 gpu-acceptance: $(GPU_VENV)/torch
 	CMAKE_ARGS="-DDIPENGINE_CUDA=ON $(CMAKE_ARGS)" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \

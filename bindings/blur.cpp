@@ -1,80 +1,72 @@
 // Blur by a known kernel, and its transpose.
 #include "ops/blur/blur.h"
 
+#include <type_traits>
+
 #include "ops/blur/blur_cuda.h"
 #include "pixels.h"
 
 namespace dipengine_python {
 namespace {
 
-// What both ops and both kinds of device have in common. `small` is the output or its gradient.
+// What a call is given: `large` is the image or its gradient, `small` the output or its gradient.
+struct Given {
+  py::handle large, small;
+  const char *large_name, *small_name;
+  Access large_access, small_access;
+  py::handle kernel;
+};
+
 template <typename Params>
-dipengine_pixels set_size(Params& p, const Tensor& small, const Tensor& kernel) {
-  const dipengine_pixels pixels = pixels_of(small);
+void set(Params& p, const ImageOp<Params>& op, const Given& given, const Tensor& small, const Place& place) {
+  using Weight = std::remove_const_t<std::remove_pointer_t<decltype(p.kernel)>>;
+  const Tensor kernel(given.kernel, "kernel", Access::read, place);
+  p.*op.small = pixels_of(small);
   p.height = small.size(0);
   p.width = small.size(1);
   p.channels = small.size(2);
   if (kernel.dims() != 2) raise("InputError", "The kernel has %d axes; give [height, width].", kernel.dims());
   p.kernel_height = kernel.size(0);
   p.kernel_width = kernel.size(1);
-  return pixels;
+  constexpr dipengine_dtype dtype = std::is_same_v<Weight, double> ? DIPENGINE_FLOAT64 : DIPENGINE_FLOAT32;
+  p.kernel = static_cast<const Weight*>(kernel.flat(kernel.count(), dtype));
+  p.*op.large = pixels_of(given.large, given.large_name, given.large_access, small.dtype(), p.height + p.kernel_height - 1,
+                          p.width + p.kernel_width - 1, p.channels, place);
 }
 
-template <typename Params>
-dipengine_pixels large_of(const Params& p, py::handle object, const char* name, Access access, int32_t dtype, const Place& place) {
-  return pixels_of(object, name, access, dtype, p.height + p.kernel_height - 1, p.width + p.kernel_width - 1, p.channels, place);
-}
+using Cpu = ImageOp<dipengine_blur_params>;
+using Cuda = ImageOp<dipengine_blur_cuda_params>;
 
-const float* device_kernel(const Tensor& small, const Tensor& kernel) {
-  check_float32(small);
-  return static_cast<const float*>(kernel.flat(kernel.count(), DIPENGINE_FLOAT32));
-}
-
-dipengine_blur_params cpu_params(const Tensor& small, const Tensor& kernel, py::handle pool) {
+void run(const Given& given, const Cpu& on_cpu, const Cuda& on_device, py::handle workspace, py::handle pool, py::handle stream) {
+  const Place place(given.small, given.small_name, stream);
+  const Tensor small(given.small, given.small_name, given.small_access, place);
+  if (place.cuda()) {
+    check_float32(small);
+    dipengine_blur_cuda_params p{};
+    p.fits = 1;
+    set(p, on_device, given, small, place);
+    call_on(place, on_device.run, p);
+    return;
+  }
   dipengine_blur_params p{};
   p.struct_size = sizeof(p);
   p.pool = pool_of(pool);
   p.dtype = small.dtype();
-  p.kernel = static_cast<const double*>(kernel.flat(kernel.count(), DIPENGINE_FLOAT64));
-  return p;
+  set(p, on_cpu, given, small, place);
+  call_in(workspace, dipengine_blur_workspace, on_cpu.run, p);
 }
 
-void blur(py::handle image, py::handle kernel_object, py::handle out_object, py::handle workspace, py::handle pool,
-          py::handle stream) {
-  const Place place(out_object, "out", stream);
-  const Tensor out(out_object, "out", Access::write, place), kernel(kernel_object, "kernel", Access::read, place);
-  if (place.cuda()) {
-    dipengine_blur_cuda_params p{};
-    p.fits = 1;
-    p.kernel = device_kernel(out, kernel);
-    p.out = set_size(p, out, kernel);
-    p.image = large_of(p, image, "image", Access::read, DIPENGINE_FLOAT32, place);
-    call_on(place, dipengine_blur_cuda, p);
-    return;
-  }
-  dipengine_blur_params p = cpu_params(out, kernel, pool);
-  p.out = set_size(p, out, kernel);
-  p.image = large_of(p, image, "image", Access::read, p.dtype, place);
-  call_in(workspace, dipengine_blur_workspace, dipengine_blur, p);
+void blur(py::handle image, py::handle kernel, py::handle out, py::handle workspace, py::handle pool, py::handle stream) {
+  run({image, out, "image", "out", Access::read, Access::write, kernel},
+      {&dipengine_blur_params::image, &dipengine_blur_params::out, dipengine_blur},
+      {&dipengine_blur_cuda_params::image, &dipengine_blur_cuda_params::out, dipengine_blur_cuda}, workspace, pool, stream);
 }
 
-void blur_backward(py::handle d_out_object, py::handle kernel_object, py::handle d_image, py::handle workspace, py::handle pool,
+void blur_backward(py::handle d_out, py::handle kernel, py::handle d_image, py::handle workspace, py::handle pool,
                    py::handle stream) {
-  const Place place(d_out_object, "d_out", stream);
-  const Tensor d_out(d_out_object, "d_out", Access::read, place), kernel(kernel_object, "kernel", Access::read, place);
-  if (place.cuda()) {
-    dipengine_blur_cuda_params p{};
-    p.fits = 1;
-    p.kernel = device_kernel(d_out, kernel);
-    p.d_out = set_size(p, d_out, kernel);
-    p.d_image = large_of(p, d_image, "d_image", Access::write, DIPENGINE_FLOAT32, place);
-    call_on(place, dipengine_blur_cuda_backward, p);
-    return;
-  }
-  dipengine_blur_params p = cpu_params(d_out, kernel, pool);
-  p.d_out = set_size(p, d_out, kernel);
-  p.d_image = large_of(p, d_image, "d_image", Access::write, p.dtype, place);
-  call_in(workspace, dipengine_blur_workspace, dipengine_blur_backward, p);
+  run({d_image, d_out, "d_image", "d_out", Access::write, Access::read, kernel},
+      {&dipengine_blur_params::d_image, &dipengine_blur_params::d_out, dipengine_blur_backward},
+      {&dipengine_blur_cuda_params::d_image, &dipengine_blur_cuda_params::d_out, dipengine_blur_cuda_backward}, workspace, pool, stream);
 }
 
 }  // namespace

@@ -1,100 +1,60 @@
-// The convolutions and the norm passes between them, over [height, width, channels] tensors.
-#include <pybind11/stl.h>
-
-#include <optional>
-#include <utility>
-#include <vector>
-
-#include "dlpack.h"
+// The convolutions, over [height, width, channels] tensors.
 #include "ops/conv/conv.h"
-#include "ops/norm/norm.h"
-#include "pixels.h"
+
+#include "ops/conv/conv_cuda.h"
+#include "source.h"
 
 namespace dipengine_python {
 namespace {
 
-using Coefficients = std::optional<std::pair<py::object, py::object>>;
+using Sources = std::vector<const Source*>;
 
-double* per_channel(py::handle object, const char* name, int64_t channels, Access access = Access::read) {
-  if (object.is_none()) return nullptr;
-  return static_cast<double*>(Tensor(object, name, access).flat(channels, DIPENGINE_FLOAT64));
-}
-
-// A source as Python gives it; keeps the tensors alive.
-struct Source {
-  py::object x, d_x, centre, sum, product;
-  Coefficients inner, outer;
-  int upsample;
-  double slope;
-  bool accumulate;
-
-  dipengine_conv_source see(int32_t* dtype) const {
-    dipengine_conv_source s{};
-    const Tensor image(x, "x");
-    s.x = pixels_of(image);
-    *dtype = image.dtype();
-    s.height = image.size(0);
-    s.width = image.size(1);
-    s.channels = image.size(2);
-    s.upsample = upsample;
-    s.slope = slope;
-    s.accumulate = accumulate;
-    s.inner = affine(inner, "inner", s.channels);
-    s.outer = affine(outer, "outer", s.channels);
-    if (!d_x.is_none()) {
-      const Tensor gradient(d_x, "d_x", Access::write);
-      s.d_x = pixels_of(gradient);
-      if (gradient.dtype() != image.dtype() || gradient.size(0) != s.height || gradient.size(1) != s.width ||
-          gradient.size(2) != s.channels) {
-        raise("InputError", "'d_x' has another shape or dtype than its source; make it alike.");
-      }
-    }
-    s.centre = per_channel(centre, "centre", s.channels);
-    s.sum = per_channel(sum, "sum", s.channels, Access::write);
-    s.product = per_channel(product, "product", s.channels, Access::write);
-    return s;
-  }
-
- private:
-  static dipengine_affine affine(const Coefficients& given, const char* name, int64_t channels) {
-    if (!given) return {nullptr, nullptr};
-    return {per_channel(given->first, name, channels), per_channel(given->second, name, channels)};
-  }
+// What forward and backward are given alike.
+struct Layer {
+  const Sources& sources;
+  py::handle weight, bias;
+  int stride, pad, padding;
 };
 
-using Sources = std::vector<const Source*>;
-using Triple = std::optional<std::vector<py::object>>;
-
+// The params of a call on either kind of device: all but its images.
+template <typename Params>
 struct Call {
-  dipengine_conv_params p{};
-  std::vector<dipengine_conv_source> sources;
+  using ConvSource = Pointee<decltype(Params::sources)>;
+  using Number = NumberOf<ConvSource>;
 
-  Call(const Sources& given, py::handle weight_object, py::handle bias, int stride, int pad, int padding, py::handle pool) {
+  Params p{};
+  std::vector<ConvSource> sources;
+  const Place& place;
+  int64_t weights = 0;
+
+  Call(const Layer& layer, const Place& where) : place(where) {
     p.struct_size = sizeof(p);
-    p.source_size = sizeof(dipengine_conv_source);
+    p.source_size = sizeof(ConvSource);
+    if constexpr (kOnDevice<ConvSource>) p.fits = 1;
     int64_t inputs = 0;
-    for (const Source* source : given) {
-      if (source == nullptr) raise("InputError", "One of the convolution's sources is None; give a Source.");
+    for (const Source* source : layer.sources) {
       int32_t dtype = 0;
-      sources.push_back(source->see(&dtype));
+      sources.push_back(source->see<ConvSource>(&dtype, place));
       if (inputs > 0 && dtype != p.dtype) raise("InputError", "The convolution's sources have several dtypes; convert them.");
       p.dtype = dtype;
       inputs += sources.back().channels;
     }
     p.sources = sources.data();
     p.sources_count = static_cast<int32_t>(sources.size());
-    const Tensor weight(weight_object, "weight");
+    const Tensor weight(layer.weight, "weight", Access::read, place);
     if (weight.dims() != 4 || weight.size(0) != weight.size(1) || weight.size(2) != inputs) {
       raise("InputError", "'weight' must be [kernel, kernel, %lld, channels out]; lay it out so.", static_cast<long long>(inputs));
     }
-    p.kernel = static_cast<int32_t>(weight.size(0));
-    p.channels = weight.size(3);
-    p.weight = weight.flat(weight.count(), real());
-    p.bias = bias.is_none() ? nullptr : Tensor(bias, "bias").flat(p.channels, real());
-    p.stride = stride;
-    p.pad = pad;
-    p.padding = padding;
-    p.pool = pool_of(pool);
+    set_side(p.kernel, weight.size(0), "weight");
+    set_side(p.channels, weight.size(3), "weight");
+    weights = weight.count();
+    p.weight = static_cast<decltype(p.weight)>(weight.flat(weights, real()));
+    if (!layer.bias.is_none()) {
+      p.bias = static_cast<decltype(p.bias)>(Tensor(layer.bias, "bias", Access::read, place).flat(p.channels, real()));
+    }
+    p.stride = layer.stride;
+    p.pad = layer.pad;
+    p.padding = layer.padding;
     p.raw_dtype = p.gradient_dtype = p.dtype;
   }
 
@@ -104,124 +64,126 @@ struct Call {
     if (tensor.dims() != 3 || tensor.size(2) != p.channels) {
       raise("InputError", "'%s' must be [height, width, %lld].", tensor.name(), static_cast<long long>(p.channels));
     }
-    p.height = tensor.size(0);
-    p.width = tensor.size(1);
+    set_side(p.height, tensor.size(0), tensor.name());
+    set_side(p.width, tensor.size(1), tensor.name());
     return pixels_of(tensor);
   }
 
-  void run(dipengine_status (*size)(const dipengine_conv_params*, size_t*), dipengine_status (*op)(const dipengine_conv_params*),
-           Workspace& workspace) {
-    size_t bytes = 0;
-    check(size(&p, &bytes));
-    p.workspace = workspace.reserve(bytes);
-    p.workspace_bytes = workspace.bytes();
-    call(op, p);
+  void set_raw(py::handle object) {
+    const Tensor out(object, "raw", Access::write, place);
+    p.raw_dtype = out.dtype();
+    p.raw = output(out);
+  }
+
+  void set_gradient(py::handle gradient, py::handle raw, const Triple& coefficients) {
+    const Tensor g(gradient, "gradient", Access::read, place);
+    p.gradient_dtype = g.dtype();
+    p.gradient = output(g);
+    if (!raw.is_none()) {
+      const Tensor out(raw, "raw", Access::read, place);
+      if (out.dims() != 3 || out.size(0) != g.size(0) || out.size(1) != g.size(1) || out.size(2) != g.size(2)) {
+        raise("InputError", "'raw' has another shape than 'gradient'; give the output that the gradient is of.");
+      }
+      p.raw_dtype = out.dtype();
+      p.raw = pixels_of(out);
+    }
+    set_triple<Number>(coefficients, p.channels, place, &p.gradient_scale, &p.raw_scale, &p.gradient_shift);
+  }
+
+  void set_results(py::handle d_weight, py::handle d_bias) {
+    const auto into = [&](py::handle object, const char* name, int64_t count) {
+      return object.is_none() ? nullptr : Tensor(object, name, Access::write, place).flat(count, real());
+    };
+    p.d_weight = static_cast<decltype(p.d_weight)>(into(d_weight, "d_weight", weights));
+    p.d_bias = static_cast<decltype(p.d_bias)>(into(d_bias, "d_bias", p.channels));
   }
 };
 
-void conv_forward(const Sources& sources, py::handle weight, py::handle raw, int stride, int pad, int padding, py::handle bias,
-                  py::handle mean, py::handle variance, Workspace& workspace, py::handle pool) {
-  Call c(sources, weight, bias, stride, pad, padding, pool);
-  const Tensor out(raw, "raw", Access::write);
-  c.p.raw_dtype = out.dtype();
-  c.p.raw = c.output(out);
-  c.p.mean = per_channel(mean, "mean", c.p.channels, Access::write);
-  c.p.variance = per_channel(variance, "variance", c.p.channels, Access::write);
-  c.run(dipengine_conv_forward_workspace, dipengine_conv_forward, workspace);
+Place place_of(const Sources& sources, py::handle stream) {
+  for (const Source* source : sources) {
+    if (source == nullptr) raise("InputError", "One of the convolution's sources is None; give a Source.");
+  }
+  if (sources.empty()) raise("InputError", "A convolution was given no source; give one or two.");
+  return Place(sources[0]->x, "x", stream);
 }
 
-void set_triple(const Triple& triple, int64_t channels, const double** a, const double** b, const double** c) {
-  if (!triple) return;
-  if (triple->size() != 3) raise("InputError", "'coefficients' holds A, B and C.");
-  *a = per_channel((*triple)[0], "A", channels);
-  *b = per_channel((*triple)[1], "B", channels);
-  *c = per_channel((*triple)[2], "C", channels);
+constexpr size_t kStep = 256;  // of the parts of a call's memory
+size_t padded(size_t bytes) { return (bytes + kStep - 1) / kStep * kStep; }
+
+void forward_on_device(Call<dipengine_conv_cuda_params>& c, py::handle workspace) {
+  auto& p = c.p;
+  size_t packed = 0, more = 0;
+  check(dipengine_conv_cuda_packed_bytes(&p, &packed));
+  check(dipengine_conv_cuda_workspace(&p, &more));
+  const DeviceMemory memory(workspace, padded(packed) + more, c.place);
+  p.packed = memory.data();
+  p.packed_bytes = packed;
+  p.workspace = at<char>(memory.data(), padded(packed));
+  p.workspace_bytes = more;
+  call_on(c.place, dipengine_conv_cuda_pack, p);
+  call_on(c.place, dipengine_conv_cuda_forward, p);
+}
+
+void backward_on_device(Call<dipengine_conv_cuda_params>& c, py::handle workspace) {
+  auto& p = c.p;
+  if (p.d_weight == nullptr && p.d_bias != nullptr) {
+    raise("InputError", "On a device 'd_bias' comes with 'd_weight'; give both, or neither.");
+  }
+  size_t packed = 0, for_data = 0, for_weights = 0;
+  check(dipengine_conv_cuda_data_gradient_sizes(&p, &packed, &for_data));
+  if (p.d_weight != nullptr) check(dipengine_conv_cuda_weight_gradient_workspace(&p, &for_weights));
+  const size_t more = for_data > for_weights ? for_data : for_weights;  // one behind the other on the stream
+  const DeviceMemory memory(workspace, padded(packed) + more, c.place);
+  p.packed = memory.data();
+  p.packed_bytes = packed;
+  p.workspace = memory.data() == nullptr ? nullptr : at<char>(memory.data(), padded(packed));
+  p.workspace_bytes = more;
+  if (p.d_weight != nullptr) call_on(c.place, dipengine_conv_cuda_weight_gradient, p);
+  if (packed > 0) call_on(c.place, dipengine_conv_cuda_data_gradient, p);
+}
+
+void conv_forward(const Sources& sources, py::handle weight, py::handle raw, int stride, int pad, int padding, py::handle bias,
+                  py::handle mean, py::handle variance, py::handle gamma, py::handle beta, double eps, py::handle scale,
+                  py::handle shift, py::handle workspace, py::handle pool, py::handle stream) {
+  const Place place = place_of(sources, stream);
+  const Layer layer = {sources, weight, bias, stride, pad, padding};
+  const Norm norm = {mean, variance, gamma, beta, scale, shift, eps};
+  if (place.cuda()) {
+    Call<dipengine_conv_cuda_params> c(layer, place);
+    c.set_raw(raw);
+    NormNumbers<float>(norm, c.p.channels, place).set(c.p, eps);
+    forward_on_device(c, workspace);
+    return;
+  }
+  Call<dipengine_conv_params> c(layer, place);
+  c.set_raw(raw);
+  const NormNumbers<double> numbers(norm, c.p.channels, place);
+  c.p.mean = numbers.mean;
+  c.p.variance = numbers.variance;
+  c.p.pool = pool_of(pool);
+  call_in(workspace, dipengine_conv_forward_workspace, dipengine_conv_forward, c.p);
+  fold(numbers, c.p.channels, eps);
 }
 
 void conv_backward(const Sources& sources, py::handle weight, py::handle gradient, py::handle raw, const Triple& coefficients,
-                   int stride, int pad, int padding, py::handle d_weight, py::handle d_bias, Workspace& workspace, py::handle pool) {
-  Call c(sources, weight, py::none(), stride, pad, padding, pool);
-  const Tensor g(gradient, "gradient");
-  c.p.gradient_dtype = g.dtype();
-  c.p.gradient = c.output(g);
-  if (!raw.is_none()) {
-    const Tensor out(raw, "raw");
-    if (out.dims() != 3 || out.size(0) != g.size(0) || out.size(1) != g.size(1) || out.size(2) != g.size(2)) {
-      raise("InputError", "'raw' has another shape than 'gradient'; give the output that the gradient is of.");
-    }
-    c.p.raw_dtype = out.dtype();
-    c.p.raw = pixels_of(out);
-  }
-  set_triple(coefficients, c.p.channels, &c.p.gradient_scale, &c.p.raw_scale, &c.p.gradient_shift);
-  if (!d_weight.is_none()) {
-    const Tensor shape(weight, "weight");
-    c.p.d_weight = Tensor(d_weight, "d_weight", Access::write).flat(shape.count(), c.real());
-  }
-  if (!d_bias.is_none()) c.p.d_bias = Tensor(d_bias, "d_bias", Access::write).flat(c.p.channels, c.real());
-  c.run(dipengine_conv_backward_workspace, dipengine_conv_backward, workspace);
-}
-
-void norm_pass(dipengine_status (*op)(const dipengine_norm_params*), const Source& given, py::handle mean, py::handle variance,
-               py::handle y, py::handle g, const Triple& coefficients, Workspace& workspace, py::handle pool) {
-  dipengine_norm_params p{};
-  dipengine_conv_source source = given.see(&p.dtype);
-  p.struct_size = sizeof(p);
-  p.source_size = sizeof(source);
-  p.pool = pool_of(pool);
-  p.source = &source;
-  p.mean = per_channel(mean, "mean", source.channels, Access::write);
-  p.variance = per_channel(variance, "variance", source.channels, Access::write);
-  auto image = [&](py::handle object, const char* name, Access access) -> dipengine_pixels {
-    if (object.is_none()) return {nullptr, 0, 0};
-    const Tensor tensor(object, name, access);
-    if (tensor.dtype() != p.dtype || tensor.dims() != 3 || tensor.size(0) != source.height || tensor.size(1) != source.width ||
-        tensor.size(2) != source.channels) {
-      raise("InputError", "'%s' has another shape or dtype than its source; make it alike.", name);
-    }
-    return pixels_of(tensor);
+                   int stride, int pad, int padding, py::handle d_weight, py::handle d_bias, py::handle workspace, py::handle pool,
+                   py::handle stream) {
+  const Place place = place_of(sources, stream);
+  const Layer layer = {sources, weight, py::none(), stride, pad, padding};
+  const auto set = [&](auto& c) {
+    c.set_gradient(gradient, raw, coefficients);
+    c.set_results(d_weight, d_bias);
   };
-  p.y = image(y, "y", Access::write);
-  p.g = image(g, "g", Access::read);
-  set_triple(coefficients, source.channels, &p.a, &p.b, &p.c);
-  size_t bytes = 0;
-  check(dipengine_norm_workspace(&p, &bytes));
-  p.workspace = workspace.reserve(bytes);
-  p.workspace_bytes = workspace.bytes();
-  call(op, p);
-}
-
-void norm_fold(py::handle mean, py::handle variance, py::handle gamma, py::handle beta, double eps, py::handle scale, py::handle shift) {
-  const int64_t n = Tensor(mean, "mean").count();
-  if (variance.is_none() || scale.is_none() || shift.is_none()) {
-    raise("InputError", "The norm's fold lacks one of variance, scale and shift; give all three.");
+  if (place.cuda()) {
+    Call<dipengine_conv_cuda_params> c(layer, place);
+    set(c);
+    backward_on_device(c, workspace);
+    return;
   }
-  dipengine_norm_fold(n, per_channel(mean, "mean", n), per_channel(variance, "variance", n), per_channel(gamma, "gamma", n),
-                      per_channel(beta, "beta", n), eps, per_channel(scale, "scale", n, Access::write),
-                      per_channel(shift, "shift", n, Access::write));
-}
-
-void norm_fold_gradient(double count, py::handle mean, py::handle variance, py::handle gamma, double eps, py::handle sum,
-                        py::handle product, bool centred, const std::vector<py::object>& coefficients, py::handle d_gamma,
-                        py::handle d_beta) {
-  dipengine_norm_gradient g{};
-  const int64_t n = Tensor(mean, "mean").count();
-  if (coefficients.size() != 3) raise("InputError", "'coefficients' has places for A, B and C.");
-  g.struct_size = sizeof(g);
-  g.channels = n;
-  g.count = count;
-  g.mean = per_channel(mean, "mean", n);
-  g.variance = per_channel(variance, "variance", n);
-  g.gamma = per_channel(gamma, "gamma", n);
-  g.eps = eps;
-  g.sum = per_channel(sum, "sum", n);
-  g.product = per_channel(product, "product", n);
-  g.centred = centred;
-  g.a = per_channel(coefficients[0], "A", n, Access::write);
-  g.b = per_channel(coefficients[1], "B", n, Access::write);
-  g.c = per_channel(coefficients[2], "C", n, Access::write);
-  g.d_gamma = per_channel(d_gamma, "d_gamma", n, Access::write);
-  g.d_beta = per_channel(d_beta, "d_beta", n, Access::write);
-  check(dipengine_norm_fold_gradient(&g));
+  Call<dipengine_conv_params> c(layer, place);
+  set(c);
+  c.p.pool = pool_of(pool);
+  call_in(workspace, dipengine_conv_backward_workspace, dipengine_conv_backward, c.p);
 }
 
 }  // namespace
@@ -233,7 +195,8 @@ void bind_conv(py::module_& module) {
 
   py::class_<Source>(module, "Source", py::module_local(),
                      "One source of a convolution: x [height, width, channels] and what is folded into loading it.\n"
-                     "See csrc/ops/conv/conv.h. upsample: 0 none, 1 nearest, 2 bilinear.")
+                     "See csrc/ops/conv/conv.h. upsample: 0 none, 1 nearest, 2 bilinear. Numbers of a channel: float64 in CPU\n"
+                     "memory, float32 beside CUDA images.")
       .def(py::init([](py::object x, int upsample, Coefficients inner, Coefficients outer, double slope, py::object d_x,
                        bool accumulate, py::object centre, py::object sum, py::object product) {
              return Source{std::move(x), std::move(d_x), std::move(centre), std::move(sum), std::move(product),
@@ -245,29 +208,17 @@ void bind_conv(py::module_& module) {
 
   module.def("conv_forward", &conv_forward, py::arg("sources"), py::arg("weight"), py::arg("raw"), py::kw_only(),
              py::arg("stride") = 1, py::arg("pad") = 0, py::arg("padding") = 0, py::arg("bias") = py::none(),
-             py::arg("mean") = py::none(), py::arg("variance") = py::none(), py::arg("workspace"), py::arg("pool") = py::none(),
-             "Write raw [height, width, out], and its mean and variance per channel. weight [k, k, in, out].");
+             py::arg("mean") = py::none(), py::arg("variance") = py::none(), py::arg("gamma") = py::none(),
+             py::arg("beta") = py::none(), py::arg("eps") = 0.0, py::arg("scale") = py::none(), py::arg("shift") = py::none(),
+             py::arg("workspace"), py::arg("pool") = py::none(), py::arg("stream") = py::none(),
+             "Write raw [height, width, out], its mean and variance per channel, and with scale and shift the norm behind it as\n"
+             "scale * raw + shift. weight [k, k, in, out]. CUDA tensors: bfloat16 or float32, see csrc/ops/conv/conv_cuda.h.");
   module.def("conv_backward", &conv_backward, py::arg("sources"), py::arg("weight"), py::arg("gradient"), py::kw_only(),
              py::arg("raw") = py::none(), py::arg("coefficients") = py::none(), py::arg("stride") = 1, py::arg("pad") = 0,
              py::arg("padding") = 0, py::arg("d_weight") = py::none(), py::arg("d_bias") = py::none(), py::arg("workspace"),
-             py::arg("pool") = py::none(), "Gradients of conv_forward from d_raw = A gradient + B raw + C.");
-  auto pass = [&](const char* name, dipengine_status (*op)(const dipengine_norm_params*), const char* text) {
-    module.def(
-        name,
-        [op](const Source& source, py::handle mean, py::handle variance, py::handle y, py::handle g, const Triple& coefficients,
-             Workspace& workspace, py::handle pool) { norm_pass(op, source, mean, variance, y, g, coefficients, workspace, pool); },
-        py::arg("source"), py::kw_only(), py::arg("mean") = py::none(), py::arg("variance") = py::none(), py::arg("y") = py::none(),
-        py::arg("g") = py::none(), py::arg("coefficients") = py::none(), py::arg("workspace"), py::arg("pool") = py::none(), text);
-  };
-  pass("norm_statistics", dipengine_norm_statistics, "Mean and variance of the (upsampled) activation of a source.");
-  pass("norm_apply", dipengine_norm_apply, "y = leaky_relu(inner(x)).");
-  pass("norm_backward", dipengine_norm_backward, "d_x = leaky_relu'(inner(x)) (A g + B t + C), and its two sums.");
-  module.def("norm_fold", &norm_fold, py::arg("mean"), py::arg("variance"), py::arg("gamma"), py::arg("beta"), py::arg("eps"),
-             py::arg("scale"), py::arg("shift"), "BatchNorm as scale * v + shift, float64 [channels].");
-  module.def("norm_fold_gradient", &norm_fold_gradient, py::kw_only(), py::arg("count"), py::arg("mean"), py::arg("variance"),
-             py::arg("gamma") = py::none(), py::arg("eps"), py::arg("sum"), py::arg("product"), py::arg("centred"),
-             py::arg("coefficients"), py::arg("d_gamma") = py::none(), py::arg("d_beta") = py::none(),
-             "BatchNorm's backward as d_v = A g + B v + C, float64 [channels].");
+             py::arg("pool") = py::none(), py::arg("stream") = py::none(),
+             "Gradients of conv_forward from d_raw = A gradient + B raw + C.");
+  bind_norm(module);
 }
 
 }  // namespace dipengine_python

@@ -88,7 +88,7 @@ void bind_philox(py::module_& module);
 void bind_masked_mse(py::module_& module);
 void bind_adam(py::module_& module);
 void bind_blur(py::module_& module);
-void bind_conv(py::module_& module);
+void bind_conv(py::module_& module);  // and the norm passes
 void bind_fit(py::module_& module);
 void bind_deviance(py::module_& module);
 void bind_resample(py::module_& module);

@@ -7,23 +7,6 @@
 namespace dipengine_python {
 namespace {
 
-// What both ops and both kinds of device have in common. `large` is the image or its gradient, `small` the output or its gradient.
-template <typename Params>
-dipengine_pixels set_size(Params& p, const Tensor& large, int64_t factor, int64_t before) {
-  p.height = large.size(0);
-  p.width = large.size(1);
-  p.channels = large.size(2);
-  p.factor = factor;
-  p.before = before;
-  return pixels_of(large);
-}
-
-template <typename Params>
-dipengine_pixels small_of(const Params& p, py::handle object, const char* name, Access access, int32_t dtype, const Place& place) {
-  const auto outputs = [&](int64_t size) { return p.factor > 0 ? (size + p.factor - 1) / p.factor : 0; };
-  return pixels_of(object, name, access, dtype, outputs(p.height), outputs(p.width), p.channels, place);
-}
-
 const double* set_taps(dipengine_downsample_params& p, const Tensor& taps) {
   p.taps_count = taps.count();
   return static_cast<const double*>(taps.flat(taps.count(), DIPENGINE_FLOAT64));
@@ -34,52 +17,70 @@ const float* set_taps(dipengine_downsample_cuda_params& p, const Tensor& taps) {
   return static_cast<const float*>(taps.flat(taps.count(), DIPENGINE_FLOAT32));
 }
 
-void downsample(py::handle image_object, py::handle taps_object, int64_t factor, int64_t before, py::handle out,
-                py::handle workspace, py::handle pool, py::handle stream) {
-  const Place place(image_object, "image", stream);
-  const Tensor image(image_object, "image", Access::read, place), taps(taps_object, "taps", Access::read, place);
-  if (place.cuda()) {
-    check_float32(image);
-    dipengine_downsample_cuda_params p{};
-    p.fits = 1;
-    p.image = set_size(p, image, factor, before);
-    p.taps = set_taps(p, taps);
-    p.out = small_of(p, out, "out", Access::write, DIPENGINE_FLOAT32, place);
-    call_on(place, workspace, {}, dipengine_downsample_cuda_workspace, dipengine_downsample_cuda, p, [](void*) {});
-    return;
-  }
-  dipengine_downsample_params p{};
-  p.struct_size = sizeof(p);
-  p.pool = pool_of(pool);
-  p.dtype = image.dtype();
-  p.image = set_size(p, image, factor, before);
-  p.taps = set_taps(p, taps);
-  p.out = small_of(p, out, "out", Access::write, p.dtype, place);
-  call_in(workspace, dipengine_downsample_workspace, dipengine_downsample, p);
+struct Filter {
+  py::handle taps;
+  int64_t factor, before;
+};
+
+// What a call is given: `large` is the image or its gradient, `small` the output or its gradient.
+struct Given {
+  py::handle large, small;
+  const char *large_name, *small_name;
+  Access large_access, small_access;
+  Filter filter;
+};
+
+template <typename Params>
+void set(Params& p, const ImageOp<Params>& op, const Given& given, const Tensor& large, const Place& place) {
+  const Filter& filter = given.filter;
+  p.height = large.size(0);
+  p.width = large.size(1);
+  p.channels = large.size(2);
+  p.factor = filter.factor;
+  p.before = filter.before;
+  p.*op.large = pixels_of(large);
+  p.taps = set_taps(p, Tensor(filter.taps, "taps", Access::read, place));
+  const auto outputs = [&](int64_t size) { return p.factor > 0 ? (size + p.factor - 1) / p.factor : 0; };
+  p.*op.small = pixels_of(given.small, given.small_name, given.small_access, large.dtype(), outputs(p.height), outputs(p.width),
+                          p.channels, place);
 }
 
-void downsample_backward(py::handle d_out, py::handle taps_object, int64_t factor, int64_t before, py::handle d_image_object,
-                         py::handle workspace, py::handle pool, py::handle stream) {
-  const Place place(d_image_object, "d_image", stream);
-  const Tensor d_image(d_image_object, "d_image", Access::write, place), taps(taps_object, "taps", Access::read, place);
+using Cpu = ImageOp<dipengine_downsample_params>;
+using Cuda = ImageOp<dipengine_downsample_cuda_params>;
+
+void run(const Given& given, const Cpu& on_cpu, const Cuda& on_device, py::handle workspace, py::handle pool, py::handle stream) {
+  const Place place(given.large, given.large_name, stream);
+  const Tensor large(given.large, given.large_name, given.large_access, place);
   if (place.cuda()) {
-    check_float32(d_image);
+    check_float32(large);
     dipengine_downsample_cuda_params p{};
     p.fits = 1;
-    p.d_image = set_size(p, d_image, factor, before);
-    p.taps = set_taps(p, taps);
-    p.d_out = small_of(p, d_out, "d_out", Access::read, DIPENGINE_FLOAT32, place);
-    call_on(place, workspace, {}, dipengine_downsample_cuda_workspace, dipengine_downsample_cuda_backward, p, [](void*) {});
+    set(p, on_device, given, large, place);
+    call_on(place, workspace, {}, dipengine_downsample_cuda_workspace, on_device.run, p, [](void*) {});
     return;
   }
   dipengine_downsample_params p{};
   p.struct_size = sizeof(p);
   p.pool = pool_of(pool);
-  p.dtype = d_image.dtype();
-  p.d_image = set_size(p, d_image, factor, before);
-  p.taps = set_taps(p, taps);
-  p.d_out = small_of(p, d_out, "d_out", Access::read, p.dtype, place);
-  call_in(workspace, dipengine_downsample_workspace, dipengine_downsample_backward, p);
+  p.dtype = large.dtype();
+  set(p, on_cpu, given, large, place);
+  call_in(workspace, dipengine_downsample_workspace, on_cpu.run, p);
+}
+
+void downsample(py::handle image, py::handle taps, int64_t factor, int64_t before, py::handle out, py::handle workspace,
+                py::handle pool, py::handle stream) {
+  const Given given = {image, out, "image", "out", Access::read, Access::write, {taps, factor, before}};
+  run(given, {&dipengine_downsample_params::image, &dipengine_downsample_params::out, dipengine_downsample},
+      {&dipengine_downsample_cuda_params::image, &dipengine_downsample_cuda_params::out, dipengine_downsample_cuda}, workspace, pool,
+      stream);
+}
+
+void downsample_backward(py::handle d_out, py::handle taps, int64_t factor, int64_t before, py::handle d_image,
+                         py::handle workspace, py::handle pool, py::handle stream) {
+  const Given given = {d_image, d_out, "d_image", "d_out", Access::write, Access::read, {taps, factor, before}};
+  run(given, {&dipengine_downsample_params::d_image, &dipengine_downsample_params::d_out, dipengine_downsample_backward},
+      {&dipengine_downsample_cuda_params::d_image, &dipengine_downsample_cuda_params::d_out, dipengine_downsample_cuda_backward},
+      workspace, pool, stream);
 }
 
 }  // namespace

@@ -57,6 +57,18 @@ def noisy(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def emulated_module(tmp_path_factory):
+    """The bindings over the emulated CUDA device, built."""
+    pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
+    from emulated import build
+    from emulated_arrays import load
+
+    folder = tmp_path_factory.mktemp("bindings")
+    build(folder, "emulated_native", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+    return load(folder)
+
+
+@pytest.fixture(scope="session")
 def core(tmp_path_factory) -> Path:
     """The build folder of the core as a C++ host would build it: no Python, no tests."""
     from native_builds import ROOT, build

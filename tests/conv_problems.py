@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipengine.kernels import conv
-from dipengine.kernels.conv import Source
+from dipengine.kernels.conv import Fold, Source
 
 CHANNELS = (1, 2, 3, 4, 5, 8, 15, 16, 17, 24, 31, 32, 33, 40)
 UNTOUCHED = 77.0  # around every window into a larger tensor
+NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Problem:
         self.gradient = normal(*size).to(wide)
         self.raw = normal(*size).to(dtype)
         self.coefficients = (affine(True, layer.channels) + (0.3 * normal(layer.channels),)) if layer.coefficients else None
+        self.norm = affine(True, layer.channels)  # gamma and beta behind raw
 
 
 def _window(tensor: Tensor, windows: bool, frames: list[Tensor]) -> Tensor:
@@ -161,28 +163,33 @@ def _window(tensor: Tensor, windows: bool, frames: list[Tensor]) -> Tensor:
     if not windows:
         return tensor.clone()
     height, width, channels = tensor.shape
-    frame = torch.full((height + 2, width + 3, channels + 5), UNTOUCHED, dtype=tensor.dtype)
+    frame = tensor.new_full((height + 2, width + 3, channels + 5), UNTOUCHED)
     frames.append(frame)
     inside = frame[1 : 1 + height, 2 : 2 + width, 3 : 3 + channels]
     inside.copy_(tensor)
     return inside
 
 
-def run(problem: Problem, kernels: str) -> dict[str, Tensor]:
-    """Every output of forward and backward. Fails if anything around a window was written."""
+def run(problem: Problem, kernels: str, device: str = "cpu") -> dict[str, Tensor]:
+    """Every output of forward and backward, back in CPU memory. Fails if anything around a window was written."""
     layer, frames = problem.layer, []
     out: dict[str, Tensor] = {}
+    (like,) = conv.numbers(1, torch.empty(0, device=device))
 
     def numbers(name, channels):
-        out[name] = torch.full((channels,), float("nan"), dtype=torch.float64)
+        out[name] = like.new_full((channels,), float("nan"))
         return out[name]
 
+    def there(given):
+        """Numbers of the problem as the device wants them."""
+        return None if given is None else given.to(like) if isinstance(given, Tensor) else tuple(n.to(like) for n in given)
+
     def image(tensor):
-        return _window(tensor, layer.windows, frames)
+        return _window(tensor.to(device), layer.windows, frames)
 
     sources, targets = [], []
     for i, given in enumerate(layer.inputs):
-        fold = {"upsample": given.upsample, "inner": problem.inner[i], "outer": problem.outer[i], "slope": given.slope}
+        fold = {"upsample": given.upsample, "inner": there(problem.inner[i]), "outer": there(problem.outer[i]), "slope": given.slope}
         x = image(problem.x[i])
         sources.append(Source(x, **fold))
         if not given.data:
@@ -190,15 +197,20 @@ def run(problem: Problem, kernels: str) -> dict[str, Tensor]:
             continue
         out[f"d_x{i}"] = image(problem.old[i])
         sums = {name: numbers(f"{name}{i}", given.channels) for name in ("sum", "product")} if given.sums else {}
-        targets.append(Source(x, **fold, d_x=out[f"d_x{i}"], accumulate=given.accumulate, centre=problem.centre[i], **sums))
+        targets.append(Source(x, **fold, d_x=out[f"d_x{i}"], accumulate=given.accumulate, centre=there(problem.centre[i]), **sums))
     raw = out["raw"] = image(torch.full((*layer.size(), layer.channels), float("nan"), dtype=problem.raw_dtype))
     moments = (numbers("mean", layer.channels), numbers("variance", layer.channels)) if layer.moments else None
-    conv.forward(sources, problem.weight, raw, bias=problem.bias, moments=moments, kernels=kernels, **layer.geometry)
-    out["d_weight"] = torch.full_like(problem.weight, float("nan"))
+    weight, bias = problem.weight.to(device), None if problem.bias is None else problem.bias.to(device)
+    fold = Fold(*conv.numbers(layer.channels, weight, 2), *there(problem.norm), NORM_EPS) if layer.moments else None
+    conv.forward(sources, weight, raw, bias=bias, moments=moments, fold=fold, kernels=kernels, **layer.geometry)
+    if fold is not None:
+        check_fold(fold, moments)
+    out["d_weight"] = torch.full_like(weight, float("nan"))
     if layer.bias:
-        out["d_bias"] = torch.full_like(problem.bias, float("nan"))
+        out["d_bias"] = torch.full_like(bias, float("nan"))
+    raw_read = image(problem.raw) if layer.coefficients else None
     conv.backward(
-        targets, problem.weight, image(problem.gradient), raw=image(problem.raw), coefficients=problem.coefficients,
+        targets, weight, image(problem.gradient), raw=raw_read, coefficients=there(problem.coefficients),
         d_weight=out["d_weight"], d_bias=out.get("d_bias"), kernels=kernels, **layer.geometry,
     )
     for frame in frames:
@@ -206,7 +218,16 @@ def run(problem: Problem, kernels: str) -> dict[str, Tensor]:
         frame[1:-1, 2:-1, 3:-2] = UNTOUCHED
         assert (frame == UNTOUCHED).all(), "written outside a window"
         frame[1:-1, 2:-1, 3:-2] = inside
-    return out
+    return {name: tensor.cpu() for name, tensor in out.items()}
+
+
+def check_fold(fold: Fold, moments: tuple[Tensor, Tensor]) -> None:
+    """gamma (v - mean) / sqrt(variance + eps) + beta of the moments that came with it."""
+    mean, variance, gamma, beta, scale, shift = (n.double() for n in (*moments, fold.gamma, fold.beta, fold.scale, fold.shift))
+    expected = gamma / (variance + fold.eps).sqrt()
+    tolerance = 1e-12 if fold.scale.dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(scale, expected, rtol=tolerance, atol=0)
+    assert ((shift - (beta - expected * mean)).abs() <= tolerance * ((expected * mean).abs() + beta.abs())).all()
 
 
 def nearest_tf32(values: Tensor) -> Tensor:

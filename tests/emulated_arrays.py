@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pytest
 import torch
-from emulated import build
 from torch import Tensor
 
 CUDA = 2  # kDLCUDA
@@ -42,18 +41,17 @@ def load(folder: Path) -> ModuleType:
     return module
 
 
-_bindings: ModuleType | None = None
+class OneGpu:
+    """A core with CUDA kernels on a machine with one GPU, as far as anybody asks who places a fit."""
 
+    def __init__(self, native, missing=""):
+        self.native, self.missing = native, missing
 
-def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The Python module over the emulated device, built on first use."""
-    global _bindings
-    if _bindings is None:
-        pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
-        folder = tmp_path_factory.mktemp("bindings")
-        build(folder, "emulated_native", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-        _bindings = load(folder)
-    return _bindings
+    def cuda_devices(self):
+        return (0, self.missing) if self.missing else (1, "")
+
+    def __getattr__(self, name):
+        return getattr(self.native, name)
 
 
 class Memory:
@@ -85,14 +83,15 @@ class Array:
     `numpy` is its memory (bfloat16 as uint16). `dlpack`, `interface`: which protocols it speaks.
     """
 
-    def __init__(self, memory: Memory, values: np.ndarray, *, bfloat16: bool = False, device: int = 0) -> None:
+    def __init__(self, memory: Memory, values: np.ndarray, *, bfloat16: bool = False, device: int = 0, offset: int = 0) -> None:
+        """offset: bytes by which it begins behind an aligned address."""
         self.memory, self.bfloat16, self.device = memory, bfloat16, device
         # In `values`' own memory order, gaps between its rows included.
         low = sum((n - 1) * s for n, s in zip(values.shape, values.strides) if s < 0)
         assert low == 0
         bytes_ = sum((n - 1) * s for n, s in zip(values.shape, values.strides)) + values.itemsize if values.size else 0
-        self._handle = memory.core.emulator_memory(bytes_)
-        address = memory.core.emulator_data(self._handle)
+        self._handle = memory.core.emulator_memory(bytes_ + offset)
+        address = memory.core.emulator_data(self._handle) + offset
         raw = np.frombuffer((ctypes.c_char * bytes_).from_address(address), np.uint8) if bytes_ else np.empty(0, np.uint8)
         self.numpy = np.ndarray(values.shape, values.dtype, raw, strides=values.strides)
         self.numpy[...] = values
@@ -152,7 +151,8 @@ class InterfaceArray(Array):
 class EmulatedNative:
     """The emulated module for tensors of PyTorch in CPU memory: each call's are copied to the device and back.
 
-    Arguments that the bindings read in the host's memory (`ON_HOST`) stay what they are.
+    A tensor that a call is given twice is one array there. Arguments that the bindings read in the host's memory (`ON_HOST`)
+    stay what they are.
     """
 
     ON_HOST = {"steps", "learning_rate", "active"}
@@ -161,6 +161,9 @@ class EmulatedNative:
         self.module, self.memory = module, Memory(module)
         self.calls: list[str] = []
 
+    def Source(self, x: Tensor, **named) -> _Source:
+        return _Source({"x": x, **named})
+
     def __getattr__(self, name: str):
         function = getattr(self.module, name)
         if not callable(function) or name[0].isupper():
@@ -168,29 +171,40 @@ class EmulatedNative:
 
         def call(*arguments, **named):
             self.calls.append(name)
-            lent: list[tuple[Tensor, Array]] = []
+            lent: dict[tuple, tuple[Tensor, Array]] = {}
             arguments = [self._lend(argument, lent) for argument in arguments]
             named = {key: value if key in self.ON_HOST else self._lend(value, lent) for key, value in named.items()}
             result = function(*arguments, **named)
-            for tensor, array in lent:
+            for tensor, array in lent.values():
                 assert array.intact, f"{name} wrote outside of an array"
                 _numpy(tensor)[...] = array.numpy
             return result
 
         return call
 
-    def _lend(self, value, lent: list):
+    def _lend(self, value, lent: dict):
         if isinstance(value, Tensor):
-            array = DlpackArray(self.memory, _numpy(value), bfloat16=value.dtype == torch.bfloat16)
-            lent.append((value.detach(), array))
-            return array
-        if isinstance(value, list) and value and isinstance(value[0], Tensor):
-            return [self._lend(item, lent) for item in value]
+            place = value.data_ptr(), value.shape, value.stride(), value.dtype
+            if place not in lent:
+                kind = {"bfloat16": value.dtype == torch.bfloat16, "offset": value.data_ptr() % 16}
+                lent[place] = value.detach(), DlpackArray(self.memory, _numpy(value), **kind)
+            return lent[place][1]
+        if isinstance(value, _Source):
+            return self.module.Source(**{key: self._lend(item, lent) for key, item in value.arguments.items()})
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._lend(item, lent) for item in value)
         if type(value).__name__ == "Pool":
             return None  # of the other module
         if callable(value):
             return lambda bytes_: self._lend(value(bytes_), lent)
         return value
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a `Source` of the module is made of, until a call brings it to the device."""
+
+    arguments: dict
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from emulated import NEEDS  # noqa: E402
-from emulated_arrays import DlpackArray, EmulatedNative, InterfaceArray, Memory, OldDlpackArray, bindings  # noqa: E402
+from emulated_arrays import DlpackArray, InterfaceArray, OldDlpackArray  # noqa: E402
+from emulated_fixtures import emulated, gpu, memory, module, on_emulator  # noqa: E402, F401
 
 from dipengine.errors import DeviceError, InputError  # noqa: E402
 from dipengine.kernels import backend, philox  # noqa: E402
@@ -22,28 +22,8 @@ from dipengine.kernels.resample import downsample  # noqa: E402
 from dipengine.tasks.downsampling import Downsampling  # noqa: E402
 
 pytestmark = pytest.mark.skipif(backend.native is None, reason="needs the native core")
-EMULATED = [pytest.mark.slow, *NEEDS, pytest.mark.usefixtures("one_torch_thread")]
 KINDS = [DlpackArray, OldDlpackArray, InterfaceArray]
 ELECTRONS = Electrons(scale=700.0, shift=-4.0, read_variance=2.25, floor=0.1)
-
-
-def emulated(function):
-    for mark in EMULATED:
-        function = mark(function)
-    return function
-
-
-@pytest.fixture(scope="module")
-def module(tmp_path_factory):
-    return bindings(tmp_path_factory)
-
-
-@pytest.fixture
-def memory(module):
-    memory = Memory(module)
-    memory.happened(), memory.launched_on()
-    yield memory
-    assert memory.core.emulator_fault() == b""
 
 
 def numbers(seed, *shape):
@@ -223,18 +203,6 @@ def test_masked_mse_of_three_fits_counts_frames_on_the_device(module, memory):
 # ---- the autograd functions ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def on_emulator(module, monkeypatch):
-    """Every tensor of PyTorch counts as one on a device, and native ops run on the emulated one. Yields their names as called."""
-    native = EmulatedNative(module)
-    for name in ("adam", "blur", "deviance", "masked_mse", "philox", "resample"):
-        monkeypatch.setattr(importlib.import_module(f"dipengine.kernels.{name}"), "native", native)
-    monkeypatch.setattr(backend, "device_type", lambda tensor: "cuda")
-    monkeypatch.setattr(backend, "cuda_missing", lambda: "")
-    yield native.calls
-    assert native.memory.core.emulator_fault() == b""
-
-
 def image(seed, channels, height, width, dtype=torch.float64):
     drawn = torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return drawn.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -377,15 +345,6 @@ def test_what_the_cuda_kernels_do_not_take_goes_to_the_twin_or_is_refused(on_emu
 
 
 # ---- the same on a GPU -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device that PyTorch can use")
-    if backend.cuda_missing():
-        pytest.skip(f"needs a core with CUDA kernels: {backend.cuda_missing()}")
-    return "cuda:0"
 
 
 @pytest.mark.gpu

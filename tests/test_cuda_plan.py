@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as functional  # noqa: E402
 from conv_problems import nearest_tf32  # noqa: E402
 from emulated import NEEDS  # noqa: E402
-from emulated_arrays import Memory, bindings  # noqa: E402
+from emulated_arrays import Memory, OneGpu  # noqa: E402
 from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
 
 from dipengine.errors import DeviceError  # noqa: E402
@@ -42,14 +42,14 @@ PROBLEM = Problem("inpaint", TARGET, TARGET.shape[:2], RECIPE, known=KNOWN)
 
 
 @pytest.fixture(params=[pytest.param("emulated", marks=[pytest.mark.slow, *NEEDS]), pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request, monkeypatch, tmp_path_factory):
+def device(request, monkeypatch):
     """The native plan over the emulated device, and on a GPU where there is one."""
     if request.param == "gpu":
         if backend.cuda_missing():
             pytest.skip(f"needs a core with CUDA kernels: {backend.cuda_missing()}")
         yield
         return
-    module = bindings(tmp_path_factory)
+    module = request.getfixturevalue("emulated_module")
     pool = module.Pool(1)
     for place in (native_fit, native_cohort):
         monkeypatch.setattr(place, "native", module)
@@ -163,22 +163,6 @@ def test_the_plan_covers_on_a_gpu_what_it_covers_on_a_cpu():
     assert not supports(replace(PROBLEM, operator=lambda image: image), RECIPE, GPU)
 
 
-class OneGpu:
-    """A core with CUDA kernels on a machine with one GPU."""
-
-    def __init__(self, missing=""):
-        self.missing = missing
-
-    def cuda_devices(self):
-        return (0, self.missing) if self.missing else (1, "")
-
-    def __getattr__(self, name):
-        return getattr(backend_native, name)
-
-
-backend_native = backend.native
-
-
 @pytest.mark.parametrize(
     ("wish", "found"),
     [
@@ -191,7 +175,7 @@ backend_native = backend.native
     ],
 )
 def test_fits_are_placed_on_a_gpu_that_native_kernels_can_use(monkeypatch, wish, found):
-    monkeypatch.setattr(backend, "native", OneGpu())
+    monkeypatch.setattr(backend, "native", OneGpu(backend.native))
     monkeypatch.setattr(backend, "cuda_missing", lambda: "")
     monkeypatch.setattr(placing, "require_torch", lambda: pytest.fail("PyTorch is not needed to find the GPU"))
     if isinstance(found, str):
@@ -208,11 +192,11 @@ def test_without_native_kernels_a_gpu_is_pytorchs(monkeypatch):
     cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 1, is_bf16_supported=lambda: True)
     monkeypatch.setattr(placing, "require_torch", lambda: SimpleNamespace(cuda=cuda))
     assert place(Settings(device="auto")) == Placement("cuda:0", "bf16", "torch", place(Settings()).threads)
-    with pytest.raises(DeviceError, match="No driver."):
+    with pytest.raises(DeviceError, match="No driver"):
         place(Settings(device="cuda:0", kernels="native"))
 
 
-def test_what_the_plan_does_not_cover_runs_on_pytorch_or_says_so(monkeypatch):
+def test_what_the_plan_does_not_cover_runs_on_autograd_or_says_so(monkeypatch):
     cuda = SimpleNamespace(is_available=lambda: False)
     monkeypatch.setattr(placing, "require_torch", lambda: SimpleNamespace(cuda=cuda))
     cpu = Placement("cpu", "bf16", "native", 1)
@@ -220,8 +204,12 @@ def test_what_the_plan_does_not_cover_runs_on_pytorch_or_says_so(monkeypatch):
     assert for_autograd(GPU, Settings(precision="fp32")) == Placement("cpu", "fp32", "native", 1)  # that GPU is not PyTorch's
     with pytest.raises(DeviceError, match="no CUDA device is usable"):
         for_autograd(GPU, Settings(device="cuda:0"))
-    with pytest.raises(DeviceError, match="does not cover this fit on cuda:0"):
-        for_autograd(GPU, Settings(kernels="native"))
     cuda.is_available, cuda.device_count, cuda.is_bf16_supported = lambda: True, lambda: 1, lambda: True
+    cuda.get_device_capability = lambda device: (9, 0)
     monkeypatch.setattr(placing, "_nvidia_driver", lambda: True)
+    monkeypatch.setattr(backend, "cuda_missing", lambda: "")
+    assert for_autograd(GPU, Settings(device="cuda:0")) == GPU
+    monkeypatch.setattr(backend, "cuda_missing", lambda: "No driver.")
     assert for_autograd(GPU, Settings(device="cuda:0")) == replace(GPU, kernels="torch")
+    with pytest.raises(DeviceError, match="do not run on cuda:0 .No driver.; use --kernels torch"):
+        for_autograd(GPU, Settings(kernels="native"))

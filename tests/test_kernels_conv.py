@@ -260,4 +260,5 @@ def test_what_is_missing_is_refused_before_it_is_read():
     with pytest.raises(InputError, match="None"):
         native.conv_forward([None], torch.zeros(3, 3, 4, 5), torch.zeros(6, 7, 5), pad=1, workspace=space)
     with pytest.raises(InputError, match="lacks"):
-        native.norm_fold(numbers(3), None, numbers(3), None, 1e-5, numbers(3), numbers(3))
+        native.conv_forward([native.Source(torch.zeros(6, 7, 4))], torch.zeros(3, 3, 4, 5), torch.zeros(6, 7, 5), pad=1,
+                            mean=numbers(5), scale=numbers(5), shift=numbers(5), workspace=space)

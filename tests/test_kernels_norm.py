@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from dipengine.errors import DipEngineError  # noqa: E402
 from dipengine.kernels import conv, pool  # noqa: E402
-from dipengine.kernels.conv import Source  # noqa: E402
+from dipengine.kernels.conv import Fold, Source  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 BOTH = pytest.mark.parametrize("kernels", ["native", "torch"])
@@ -68,8 +68,8 @@ def test_two_norms_and_their_gradients_agree_with_batch_norm_in_float64(size, mo
     y.backward(block.g)
 
     moments = numbers(size[2]), numbers(size[2])
-    conv.norm_statistics(block.source(), moments, kernels=kernels)
-    scale, shift = conv.norm_fold(moments, block.gamma, block.beta, EPS, kernels=kernels)
+    scale, shift = numbers(size[2]), numbers(size[2])
+    conv.norm_statistics(block.source(), moments, fold=Fold(scale, shift, block.gamma, block.beta, EPS), kernels=kernels)
     torch.testing.assert_close(v.detach() * scale + shift, y.detach(), rtol=0, atol=2e-10)
 
     # What a convolution hands back: U^T g, and the sums over the pixels behind the norm.
@@ -181,8 +181,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence():
         lambda: conv.norm_backward(Source(x, d_x=y), y[:, :4], kernels="native"),
         lambda: conv.norm_backward(Source(x, d_x=y, sum=three), y, kernels="native"),
         lambda: conv.norm_backward(Source(x, d_x=y), y, (three, three, four), kernels="native"),
-        lambda: conv.norm_fold((three, four), three, three, EPS, kernels="native"),
-        lambda: conv.norm_fold((three, three), three, four, EPS, kernels="native"),
+        lambda: conv.norm_statistics(Source(x), (three, three), fold=Fold(three, four, three, three, EPS), kernels="native"),
+        lambda: conv.norm_statistics(Source(x), (three, three), fold=Fold(three, three, three, four, EPS), kernels="native"),
         lambda: conv.norm_fold_gradient(0, (three, three), three, EPS, three, three, centred=True, kernels="native"),
         lambda: conv.norm_fold_gradient(20, (three, three), four, EPS, three, three, centred=True, kernels="native"),
     ):

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +14,15 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting.checkpoint import DEFAULT_EVERY
+from dipengine.fitting.device import cuda_devices
 from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.atomic import check_target
-from dipengine.images.image import opaque
+from dipengine.images.arrays import with_alpha
+from dipengine.images.namespaces import cast, device_of, extremes, moved, namespace
 from dipengine.restoration import begin_restoration
 from dipengine.tasks import task_named
 
@@ -78,7 +80,8 @@ def restore(
 
     image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
         16-bit unsigned integers by their dtype's range, everything else in data units (mapped by the range of the known
-        pixels; `value_range=(low, high)` overrides).
+        pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on a GPU stays there from beginning to end
+        where the fit runs on one; the record then has no sha256 of it, and `generator.delivered` lies there too.
     alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
         inpainting took it for the mask).
     task: "denoise" (the default), "dejpeg", "superres", "inpaint", "flash" or "deblur"; `options` are the task's own (see
@@ -91,7 +94,8 @@ def restore(
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
     stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed".
-    seed: the same seed gives the same bits. device: "auto", "cpu", "cuda:0".
+    seed: the same seed gives the same bits. device: "auto" (the GPU that the image is on, else the first, else the CPU), "cpu",
+        "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
     checkpoint: a file that the fit is saved in every `checkpoint_every` seconds; where it is there, the same call goes on from
         it with the same bits (record["resumed_at"]), another one is refused. Removed when the result is returned.
@@ -104,8 +108,9 @@ def restore(
     no checkpoint can be put, DependencyError without PyTorch.
     """
     task = task or ("denoise" if options.get("operator") is None else "custom")
-    task_options = checked_options(task, options, axes)
-    source, back = from_array(image, axes=axes, alpha=alpha)
+    device, stay = device_beside(image, device)
+    source, back = from_array(image, axes=axes, alpha=alpha, stay=stay)
+    task_options = checked_options(task, options, axes, source.pixels if stay else None)
     settings = Settings(
         preset=preset,
         iterations=iterations,
@@ -121,10 +126,10 @@ def restore(
         levels=levels,
         value_range=value_range,
     )
-    truth_image = from_array(truth, axes=axes, alpha=alpha)[0] if truth is not None else None
+    truth_image = None if truth is None else _beside(truth, source.pixels if stay else None, axes=axes, alpha=alpha)
     if checkpoint is not None:
         check_target(checkpoint)
-    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image, init=_warm_start(init_from))
+    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image, init=warm_start(init_from))
     keeper = None if checkpoint is None else restoring.keeper(checkpoint, checkpoint_every, _warn)
     restored = restoring.complete(progress, keeper)
     if keeper is not None:
@@ -222,7 +227,7 @@ def deblur(
     )
 
 
-def _warm_start(source: Any) -> WarmStart | None:
+def warm_start(source: Any) -> WarmStart | None:
     if source is None or isinstance(source, WarmStart):
         return source
     return WarmStart.of_generator(source) if isinstance(source, FittedGenerator) else WarmStart.load(source)
@@ -230,13 +235,6 @@ def _warm_start(source: Any) -> WarmStart | None:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, RuntimeWarning, stacklevel=2)
-
-
-def with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """[H, W, C + 1]: the pixels and their transparency, opaque where None."""
-    if alpha is None:
-        alpha = np.full(pixels.shape[:2], opaque(pixels.dtype), pixels.dtype)
-    return np.concatenate([pixels, alpha[:, :, None]], axis=2)
 
 
 def given_settings(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
@@ -254,8 +252,30 @@ def _tuple(value: Any) -> tuple | None:
     return (value,) if isinstance(value, (str, int)) else tuple(value)
 
 
-def checked_options(task: str, options: Mapping[str, Any], axes: str | None) -> dict[str, Any]:
-    """The options given, checked against those that the task declares; arrays become what the task takes."""
+def device_beside(image: Any, device: str) -> tuple[str, bool]:
+    """Where to run a fit of `image` that is to run on `device`, and whether the image stays where it is: on a GPU, for a fit on one."""
+    home = device_of(image)
+    if home == "cpu" or device == "cpu" or home not in cuda_devices():
+        return device, False
+    return (home if device == "auto" else device), True
+
+
+def _beside(array: Any, pixels: Any, axes: str | None = None, alpha: bool = False) -> Image:
+    """The image in a second array, beside the first one's `pixels`; in CPU memory where those are None."""
+    image = from_array(array, axes, alpha=alpha, stay=pixels is not None and device_of(array) != "cpu")[0]
+    if pixels is None:
+        return image
+    moved_alpha = None if image.alpha is None else moved(image.alpha, pixels)
+    return replace(image, pixels=moved(image.pixels, pixels), alpha=moved_alpha)
+
+
+def checked_options(
+    task: str, options: Mapping[str, Any], axes: str | None, pixels: Any = None
+) -> dict[str, Any]:
+    """The options given, checked against those that the task declares; arrays become what the task takes.
+
+    pixels: of an image that stays on its device, where masks go too.
+    """
     declared = {option.keyword: option for option in task_named(task).options}
     unknown = sorted(set(options) - set(declared))
     if unknown:
@@ -265,7 +285,9 @@ def checked_options(task: str, options: Mapping[str, Any], axes: str | None) -> 
     missing = [name for name, option in declared.items() if option.required and options.get(name) is None]
     if missing:
         raise InputError(f"{task} needs {missing[0]}.")
-    readers = {"mask": mask_from_array, "kernel": kernel_from_array, "image": lambda guide: _guide(guide, axes)}
+    readers = {
+        "mask": lambda mask: mask_from_array(mask, pixels), "kernel": kernel_from_array, "image": lambda guide: _guide(guide, axes)
+    }
     checked = dict(options)
     for name, option in declared.items():
         if options.get(name) is None:
@@ -316,14 +338,14 @@ def kernel_from_array(kernel: Any) -> np.ndarray:
     return checked_kernel(values)
 
 
-def mask_from_array(mask: Any) -> np.ndarray:
-    """A mask array as bool [H, W], True = known: values of at least half of the largest one."""
+def mask_from_array(mask: Any, pixels: Any = None) -> Any:
+    """A mask array as bool [H, W], True = known: values of at least half of the largest one. NumPy's, or beside `pixels`."""
     if "bool" in str(getattr(mask, "dtype", "")):
-        mask = mask * 1  # NumPy, torch and CuPy alike: integers, which every library hands over
+        mask = cast(mask, namespace(mask).uint8)
     with _named("mask"):
-        values = from_array(mask)[0].pixels
+        values = _beside(mask, pixels).pixels
     if values.shape[2] != 1:
         raise InputError(f"The mask has {values.shape[2]} channels; give one value a pixel (HxW).")
-    values = values[:, :, 0].astype(np.float64)
-    top = values.max()
-    return values >= top / 2 if top > 0 else np.zeros(values.shape, bool)
+    values = cast(values[:, :, 0], namespace(values).float64)
+    _, top = extremes(values)
+    return values >= top / 2 if top > 0 else values > top

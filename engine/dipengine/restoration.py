@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,17 +21,22 @@ from dipengine.fitting.run import FitRun
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, ValueMap
+from dipengine.images.arrays import digest
 from dipengine.images.image import opaque
+from dipengine.images.namespaces import any_true, beside, cast, extremes, namespace, on_host
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
 from dipengine.tasks.presets import preset_named
+
+if TYPE_CHECKING:
+    from dipengine.fitting.native_cohort import NativeCohort
 
 
 @dataclass(frozen=True)
 class Restoration:
     """A restored image with what led to it."""
 
-    pixels: np.ndarray  # [H, W, C], the input's dtype and units
-    alpha: np.ndarray | None  # [H, W], or None
+    pixels: Any  # [H, W, C], the input's library, device, dtype and units
+    alpha: Any  # [H, W] beside it, or None
     scale: int  # output size over input size
     history: History
     generator: FittedGenerator
@@ -59,10 +64,11 @@ def plan_restoration(
     preset = preset_named(settings.preset)
     mask = options.get("mask")
     known = image.known
-    if mask is not None and mask.shape == image.pixels.shape[:2]:
+    if mask is not None and tuple(mask.shape) == tuple(image.pixels.shape[:2]):
         # A float image's range is that of its known pixels: what hides under the mask must not stretch it.
-        known = (known if known is not None else True) & (~mask if options.get("invert_mask") else mask)
-        if not known.any():
+        left = ~mask if options.get("invert_mask") else mask
+        known = left if known is None else known & left
+        if not any_true(known):
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
     values = values or task_named(task).value_map(image, known, settings.value_range, options)
     data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
@@ -87,7 +93,7 @@ class RunningRestoration:
 
     def __init__(
         self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None,
-        init: WarmStart | None = None,
+        init: WarmStart | None = None, cohort: NativeCohort | None = None,
     ) -> None:
         self.image = image
         self.task = task
@@ -105,16 +111,17 @@ class RunningRestoration:
             placement=plan.placement,
             measure=self._psnr if truth is not None else None,
             init=init,
+            cohort=cohort,
         )
 
-    def _psnr(self, unit: np.ndarray) -> float:
+    def _psnr(self, unit: Any) -> float:
         return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak)
 
     @property
     def owner(self) -> dict[str, Any]:
         """By which a checkpoint knows whose fit it is, besides the fit's own settings."""
-        truth = self.truth.sha256 if self.truth is not None else None
-        return {"task": self.task, "input": self.image.sha256, "truth": truth, "value_map": self.plan.values.to_dict()}
+        truth = digest(self.truth) if self.truth is not None else None
+        return {"task": self.task, "input": digest(self.image), "truth": truth, "value_map": self.plan.values.to_dict()}
 
     def keeper(self, path: str | os.PathLike, every: float, on_problem: Callable[[str], None]) -> Keeper:
         """Of this restoration's checkpoint file."""
@@ -146,7 +153,7 @@ class RunningRestoration:
         outcome = self.run.outcome(reason_if_unfinished)
         pixels = values.from_unit(outcome.image, image.pixels.dtype)
         if problem.keep_known and problem.known is not None:
-            pixels = np.where(problem.known[:, :, None], image.pixels, pixels)
+            pixels = namespace(pixels).where(problem.known[:, :, None], image.pixels, pixels)
         generator = FittedGenerator(
             task=self.task,
             architecture=fit.recipe.generator,
@@ -156,9 +163,9 @@ class RunningRestoration:
             crop=problem.shape[:2],
             origin=problem.origin,
             values=values,
-            dtype=str(image.pixels.dtype),
+            dtype=image.dtype_name,
             delivered=outcome.image,
-            source_sha256=image.sha256,
+            source_sha256=image.sha256 or None,
             iteration=outcome.best_iteration,
             seed=self.settings.seed,
         )
@@ -176,11 +183,13 @@ def begin_restoration(
     *,
     truth: Image | None = None,
     init: WarmStart | None = None,
+    cohort: NativeCohort | None = None,
 ) -> RunningRestoration:
     """Plan the restoration (unless that is done) and take the fit's memory; nothing is run. Arguments and errors as of
-    `restore_image`; init: weights to begin with, InputError where they are of another network.
+    `restore_image`; init: weights to begin with, InputError where they are of another network. cohort: as of `FitRun`.
     """
-    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth, init)
+    plan = plan or plan_restoration(image, task, options, settings)
+    return RunningRestoration(image, task, settings, plan, truth, init, cohort)
 
 
 def restore_image(
@@ -208,17 +217,18 @@ def psnr_peak(values: ValueMap, settings: Settings, image: Image, truth: Image) 
     """The range, in data units, that PSNR and SSIM are measured against: the one given; of 8 and 16 bits all that they hold;
     else the truth's own. That of the fit would not do: it follows the noise, and deblurring widens it.
     """
-    dtype = image.pixels.dtype
-    whole = dtype.name in ("uint8", "uint16") and (values.low, values.high) == (0, np.iinfo(dtype).max)
+    name = image.dtype_name
+    whole = name in ("uint8", "uint16") and (values.low, values.high) == (0, np.iinfo(name).max)
     if settings.value_range is not None or whole:
         return values.span
     pixels = truth.pixels if truth.known is None else truth.pixels[truth.known]
-    return float(pixels.max()) - float(pixels.min()) or values.span
+    lowest, highest = extremes(pixels)
+    return highest - lowest or values.span
 
 
 def _measure(pixels: np.ndarray, image: Image, truth: Image, peak: float) -> dict[str, float | None]:
     """PSNR and SSIM of what is delivered, after rounding to the input's dtype, as anybody would find them in the file."""
-    same_size = image.pixels.shape == truth.pixels.shape
+    same_size = tuple(image.pixels.shape) == tuple(truth.pixels.shape)
     return {
         "psnr_peak": peak,
         "psnr_input": metrics.psnr(image.pixels, truth.pixels, peak) if same_size and image.known is None else None,
@@ -229,16 +239,16 @@ def _measure(pixels: np.ndarray, image: Image, truth: Image, peak: float) -> dic
 
 def check_truth(image: Image, truth: Image, shape: tuple[int, int, int]) -> None:
     """Refuse what the restored image, of `shape`, cannot be compared with. Raises InputError."""
-    if truth.pixels.shape != shape:
+    if tuple(truth.pixels.shape) != shape:
         raise InputError(
             f"The truth is {_size(truth.pixels.shape)} and the restored image {_size(shape)}; "
             f"they must agree in size and channels."
         )
     # 8 and 16 bits stand for one range of light in two units: comparing them would measure nothing.
-    kinds = {image.pixels.dtype.name, truth.pixels.dtype.name}
+    kinds = {image.dtype_name, truth.dtype_name}
     if kinds == {"uint8", "uint16"} and not image.in_data_units:
         raise InputError(
-            f"The truth is {truth.pixels.dtype} and the image {image.pixels.dtype}; convert one to the other's bit depth."
+            f"The truth is {truth.dtype_name} and the image {image.dtype_name}; convert one to the other's bit depth."
         )
 
 
@@ -246,19 +256,19 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} pixels with {shape[2]} channel(s)"
 
 
-def _unit_alpha(image: Image) -> np.ndarray | None:
+def _unit_alpha(image: Image) -> Any:
     """Transparency, float32 [H, W]: 0 clear, 1 opaque."""
     if image.alpha is None:
         return None
-    return image.alpha.astype(np.float32) / np.float32(opaque(image.alpha.dtype))
+    return cast(image.alpha, namespace(image.alpha).float32) / float(opaque(image.alpha.dtype))
 
 
-def _delivered_alpha(image: Image, problem: Problem) -> np.ndarray | None:
-    """The input's transparency, enlarged with the image; none where it told what to fill in."""
+def _delivered_alpha(image: Image, problem: Problem) -> Any:
+    """The input's transparency, enlarged with the image (by libvips, on the host); none where it told what to fill in."""
     if image.alpha is None or problem.fills_alpha:
         return None
     if problem.scale == 1:
         return image.alpha
     from dipengine.images.resizing import enlarge
 
-    return enlarge(image.alpha, problem.scale)
+    return beside(enlarge(on_host(image.alpha), problem.scale), image.alpha)

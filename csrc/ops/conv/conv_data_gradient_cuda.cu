@@ -11,6 +11,7 @@
 #include "ops/conv/conv_data_gradient_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
+#include "platform/pixels.h"
 
 namespace dipengine {
 namespace {
@@ -320,6 +321,7 @@ dipengine_status for_sources(const Params* params, const char* op, const Then& t
   for (int i = 0; i < params->sources_count; ++i) {
     const dipengine_conv_cuda_source& s = params->sources[i];
     if (s.d_x.data == nullptr) continue;
+    DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x of a source"));
     DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
                       i);
     DataPlan plan;

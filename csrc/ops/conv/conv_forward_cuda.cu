@@ -12,6 +12,7 @@
 #include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
+#include "platform/pixels.h"
 
 namespace dipengine {
 namespace {
@@ -234,6 +235,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   ConvPlan plan;
   DIPENGINE_TRY(make_conv_plan(params, "dipengine_conv_cuda_forward", &plan));
   const dipengine_conv_cuda_params& p = *params;
+  DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, "dipengine_conv_cuda_forward", "raw"));
   DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
                         p.packed_bytes >= static_cast<size_t>(p.fits * packed_bytes(plan)),
                     "dipengine_conv_cuda_forward needs the weights as dipengine_conv_cuda_pack leaves them.");

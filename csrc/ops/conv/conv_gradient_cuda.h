@@ -4,6 +4,7 @@
 #include "ops/conv/conv_cuda_plan.h"
 #include "platform/cuda/element.h"
 #include "platform/error.h"
+#include "platform/pixels.h"
 
 namespace dipengine {
 
@@ -20,14 +21,15 @@ struct GradientSource {
 static inline dipengine_status check_gradient(const dipengine_conv_cuda_params& p, const char* op) {
   DIPENGINE_REQUIRE(p.gradient_dtype == DIPENGINE_BFLOAT16 || p.gradient_dtype == DIPENGINE_FLOAT32,
                     "%s takes gradients in bfloat16 or float32, not dtype %d.", op, p.gradient_dtype);
-  DIPENGINE_REQUIRE(p.gradient.data != nullptr, "%s was given no gradient.", op);
+  DIPENGINE_TRY(check_pixels(p.gradient, p.width, p.channels, op, "gradient"));
   DIPENGINE_REQUIRE(
       (p.gradient_scale == nullptr) == (p.raw_scale == nullptr) && (p.gradient_scale == nullptr) == (p.gradient_shift == nullptr),
       "%s needs all of A, B and C, or none.", op);
   DIPENGINE_REQUIRE(p.dtype == DIPENGINE_BFLOAT16 || p.gradient_dtype == DIPENGINE_FLOAT32,
                     "%s takes float32 gradients of float32 images; convert them.", op);
-  DIPENGINE_REQUIRE(p.gradient_scale == nullptr || p.raw_dtype == p.dtype, "%s reads raw in the dtype of x alone.", op);
-  return DIPENGINE_OK;
+  if (p.gradient_scale == nullptr) return DIPENGINE_OK;
+  DIPENGINE_REQUIRE(p.raw_dtype == p.dtype, "%s reads raw in the dtype of x alone.", op);
+  return check_pixels(p.raw, p.width, p.channels, op, "raw");
 }
 
 static inline GradientSource gradient_source(const dipengine_conv_cuda_params& p) {

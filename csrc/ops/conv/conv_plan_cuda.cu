@@ -53,7 +53,7 @@ dipengine_status check(const Params* params, const char* op) {
   DIPENGINE_REQUIRE(p.dtype == DIPENGINE_BFLOAT16 || p.raw_dtype == DIPENGINE_FLOAT32,
                     "%s writes float32 images of float32 ones alone; ask for raw in float32.", op);
   DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
-  DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, op, "raw"));
+  if (p.raw.data != nullptr) DIPENGINE_TRY(check_pixels(p.raw, p.width, p.channels, op, "raw"));  // backward may need none
   DIPENGINE_REQUIRE(p.fits == 1 || p.raw_fit_stride >= (p.height - 1) * p.raw.row_stride + p.width * p.raw.pixel_stride,
                     "%s was given overlapping fits of raw; space them further apart.", op);
   int upsampled = 0;

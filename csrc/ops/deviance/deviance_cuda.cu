@@ -9,16 +9,22 @@
 #include <cmath>
 
 #include "ops/deviance/deviance_math.h"
+#include "platform/cuda/block_sums.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
 namespace dipengine {
+
+DIPENGINE_DEVICE DeviancePartial warp_sums(const DeviancePartial& own) {
+  return {cuda::warp_sum(own.loss), cuda::warp_sum(own.squares), cuda::warp_sum(own.bright), cuda::warp_sum(own.shares),
+          cuda::warp_sum(own.shares2)};
+}
+
 namespace {
 
 using Params = dipengine_deviance_cuda_params;
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / cuda::kWarp;
 constexpr int64_t kTileElements = 2048;
 const char* const kOp = "dipengine_deviance_cuda";
 
@@ -82,20 +88,6 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Fit& f, int64_t row, in
   sums.shares2 += shares * shares;
 }
 
-// The block's sums, in thread 0.
-DIPENGINE_DEVICE DeviancePartial block_sums(const DeviancePartial& own) {
-  DeviancePartial* shared = reinterpret_cast<DeviancePartial*>(cuda::shared_memory());
-  const DeviancePartial warp = {cuda::warp_sum(own.loss), cuda::warp_sum(own.squares), cuda::warp_sum(own.bright),
-                                cuda::warp_sum(own.shares), cuda::warp_sum(own.shares2)};
-  if (cuda::lane_index() == 0) shared[cuda::warp_index()] = warp;
-  cuda::sync_threads();
-  DeviancePartial total{};
-  if (cuda::thread_index() == 0) {
-    for (int i = 0; i < kWarps; ++i) add_sums(total, shared[i]);
-  }
-  return total;
-}
-
 DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
   const int64_t fit = cuda::block_y();
@@ -115,7 +107,7 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
     const int element = begin + k % width;
     one_element(p, f, first_row + k / width, element / channels, element % channels, sums);
   }
-  const DeviancePartial total = block_sums(sums);
+  const DeviancePartial total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
 }
 
@@ -124,10 +116,8 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_finish_kernel(DIPENGINE_PARAMS(Launch) la
   const int64_t fit = cuda::block_x(), most = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
   if (p.active != nullptr && p.active[fit] == 0) return;
   const Tiling t = size_of(launch, fit).tiling;
-  const int64_t tiles = static_cast<int64_t>(t.row_blocks) * t.pieces;
-  DeviancePartial sums{};
-  for (int64_t i = cuda::thread_index(); i < tiles; i += kThreads) add_sums(sums, launch.sums[fit * most + i]);
-  const DeviancePartial total = block_sums(sums);
+  const DeviancePartial total =
+      cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, static_cast<int64_t>(t.row_blocks) * t.pieces);
   if (cuda::thread_index() != 0) return;
   p.loss[fit] = total.loss / p.normaliser[fit];
   if (p.discrepancy != nullptr) p.discrepancy[fit] = discrepancy_of(total, p.normaliser[fit]);
@@ -188,7 +178,7 @@ dipengine_status dipengine_deviance_cuda(const dipengine_deviance_cuda_params* p
   DIPENGINE_TRY(check(params));
   const Launch launch = {*params, make_tiling(params->height, params->width * params->channels),
                          static_cast<DeviancePartial*>(params->workspace)};
-  const size_t shared = kWarps * sizeof(DeviancePartial);
+  const size_t shared = cuda::block_sums_bytes<DeviancePartial>(kThreads);
   const int64_t tiles = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
   DIPENGINE_TRY(cuda::launch(deviance_kernel, "deviance", {tiles, params->fits, 1, kThreads, shared}, launch, params->stream));
   return cuda::launch(deviance_finish_kernel, "deviance_finish", {params->fits, 1, 1, kThreads, shared}, launch, params->stream);

@@ -7,6 +7,7 @@
 
 #include "math/bf16.h"
 #include "ops/masked_mse/masked_mse_math.h"
+#include "platform/cuda/block_sums.h"
 #include "platform/cuda/launch.h"
 
 namespace dipengine {
@@ -15,7 +16,6 @@ namespace {
 using Params = dipengine_masked_mse_cuda_params;
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / cuda::kWarp;
 constexpr int64_t kTileElements = 2048;
 
 struct Tiling {
@@ -25,6 +25,13 @@ struct Tiling {
 struct Sums {
   double loss, d2;
 };
+
+DIPENGINE_DEVICE void add_sums(Sums& sums, const Sums& more) {
+  sums.loss += more.loss;
+  sums.d2 += more.d2;
+}
+
+DIPENGINE_DEVICE Sums warp_sums(const Sums& own) { return {cuda::warp_sum(own.loss), cuda::warp_sum(own.d2)}; }
 
 struct Launch {
   Params p;
@@ -56,22 +63,6 @@ DIPENGINE_DEVICE FitSize size_of(const Launch& l, int64_t fit) {
 template <typename Element>
 DIPENGINE_DEVICE Element* at(const dipengine_image& image, int64_t fit, int64_t row) {
   return static_cast<Element*>(image.data) + fit * image.fit_stride + row * image.row_stride;
-}
-
-// The block's sums, in thread 0.
-DIPENGINE_DEVICE Sums block_sums(Sums own) {
-  Sums* shared = reinterpret_cast<Sums*>(cuda::shared_memory());
-  const Sums warp = {cuda::warp_sum(own.loss), cuda::warp_sum(own.d2)};
-  if (cuda::lane_index() == 0) shared[cuda::warp_index()] = warp;
-  cuda::sync_threads();
-  Sums total{};
-  if (cuda::thread_index() == 0) {
-    for (int i = 0; i < kWarps; ++i) {
-      total.loss += shared[i].loss;
-      total.d2 += shared[i].d2;
-    }
-  }
-  return total;
 }
 
 struct Element {
@@ -137,7 +128,7 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
   for (int k = cuda::thread_index(); k < rows * width; k += kThreads) {
     one_element(p, element, fit, first_row + k / width, begin + k % width, sums);
   }
-  const Sums total = block_sums(sums);
+  const Sums total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
 }
 
@@ -146,13 +137,7 @@ DIPENGINE_KERNEL(kThreads, 1) masked_mse_finish_kernel(DIPENGINE_PARAMS(Launch) 
   const int64_t fit = cuda::block_x(), most = launch.tiling.row_blocks * launch.tiling.pieces;
   if (p.active != nullptr && p.active[fit] == 0) return;
   const FitSize size = size_of(launch, fit);
-  const int64_t tiles = size.tiling.row_blocks * size.tiling.pieces;
-  Sums sums{};
-  for (int64_t i = cuda::thread_index(); i < tiles; i += kThreads) {
-    sums.loss += launch.sums[fit * most + i].loss;
-    sums.d2 += launch.sums[fit * most + i].d2;
-  }
-  const Sums total = block_sums(sums);
+  const Sums total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, size.tiling.row_blocks * size.tiling.pieces);
   if (cuda::thread_index() != 0) return;
   if (p.target.data != nullptr) p.loss[fit] = total.loss / p.normaliser[fit];
   if (p.es_mean.data != nullptr) {
@@ -228,7 +213,7 @@ dipengine_status dipengine_masked_mse_cuda(const dipengine_masked_mse_cuda_param
   using namespace dipengine;
   DIPENGINE_TRY(check(params));
   const Launch launch = {*params, make_tiling(params->rows, params->inner), static_cast<Sums*>(params->workspace)};
-  const size_t shared = kWarps * sizeof(Sums);
+  const size_t shared = cuda::block_sums_bytes<Sums>(kThreads);
   DIPENGINE_TRY(cuda::launch(masked_mse_kernel, "masked_mse",
                              {launch.tiling.row_blocks * launch.tiling.pieces, params->fits, 1, kThreads, shared}, launch,
                              params->stream));

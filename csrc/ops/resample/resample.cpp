@@ -1,6 +1,7 @@
 // Validation, tiling and dispatch of downsampling.
 #include "ops/resample/resample.h"
 
+#include "ops/resample/resample_checks.h"
 #include "ops/resample/resample_kernels.h"
 #include "platform/cpu_dispatch.h"
 #include "platform/pixels.h"
@@ -15,17 +16,6 @@ namespace {
 using Params = dipengine_downsample_params;
 
 constexpr int64_t kTaskElements = 16384;  // of the image, about; whole rows
-constexpr int64_t kMost = int64_t{1} << 30;
-
-dipengine_status check_dims(const Params* params, const char* op) {
-  DIPENGINE_TRY(check_struct(params, op));
-  const Params& p = *params;
-  DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
-  DIPENGINE_REQUIRE(p.factor >= 1 && p.factor <= kMost && p.taps_count >= 1 && p.taps_count <= kMost,
-                    "%s was given factor %lld and %lld taps; each must be at least 1.", op, static_cast<long long>(p.factor),
-                    static_cast<long long>(p.taps_count));
-  return DIPENGINE_OK;
-}
 
 size_t slot_bytes(const Params& p) {
   const ResampleScratch scratch = resample_scratch(p);
@@ -35,12 +25,10 @@ size_t slot_bytes(const Params& p) {
 size_t workspace_bytes(const Params& p) { return slot_bytes(p) * static_cast<size_t>(dipengine_pool_size(p.pool)); }
 
 dipengine_status check(const Params* params, const char* op) {
-  DIPENGINE_TRY(check_dims(params, op));
+  DIPENGINE_TRY(check_resample_dims(params, op));
   const Params& p = *params;
   DIPENGINE_TRY(check_real(p.dtype, op));
-  DIPENGINE_REQUIRE(p.taps != nullptr, "%s was given no taps; point taps at them.", op);
-  DIPENGINE_REQUIRE(p.before >= -kMost && p.before <= kMost, "%s was given before = %lld, which no filter has.", op,
-                    static_cast<long long>(p.before));
+  DIPENGINE_TRY(check_resample_taps(p, op));
   return check_workspace(p.workspace, p.workspace_bytes, workspace_bytes(p), "dipengine_downsample");
 }
 
@@ -64,7 +52,7 @@ dipengine_status run(const Params& p, int64_t rows, int64_t elements, ResampleKe
 extern "C" {
 
 dipengine_status dipengine_downsample_workspace(const dipengine_downsample_params* params, size_t* bytes) {
-  DIPENGINE_TRY(dipengine::check_dims(params, "dipengine_downsample"));
+  DIPENGINE_TRY(dipengine::check_resample_dims(params, "dipengine_downsample"));
   DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_downsample_workspace was given no place for its answer.");
   *bytes = dipengine::workspace_bytes(*params);
   return DIPENGINE_OK;

@@ -6,6 +6,7 @@
 // element move: bound by memory.
 #include "ops/resample/resample_cuda.h"
 
+#include "ops/resample/resample_checks.h"
 #include "ops/resample/resample_math.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
@@ -16,8 +17,6 @@ namespace {
 using Params = dipengine_downsample_cuda_params;
 
 constexpr int kThreads = 256;
-constexpr int64_t kMost = int64_t{1} << 30;
-
 struct Launch {
   Params p;
   ResampleAxis vertical, horizontal;
@@ -131,16 +130,13 @@ Launch begin_launch(const Params& p) {
 }
 
 dipengine_status check_dims(const Params* params, const char* op) {
-  DIPENGINE_TRY(check_struct(params, op));
+  DIPENGINE_TRY(check_resample_dims(params, op));
   const Params& p = *params;
-  DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
+  constexpr int64_t most = int64_t{1} << 30;
   DIPENGINE_REQUIRE(p.fits >= 1, "%s was given %lld fits; give at least one.", op, static_cast<long long>(p.fits));
-  DIPENGINE_REQUIRE(p.height <= kMost && p.width <= kMost / p.channels,
+  DIPENGINE_REQUIRE(p.height <= most && p.width <= most / p.channels,
                     "%s was given %lld x %lld pixels of %lld channels; a row holds at most 2^30 elements.", op,
                     static_cast<long long>(p.height), static_cast<long long>(p.width), static_cast<long long>(p.channels));
-  DIPENGINE_REQUIRE(p.factor >= 1 && p.factor <= kMost && p.taps_count >= 1 && p.taps_count <= kMost,
-                    "%s was given factor %lld and %lld taps; each must be at least 1.", op, static_cast<long long>(p.factor),
-                    static_cast<long long>(p.taps_count));
   return DIPENGINE_OK;
 }
 
@@ -153,9 +149,7 @@ size_t workspace_bytes(const Params& p) {
 dipengine_status check(const Params* params, const char* op) {
   DIPENGINE_TRY(check_dims(params, op));
   const Params& p = *params;
-  DIPENGINE_REQUIRE(p.taps != nullptr, "%s was given no taps; point taps at them, in device memory.", op);
-  DIPENGINE_REQUIRE(p.before >= -kMost && p.before <= kMost, "%s was given before = %lld, which no filter has.", op,
-                    static_cast<long long>(p.before));
+  DIPENGINE_TRY(check_resample_taps(p, op));
   DIPENGINE_REQUIRE(
       p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 && p.workspace_bytes >= workspace_bytes(p),
       "%s needs %zu bytes of workspace, 16-byte aligned, in device memory.", op, workspace_bytes(p));

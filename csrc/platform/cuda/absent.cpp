@@ -2,8 +2,10 @@
 #include "fit/device.h"
 #include "ops/adam/adam_cuda.h"
 #include "ops/blur/blur_cuda.h"
+#include "ops/conv/conv_cuda.h"
 #include "ops/deviance/deviance_cuda.h"
 #include "ops/masked_mse/masked_mse_cuda.h"
+#include "ops/norm/norm_cuda.h"
 #include "ops/philox/philox_cuda.h"
 #include "ops/resample/resample_cuda.h"
 #include "platform/cuda/device.h"
@@ -47,21 +49,33 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
   return absent();
 }
 
-#define DIPENGINE_ABSENT(name) \
-  dipengine_status name(const name##_params*) { return absent(); }
-#define DIPENGINE_ABSENT_WORKSPACE(name) \
-  dipengine_status name##_workspace(const name##_params*, size_t*) { return absent(); }
+#define DIPENGINE_ABSENT(name, params) \
+  dipengine_status name(const params*) { return absent(); }
+#define DIPENGINE_ABSENT_SIZE(name, params) \
+  dipengine_status name(const params*, size_t*) { return absent(); }
 
-DIPENGINE_ABSENT(dipengine_adam_cuda)
-DIPENGINE_ABSENT(dipengine_blur_cuda)
-DIPENGINE_ABSENT(dipengine_deviance_cuda)
-DIPENGINE_ABSENT_WORKSPACE(dipengine_deviance_cuda)
-DIPENGINE_ABSENT(dipengine_downsample_cuda)
-DIPENGINE_ABSENT_WORKSPACE(dipengine_downsample_cuda)
-DIPENGINE_ABSENT(dipengine_masked_mse_cuda)
-DIPENGINE_ABSENT_WORKSPACE(dipengine_masked_mse_cuda)
-DIPENGINE_ABSENT(dipengine_perturb_cuda)
-dipengine_status dipengine_blur_cuda_backward(const dipengine_blur_cuda_params*) { return absent(); }
-dipengine_status dipengine_downsample_cuda_backward(const dipengine_downsample_cuda_params*) { return absent(); }
+DIPENGINE_ABSENT(dipengine_adam_cuda, dipengine_adam_cuda_params)
+DIPENGINE_ABSENT(dipengine_blur_cuda, dipengine_blur_cuda_params)
+DIPENGINE_ABSENT(dipengine_blur_cuda_backward, dipengine_blur_cuda_params)
+DIPENGINE_ABSENT(dipengine_conv_cuda_pack, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT(dipengine_conv_cuda_forward, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT(dipengine_conv_cuda_weight_gradient, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT(dipengine_conv_cuda_data_gradient, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_packed_bytes, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_workspace, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_weight_gradient_workspace, dipengine_conv_cuda_params)
+dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params*, size_t*, size_t*) { return absent(); }
+DIPENGINE_ABSENT(dipengine_deviance_cuda, dipengine_deviance_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_deviance_cuda_workspace, dipengine_deviance_cuda_params)
+DIPENGINE_ABSENT(dipengine_downsample_cuda, dipengine_downsample_cuda_params)
+DIPENGINE_ABSENT(dipengine_downsample_cuda_backward, dipengine_downsample_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_downsample_cuda_workspace, dipengine_downsample_cuda_params)
+DIPENGINE_ABSENT(dipengine_masked_mse_cuda, dipengine_masked_mse_cuda_params)
+DIPENGINE_ABSENT_SIZE(dipengine_masked_mse_cuda_workspace, dipengine_masked_mse_cuda_params)
+DIPENGINE_ABSENT(dipengine_norm_cuda_statistics, dipengine_norm_cuda_params)
+DIPENGINE_ABSENT(dipengine_norm_cuda_backward, dipengine_norm_cuda_params)
+DIPENGINE_ABSENT(dipengine_norm_cuda_fold_gradient, dipengine_norm_cuda_gradient)
+DIPENGINE_ABSENT_SIZE(dipengine_norm_cuda_workspace, dipengine_norm_cuda_params)
+DIPENGINE_ABSENT(dipengine_perturb_cuda, dipengine_perturb_cuda_params)
 
 }  // extern "C"

@@ -8,7 +8,7 @@ from torch import Tensor
 from dipengine.bench.operations import Layer
 from dipengine.generators.architecture import NORM_EPSILON
 from dipengine.kernels import conv
-from dipengine.kernels.conv import Source
+from dipengine.kernels.conv import Fold, Source
 
 
 def _numbers(channels: int, value: float = 0.0) -> Tensor:
@@ -27,7 +27,7 @@ class NativeLayer:
             (part, torch.randn(part.height, part.width, part.channels).to(dtype),
              torch.empty(part.height, part.width, part.channels, dtype=dtype),
              (_numbers(part.channels, 0.9), _numbers(part.channels, 0.1)) if part.raw else None,
-             tuple(_numbers(part.channels) for _ in range(6)))
+             tuple(_numbers(part.channels) for _ in range(8)))
             for part in layer.parts
         ]
         inputs, size = sum(part.channels for part in layer.parts), (layer.height, layer.width, layer.channels)
@@ -35,7 +35,8 @@ class NativeLayer:
         self.d_weight, self.gamma = torch.empty_like(self.weight), torch.ones(layer.channels)
         self.raw = torch.empty(size, dtype=dtype if layer.norm else torch.float32)
         self.gradient = torch.randn(size).to(self.raw.dtype)
-        self.moments, self.sums = ((_numbers(layer.channels), _numbers(layer.channels)) for _ in range(2))
+        self.moments, self.sums, fold = ((_numbers(layer.channels), _numbers(layer.channels)) for _ in range(3))
+        self.fold = Fold(*fold, self.gamma, None, NORM_EPSILON)
         self.bias = self.d_bias = None
         if not layer.norm:
             self.bias, self.d_bias = torch.zeros(layer.channels), torch.zeros(layer.channels)
@@ -52,13 +53,12 @@ class NativeLayer:
         for i, (part, x, _, inner, own) in enumerate(self.parts):
             fold = {"upsample": part.upsample, "inner": inner, "slope": 0.2 if inner else 1.0}
             if self.merge:
-                conv.norm_statistics(Source(x, **fold), own[:2], kernels="native")
-                self.outers[i] = conv.norm_fold(own[:2], torch.ones(part.channels), None, NORM_EPSILON, kernels="native")
+                self.outers[i] = own[6:]
+                outer = Fold(*own[6:], torch.ones(part.channels), None, NORM_EPSILON)
+                conv.norm_statistics(Source(x, **fold), own[:2], fold=outer, kernels="native")
             sources.append(Source(x, **fold, outer=self.outers[i]))
-        moments = self.moments if self.layer.norm else None
-        conv.forward(sources, self.weight, self.raw, moments=moments, bias=self.bias, **self.geometry)
-        if moments:
-            conv.norm_fold(moments, self.gamma, None, NORM_EPSILON, kernels="native")
+        behind = {"moments": self.moments, "fold": self.fold} if self.layer.norm else {}
+        conv.forward(sources, self.weight, self.raw, bias=self.bias, **behind, **self.geometry)
 
     def backward(self) -> None:
         coefficients = None

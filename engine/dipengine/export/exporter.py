@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dipengine.fitting import metrics
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.images import ValueMap
 from dipengine.images.atomic import atomic_path, check_target
+from dipengine.images.namespaces import on_host
 from dipengine.noise.anscombe import Anscombe
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -64,6 +65,7 @@ def export(
         raise InputError(f"Consolidation cannot end at {enough} dB; give a finite number.")
     require_onnx()
     check_target(path)
+    generator = replace(generator, delivered=on_host(generator.delivered))
     consolidated = consolidate(generator, enough=enough, threads=threads, progress=progress)
     return write(generator, consolidated, path, precision=precision, z=z, threads=threads)
 

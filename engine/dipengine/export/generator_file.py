@@ -29,6 +29,7 @@ from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.images import ValueMap
 from dipengine.images.atomic import atomic_path
+from dipengine.images.namespaces import on_host
 from dipengine.noise.anscombe import Anscombe
 
 FORMAT = 1
@@ -47,7 +48,7 @@ class FittedGenerator:
     crop: tuple[int, int]
     values: ValueMap
     dtype: str  # of the image's data, NumPy's name
-    delivered: np.ndarray  # float32 [H, W, C] in [0, 1]
+    delivered: Any  # float32 [H, W, C] in [0, 1]: NumPy's, or where the fit's input stayed on its device an array there
     source_sha256: str | None
     iteration: int
     seed: int
@@ -58,7 +59,7 @@ class FittedGenerator:
         from safetensors.numpy import save
 
         tensors = {_PREFIX + name: np.ascontiguousarray(value) for name, value in self.parameters.items()}
-        tensors["delivered"] = np.ascontiguousarray(self.delivered, dtype=np.float32)
+        tensors["delivered"] = np.ascontiguousarray(on_host(self.delivered), dtype=np.float32)
         if self.code.kind == "image":
             tensors["code"] = np.ascontiguousarray(self.code.make(self.canvas))
         data = save(tensors, metadata={"dipengine": json.dumps(self._description(), allow_nan=False)})

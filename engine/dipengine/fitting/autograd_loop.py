@@ -15,6 +15,7 @@ from dipengine.errors import InputError
 from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.stopping import RESIDUAL_INTERVAL, StopRule, VarianceWatch
+from dipengine.images.namespaces import beside, on_host
 from dipengine.tasks.base import Problem, Recipe
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Best:
     iteration: int
-    image: np.ndarray
+    image: Any  # as `Fit.average` gives it
     parameters: Any  # a copy of the optimiser's flat parameters
 
 
@@ -95,7 +96,7 @@ class AutogradLoop:
         if self._at_noise and iteration >= self._at_noise + self._rule.lag:
             self.reason = "discrepancy"
 
-    def deliver(self) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    def deliver(self) -> tuple[Any, dict[str, np.ndarray], int]:
         """The kept state's image, weights and iteration, else the last one's; the fit goes on as if nothing had been asked."""
         fit, best = self.fit, self._best
         with self._threads():
@@ -118,7 +119,7 @@ class AutogradLoop:
         tensors, numbers = fit_state.save(self.fit)
         if self._best is not None:
             tensors["best/parameters"] = self._best.parameters.cpu().numpy()
-            tensors["best/image"] = self._best.image
+            tensors["best/image"] = on_host(self._best.image)
         numbers["reason"] = self.reason
         numbers["at_noise"] = self._at_noise
         numbers["best_iteration"] = self._best.iteration if self._best is not None else 0
@@ -141,7 +142,7 @@ class AutogradLoop:
         if best_iteration:
             image = (*fit.problem.output_shape, fit.problem.channels)
             kept = fit_state.flat(fit, tensors["best/parameters"])
-            best = _Best(best_iteration, _shaped(tensors["best/image"], image), kept)
+            best = _Best(best_iteration, beside(_shaped(tensors["best/image"], image), fit.problem.target), kept)
         watch = self._watch
         if watch is not None:
             watch = VarianceWatch(watch.rule)

@@ -16,6 +16,9 @@ from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
 
+CUDA_CAPABILITY = 8  # at least: tensor cores with bf16 and tf32, asynchronous copies
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where and how a fit computes."""
@@ -42,23 +45,34 @@ def place(settings: Settings) -> Placement:
     device = _device(settings.device, on_cuda)
     if device != "cpu" and not on_cuda:
         if settings.kernels == "native":
-            raise DeviceError(backend.cuda_missing())
+            raise DeviceError(f"Native kernels do not run on {device} ({backend.cuda_missing().rstrip('.')}); use --kernels torch.")
         kernels = "torch"
     return Placement(device, _precision(settings.precision, device, on_cuda), kernels, _threads(settings))
 
 
 def for_autograd(placement: Placement, settings: Settings) -> Placement:
-    """Where a fit that the native plan does not cover runs: on a GPU on PyTorch's ops.
+    """Where a fit that the native plan does not cover runs: by PyTorch's autograd, on a GPU over the core's kernels where they run.
 
-    Raises DeviceError where the native kernels were asked for, and where PyTorch cannot use the GPU that was.
+    Raises DeviceError where PyTorch cannot use the GPU, or the native kernels, that were asked for.
     """
     if placement.device == "cpu":
         return placement
-    if settings.kernels == "native":
-        raise DeviceError(f"The native plan does not cover this fit on {placement.device}; use --kernels torch or --device cpu.")
-    device = _device(settings.device, native_cuda=False)
-    kernels = placement.kernels if device == "cpu" else "torch"
+    device, kernels = _device(settings.device, native_cuda=False), placement.kernels
+    if device != "cpu" and kernels == "native" and (missing := _no_native_kernels(device)):
+        if settings.kernels == "native":
+            raise DeviceError(f"Native kernels do not run on {device} ({missing}); use --kernels torch.")
+        kernels = "torch"
     return Placement(device, _precision(settings.precision, device), kernels, placement.threads)
+
+
+def _no_native_kernels(device: str) -> str:
+    """Why the core's kernels cannot run on a CUDA device; empty where they can."""
+    if missing := backend.cuda_missing():
+        return missing.rstrip(".")
+    major, minor = require_torch().cuda.get_device_capability(device)
+    if major < CUDA_CAPABILITY:
+        return f"they need compute capability {CUDA_CAPABILITY}.0 and it has {major}.{minor}"
+    return ""
 
 
 @contextmanager

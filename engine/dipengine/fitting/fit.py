@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from dipengine.fitting.device import Placement
 from dipengine.fitting.rollback import Rollback
 from dipengine.generators.code import Code
 from dipengine.generators.initial import initial_parameters
+from dipengine.images.namespaces import any_true, from_tensor, to_tensor
 from dipengine.kernels import philox
 from dipengine.tasks.base import Problem, Recipe
 
@@ -61,7 +62,7 @@ class Fit:
         if check is not None:
             height, width, measured = problem.target.shape
             check((1, channels, *problem.output_shape), (1, measured, height, width), device)
-        self._z = _to_tensor(torch, self.code.make(self.canvas), device)
+        self._z = _to_tensor(self.code.make(self.canvas), device)
         dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
         self._input = torch.empty_like(self._z, dtype=dtype)
         self.network = HourglassNetwork(recipe.generator, kernels=placement.kernels).to(device)
@@ -70,10 +71,10 @@ class Fit:
             self.network.trainable(), learning_rate=recipe.learning_rate, kernels=placement.kernels,
             weight_order="hwio" if self.network.fused else "oihw",
         )
-        self._target = _to_tensor(torch, np.ascontiguousarray(problem.target), device)
+        self._target = _to_tensor(problem.target, device)
         self._mask = None
-        if problem.known is not None and not problem.known.all():
-            self._mask = _to_tensor(torch, problem.known[:, :, None].astype(np.float32), device)
+        if problem.known is not None and any_true(~problem.known):
+            self._mask = _to_tensor(problem.known[:, :, None], device)
         decay = recipe.average_decay if recipe.average_decay is not None else 0.0
         self.guard = Rollback(self, recipe.rollback_db)
         self.statistics = OutputStatistics(
@@ -131,9 +132,10 @@ class Fit:
         operator = self.problem.operator
         return self.network.fused and (operator is None or getattr(operator, "light", False))
 
-    def average(self) -> np.ndarray:
-        """The exponential average of the outputs, float32 [H, W, C] in [0, 1] (the last output where decay is 0)."""
-        return _to_array(self.statistics.average)
+    def average(self) -> Any:
+        """The exponential average of the outputs, float32 [H, W, C] in [0, 1] (the last output where decay is 0); an array like the
+        problem's target, copied."""
+        return self._to_array(self.statistics.average)
 
     def residual(self) -> float:
         """Mean squared difference between A(output average) and x0 over the known pixels."""
@@ -154,16 +156,20 @@ class Fit:
                 return problem.data_term.discrepancy(data, self._target, self._mask)
         return self.residual() / problem.sigma**2 if problem.knows_noise else None
 
-    def render(self) -> np.ndarray:
-        """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
+    def render(self) -> Any:
+        """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]; an array like the problem's target."""
         height, width = self.problem.output_shape
         with self._torch.no_grad():
             raw = self._forward(self._z.to(self._input.dtype))
-            return _to_array(self._torch.sigmoid(raw[:, :, :height, :width].float()))
+            return self._to_array(self._torch.sigmoid(raw[:, :, :height, :width].float()))
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters by name, float32, copied."""
         return self.network.numpy_parameters()
+
+    def _to_array(self, tensor) -> Any:
+        """[1, C, H, W] -> [H, W, C], float32, copied, in the library and on the device of the problem's target."""
+        return from_tensor(tensor[0].permute(1, 2, 0).clone(memory_format=self._torch.contiguous_format), self.problem.target)
 
     def _measured(self, image):
         """A of an image [1, C, H, W] in [0, 1]."""
@@ -183,12 +189,9 @@ def _code(problem: Problem, recipe: Recipe, seed: int) -> Code:
     return Code(kind=recipe.code, depth=recipe.generator.input_depth, seed=seed)
 
 
-def _to_tensor(torch, array: np.ndarray, device):
-    """[H, W, C] -> [1, C, H, W] in channels_last memory."""
-    tensor = torch.from_numpy(array).permute(2, 0, 1)[None]
-    return tensor.to(device).contiguous(memory_format=torch.channels_last)
+def _to_tensor(array: Any, device):
+    """[H, W, C] of any library -> float32 [1, C, H, W] on the device, in channels_last memory."""
+    import torch
 
-
-def _to_array(tensor) -> np.ndarray:
-    """[1, C, H, W] -> [H, W, C], float32, copied."""
-    return tensor[0].permute(1, 2, 0).contiguous().cpu().numpy().copy()
+    tensor = to_tensor(array).permute(2, 0, 1)[None]
+    return tensor.to(device, torch.float32).contiguous(memory_format=torch.channels_last)

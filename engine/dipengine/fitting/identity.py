@@ -16,6 +16,7 @@ from dipengine._version import __version__
 from dipengine.errors import InputError
 from dipengine.fitting.device import Placement
 from dipengine.generators.code import Code
+from dipengine.images.namespaces import on_host
 from dipengine.kernels import backend
 from dipengine.tasks.base import Problem, Recipe
 
@@ -66,10 +67,10 @@ def settings_digest(problem: Problem, recipe: Recipe, code: Code, stop: str, see
         "init": init,
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    target, known = problem.target, problem.known
+    target, known, guide = (None if array is None else on_host(array) for array in (problem.target, problem.known, problem.guide))
     if known is not None:
         target = np.where(known[:, :, None], target, np.float32(0))
-    for array in (target, known, problem.guide):
+    for array in (target, known, guide):
         if array is not None:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)

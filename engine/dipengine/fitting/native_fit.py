@@ -14,6 +14,7 @@ from dipengine.fitting.device import Placement
 from dipengine.fitting.stopping import StopRule
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
+from dipengine.images.namespaces import on_host
 from dipengine.kernels import backend, pool
 from dipengine.kernels.backend import native
 from dipengine.noise.likelihood import SensorLikelihood
@@ -99,11 +100,12 @@ class NativeFit:
 
     def _start(self, init: WarmStart | None) -> None:
         problem, mask = self.problem, None
-        if problem.known is not None and not problem.known.all():
-            mask = np.ascontiguousarray(problem.known, np.float32)
-        target = np.ascontiguousarray(problem.target, np.float32)
+        known = None if problem.known is None else on_host(problem.known)
+        if known is not None and not known.all():
+            mask = np.ascontiguousarray(known, np.float32)
+        target = np.ascontiguousarray(on_host(problem.target), np.float32)
         if mask is not None:
-            target = np.where(problem.known[:, :, None], target, np.float32(0))
+            target = np.where(known[:, :, None], target, np.float32(0))
         guide = np.ascontiguousarray(problem.guide, np.float32) if self.recipe.code == "image" else None
         self._native.start(
             self._slot, seed=self.seed, target=target, mask=mask, code=guide, image=problem.output_shape, data=target.shape[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class History:
 class Outcome:
     """A finished fit, in the generator's units."""
 
-    image: np.ndarray  # float32 [H, W, C] in [0, 1]: what the fit delivers
+    image: Any  # float32 [H, W, C] in [0, 1]: what the fit delivers; an array like the problem's target
     weights: dict[str, np.ndarray]  # of the state that `image` stems from
     history: History
     iterations: int  # run

@@ -17,6 +17,7 @@ from dipengine.fitting.run import FitRun
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.stopping import StopRule
 from dipengine.images import Image
+from dipengine.images.namespaces import on_host
 from dipengine.kernels import backend
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def make_record(
         },
         "input": {
             "source": image.source or None,
-            "sha256": image.sha256,
+            "sha256": image.sha256 or None,  # none of an array that stayed on its device
             "width": width,
             "height": height,
             "channels": channels,
-            "dtype": str(image.pixels.dtype),
+            "dtype": image.dtype_name,
             # Of the mask of known pixels, one bit a pixel, rows run together (NumPy's packbits).
-            "known_sha256": None if known is None else hashlib.sha256(np.packbits(known).tobytes()).hexdigest(),
+            "known_sha256": None if known is None else hashlib.sha256(np.packbits(on_host(known)).tobytes()).hexdigest(),
         },
         "value_map": plan.values.to_dict(),
         "canvas": list(fit.canvas),

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from dipengine.errors import InputError
 from dipengine.generators.architecture import NORM_EPSILON, Hourglass
 from dipengine.kernels import conv
-from dipengine.kernels.conv import Affine, Source
+from dipengine.kernels.conv import Affine, Fold, Source
 
 MAX_KERNEL = 7
 
@@ -31,15 +31,25 @@ def supports(architecture: Hourglass) -> bool:
 
 @dataclass
 class Raw:
-    """A convolution's raw output x [H, W, C], its norm's moments and fold, and the gradient that comes back to it."""
+    """A convolution's raw output x [H, W, C], its norm's moments and fold, and the gradient that comes back to it.
+
+    z is one too, of which x alone counts.
+    """
 
     x: Tensor
-    gradient: Tensor  # of inner(x), behind the slope: leaky_relu' * d_activation
-    moments: tuple[Tensor, Tensor]
-    sums: tuple[Tensor, Tensor]
-    slope: float
+    slope: float = 1.0
+    gradient: Tensor | None = None  # of inner(x), behind the slope: leaky_relu' * d_activation
+    moments: tuple[Tensor, ...] = ()
+    sums: tuple[Tensor, ...] = ()
     fold: Affine | None = None
     arrived: bool = field(default=False)  # a first share of the gradient is there
+
+    @classmethod
+    def like(cls, z: Tensor, size: tuple[int, int, int], slope: float) -> Raw:
+        """Buffers of `size` [H, W, C] in the dtype and on the device of z."""
+        x, gradient = (torch.empty(size, dtype=z.dtype, device=z.device) for _ in range(2))
+        mean, variance, total, product, scale, shift = conv.numbers(size[2], z, 6)
+        return cls(x, slope, gradient, (mean, variance), (total, product), (scale, shift))
 
     @property
     def pixels(self) -> int:
@@ -47,7 +57,7 @@ class Raw:
 
 
 class FusedHourglass:
-    """The network's forward and backward pass over buffers of its own, for one canvas and dtype at a time.
+    """The network's forward and backward pass over buffers of its own, for one canvas, dtype and device at a time.
 
     kernels: "native" or "torch" (the twins, for tests). Not for two threads at once.
     """
@@ -67,11 +77,11 @@ class FusedHourglass:
         self._prepare(z)
         self.generation += 1
         self._weights = weights
-        self._z = Raw(z, z, (z, z), (z, z), 1.0)
+        self._z = Raw(z)
         self._merges: dict[str, tuple] = {}
         top = self._level(0, self._z)
         real = torch.float64 if z.dtype == torch.float64 else torch.float32
-        logits = torch.empty(*z.shape[:2], self.architecture.output_channels, dtype=real)
+        logits = torch.empty(*z.shape[:2], self.architecture.output_channels, dtype=real, device=z.device)
         conv.forward([self._source(top)], _hwio(weights["head.conv.weight"]), logits, bias=weights["head.conv.bias"],
                      kernels=self.kernels)
         self._top = top
@@ -113,9 +123,10 @@ class FusedHourglass:
             channels = slice(first, first + raw.x.shape[2])
             first = channels.stop
             source = Source(raw.x, upsample, inner=raw.fold, slope=raw.slope)
-            moments = _numbers(raw.x.shape[2]), _numbers(raw.x.shape[2])
-            conv.norm_statistics(source, moments, kernels=self.kernels)
-            outer = conv.norm_fold(moments, gamma[channels], beta[channels], NORM_EPSILON, kernels=self.kernels)
+            mean, variance, *outer = conv.numbers(raw.x.shape[2], raw.x, 4)
+            moments, outer = (mean, variance), tuple(outer)
+            fold = Fold(*outer, gamma[channels], beta[channels], NORM_EPSILON)
+            conv.norm_statistics(source, moments, fold=fold, kernels=self.kernels)
             parts.append((raw, upsample, moments, outer, gamma[channels]))
         self._merges[f"level{i}"] = tuple(parts)
         return [Source(raw.x, upsample, inner=raw.fold, outer=outer, slope=raw.slope) for raw, upsample, _, outer, _ in parts]
@@ -123,11 +134,8 @@ class FusedHourglass:
     def _unit(self, name: str, sources: list[Source], stride: int = 1) -> Raw:
         raw = self._raws[name]
         weight, settings = self._geometry(name, stride)
-        conv.forward(sources, weight, raw.x, moments=raw.moments, kernels=self.kernels, **settings)
-        raw.fold = conv.norm_fold(
-            raw.moments, self._weights[f"{name}.norm.gamma"], self._weights[f"{name}.norm.beta"], NORM_EPSILON,
-            kernels=self.kernels,
-        )
+        fold = Fold(*raw.fold, self._weights[f"{name}.norm.gamma"], self._weights[f"{name}.norm.beta"], NORM_EPSILON)
+        conv.forward(sources, weight, raw.x, moments=raw.moments, fold=fold, kernels=self.kernels, **settings)
         return raw
 
     def _geometry(self, name: str, stride: int) -> tuple[Tensor, dict]:
@@ -183,7 +191,7 @@ class FusedHourglass:
     def _merge_backward(self, i: int, gradients: dict[str, Tensor]) -> None:
         """Through the "up" convolution and the concatenation's norm, to the gradients of both its parts."""
         parts = self._merges[f"level{i}"]
-        totals = [(_numbers(raw.x.shape[2]), _numbers(raw.x.shape[2])) for raw, *_ in parts]
+        totals = [conv.numbers(raw.x.shape[2], raw.x, 2) for raw, *_ in parts]
         self._unit_backward(
             f"level{i}.up",
             [Source(raw.x, upsample, inner=raw.fold, outer=outer, slope=raw.slope, d_x=raw.gradient, sum=total, product=product)
@@ -207,7 +215,7 @@ class FusedHourglass:
     # ---- buffers ----------------------------------------------------------------------------------------------------
 
     def _prepare(self, z: Tensor) -> None:
-        key = (z.shape[0], z.shape[1], z.dtype)
+        key = (z.shape[0], z.shape[1], z.dtype, z.device)
         if key == self._key:
             return
         self._key, self._raws = None, {}
@@ -222,10 +230,7 @@ class FusedHourglass:
             if arch.one_by_one_up:
                 sizes["point"] = sizes["up"]
             for part, size in sizes.items():
-                self._raws[f"level{i}.{part}"] = Raw(
-                    torch.empty(size, dtype=z.dtype), torch.empty(size, dtype=z.dtype),
-                    (_numbers(size[2]), _numbers(size[2])), (_numbers(size[2]), _numbers(size[2])), arch.negative_slope,
-                )
+                self._raws[f"level{i}.{part}"] = Raw.like(z, size, arch.negative_slope)
         self._key = key
 
 
@@ -259,10 +264,6 @@ def evaluate(fused: FusedHourglass, z: Tensor, named_parameters: dict[str, Tenso
     if z.requires_grad:
         raise InputError("The fused network has no gradient for the code z; use kernels='torch'.")
     return _Network.apply(z, fused, tuple(named_parameters), *named_parameters.values())
-
-
-def _numbers(channels: int) -> Tensor:
-    return torch.empty(channels, dtype=torch.float64)
 
 
 def _hwio(weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dipengine.errors import InputError
 from dipengine.generators.architecture import NORM_EPSILON, Hourglass
 from dipengine.generators.fused import FusedHourglass, evaluate, supports
 from dipengine.generators.initial import initial_parameters
+from dipengine.kernels import backend, conv
 
 
 class HourglassNetwork(nn.Module):
@@ -27,7 +28,7 @@ class HourglassNetwork(nn.Module):
     """
 
     def __init__(self, architecture: Hourglass, *, kernels: str = "torch") -> None:
-        """kernels: "torch", or "native" for the fused ops where they can do the architecture (on a CPU)."""
+        """kernels: "torch", or "native" for the fused ops where they can do the architecture and z."""
         super().__init__()
         self.architecture = architecture
         self._fused = FusedHourglass(architecture) if kernels == "native" and supports(architecture) else None
@@ -56,7 +57,7 @@ class HourglassNetwork(nn.Module):
         images, or a size that does not halve evenly, would silently be another network.
         """
         self._check_input(z)
-        if self._fused is not None and z.is_cpu:
+        if self._fused is not None and backend.choose("auto", z, on_cuda=conv.runs_on_cuda(z.dtype)) == "native":
             return evaluate(self._fused, z, dict(self.named_parameters()))
         x = self._level(0, z)
         # bfloat16 logits have 8 bits: too coarse for the sigmoid's output, and the head costs next to nothing.

@@ -1,6 +1,7 @@
 """Arrays of the Python API: NumPy, torch, CuPy or anything with DLPack, in and out in the caller's own kind."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,53 +9,83 @@ from typing import Any
 import numpy as np
 
 from dipengine.errors import InputError
-from dipengine.images.image import Image
+from dipengine.images.image import Image, opaque
+from dipengine.images.namespaces import cast, dtype_in, dtype_name, empty_beside, is_tensor, joined, namespace, on_host
 
-Restore = Callable[[np.ndarray], Any]
+Restore = Callable[[Any], Any]
+_NUMBERS = {f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)} | {"float16", "bfloat16", "float32", "float64"}
 _SUSPICIOUS_WIDTH = 8
 
 
-def from_array(array: Any, axes: str | None = None, *, alpha: bool = False) -> tuple[Image, Restore]:
+def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay: bool = False) -> tuple[Image, Restore]:
     """The image in an array, and a function that gives pixels back as the caller's kind of array.
 
     array: NumPy, torch, CuPy or any array with `__dlpack__`; integers or floats, of any device.
     axes: "HW", "HWC" or "CHW"; None reads two axes as "HW" and three as "HWC".
     alpha: whether the last channel is alpha. Without it every channel is colour, however many there are.
+    stay: the pixels stay in the array's library and on its device (one that has an array API, or torch); else they are NumPy's.
 
-    The image's pixels are H x W x C on the CPU in the array's dtype (float16 and bfloat16 become float32) and may
-    share memory with the array; nobody writes to them. `restore(pixels)` takes H x W x C of the pixels' dtype, of
-    any height and width (super-resolution), with the alpha channel last if there was one (as many channels as the
-    array had), and returns the input's library, dtype, device and axes (HxWxC where an HxW array gets more than one
-    channel). Libraries without an `asarray` in their
-    array API get a NumPy array back.
+    The image's pixels are H x W x C in the array's dtype (float16 and bfloat16 become float32) and may share memory with the array;
+    nobody writes to them. Those that stay have no sha256, for which they would have to be brought to the host.
+    `restore(pixels)` takes H x W x C of the pixels' dtype, of any height and width (super-resolution), with the alpha channel last
+    if there was one (as many channels as the array had), and returns the input's library, dtype, device and axes (HxWxC where an
+    HxW array gets more than one channel). Libraries without an `asarray` in their array API get a NumPy array back.
 
     Raises InputError: unusable shape or dtype, NaN or infinity, a batch.
     """
-    values, back = _to_numpy(array)
-    axes = _check_axes(values.shape, axes)
-    if values.dtype.kind not in "iuf" or values.dtype.itemsize > 8:
+    values, back = _as_they_are(array) if stay else _to_numpy(array)
+    axes = _check_axes(tuple(values.shape), axes)
+    xp, name = namespace(values), dtype_name(values.dtype)
+    if name not in _NUMBERS:
         raise InputError(f"The image array has dtype {values.dtype}; give integers or floats of at most 64 bits.")
-    if values.size == 0:
-        raise InputError(f"The image array has shape {values.shape}, which holds no pixels; give at least 1 x 1.")
-    stored = np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("=")
-    pixels = np.ascontiguousarray(_channels_last(values, axes).astype(stored, copy=False))
-    if not np.isfinite(pixels).all():
+    if math.prod(values.shape) == 0:
+        raise InputError(f"The image array has shape {tuple(values.shape)}, which holds no pixels; give at least 1 x 1.")
+    pixels = _dense(_channels_last(xp, values, axes), "float32" if name in ("float16", "bfloat16") else name)
+    if name.startswith(("float", "bfloat")) and not bool(xp.all(xp.isfinite(pixels))):
         raise InputError("The image array holds NaN or infinite values; replace them, and give their places as a mask.")
-    sha256 = hashlib.sha256(pixels.data).hexdigest()
+    sha256 = "" if stay else hashlib.sha256(pixels.data).hexdigest()
     alpha_plane = None
     if alpha:
         if pixels.shape[2] < 2:
             raise InputError("The image array has one channel, which cannot be alpha; leave alpha out.")
-        pixels, alpha_plane = np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
+        pixels, alpha_plane = _dense(pixels[..., :-1]), _dense(pixels[..., -1])
 
-    def restore(restored: np.ndarray) -> Any:
+    def restore(restored: Any) -> Any:
         if axes == "HW":
             restored = restored[..., 0] if restored.shape[2] == 1 else restored
         elif axes == "CHW":
-            restored = np.moveaxis(restored, -1, 0)
-        return back(np.ascontiguousarray(restored.astype(values.dtype, copy=False)))
+            restored = xp.moveaxis(restored, -1, 0)
+        return back(_dense(restored, values.dtype))
 
     return Image(pixels=pixels, alpha=alpha_plane, sha256=sha256), restore
+
+
+def with_alpha(pixels: Any, alpha: Any) -> Any:
+    """[H, W, C + 1]: the pixels and their transparency [H, W], opaque where None."""
+    if alpha is None:
+        alpha = empty_beside(pixels, tuple(pixels.shape[:2]), pixels.dtype)
+        alpha[...] = opaque(pixels.dtype)
+    return joined([pixels, alpha[:, :, None]], axis=2)
+
+
+def digest(image: Image) -> str:
+    """The sha256 of an image from an array: of its values in C order, alpha among them, brought to the host where they are not."""
+    if image.sha256:
+        return image.sha256
+    values = on_host(image.pixels if image.alpha is None else with_alpha(image.pixels, image.alpha))
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
+def _dense(array: Any, dtype: Any = None) -> Any:
+    """In C order, in that dtype, without a copy where it is so already."""
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
+    xp = namespace(array)
+    if dtype is not None and dtype_in(xp, dtype) != array.dtype:
+        array = cast(array, dtype_in(xp, dtype))
+    if is_tensor(array):
+        return array.contiguous()
+    return xp.ascontiguousarray(array) if hasattr(xp, "ascontiguousarray") else array
 
 
 def _check_axes(shape: tuple[int, ...], axes: str | None) -> str:
@@ -74,10 +105,18 @@ def _check_axes(shape: tuple[int, ...], axes: str | None) -> str:
     return axes
 
 
-def _channels_last(values: np.ndarray, axes: str) -> np.ndarray:
+def _channels_last(xp: Any, values: Any, axes: str) -> Any:
     if axes == "HW":
         return values[..., None]
-    return np.moveaxis(values, 0, -1) if axes == "CHW" else values
+    return xp.moveaxis(values, 0, -1) if axes == "CHW" else values
+
+
+def _as_they_are(array: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The array itself, for work where it lives."""
+    if is_tensor(array):
+        _check_tensor(array)
+        return array.detach(), lambda values: values
+    return array, lambda values: values
 
 
 def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
@@ -97,12 +136,17 @@ def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
 
 def _torch_to_numpy(torch: Any, tensor: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     dtype, device = tensor.dtype, tensor.device
-    if dtype.is_complex or tensor.layout != torch.strided:
-        raise InputError(f"The image tensor is {dtype}, {tensor.layout}; give a dense tensor of integers or floats.")
+    _check_tensor(tensor)
     values = tensor.detach().cpu()
     if dtype.is_floating_point and dtype not in (torch.float32, torch.float64):
         values = values.to(torch.float32)  # NumPy knows no bfloat16, and float16 is promoted anyway
     return values.numpy(), lambda values: torch.from_numpy(values).to(device=device, dtype=dtype)
+
+
+def _check_tensor(tensor: Any) -> None:
+    dtype = tensor.dtype
+    if dtype.is_complex or "strided" not in str(tensor.layout):
+        raise InputError(f"The image tensor is {dtype}, {tensor.layout}; give a dense tensor of integers or floats.")
 
 
 def _dlpack_to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:

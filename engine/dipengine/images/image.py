@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from dipengine.images.namespaces import dtype_name
 
-def opaque(dtype: np.dtype) -> int:
+
+def opaque(dtype: Any) -> int:
     """The value of an opaque pixel in an alpha channel of that dtype: the largest integer, or 1 for floats."""
-    return int(np.iinfo(dtype).max) if np.issubdtype(dtype, np.integer) else 1
+    name = dtype_name(dtype)
+    return int(np.iinfo(name).max) if name.startswith(("int", "uint")) else 1
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,20 @@ class Metadata:
 class Image:
     """An image as it is stored, presented upright.
 
-    pixels: H x W x C, the colour channels alone, in the file's own dtype and units. Missing pixels of a FITS
-        image keep what the file holds there (NaN or the BLANK value).
+    pixels: H x W x C, the colour channels alone, in the file's own dtype and units; of an array that stays where it is, its
+        library's on its device (`arrays.from_array`), with alpha and known beside it. Missing pixels of a FITS image keep what
+        the file holds there (NaN or the BLANK value).
     alpha: H x W in the pixels' dtype, or None.
     known: H x W bool, False where a pixel is missing; None where every pixel is known.
     source: the path as it was given, "" for an array.
     format: "png", "jpeg", "webp", "tiff", "gif", "heif", "fits" or "array".
-    sha256: hexadecimal digest of the file's bytes; of an array, of its values in C order.
+    sha256: hexadecimal digest of the file's bytes; of an array, of its values in C order ("" for one that stays on its device:
+        `arrays.digest` brings it to the host).
     """
 
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    known: np.ndarray | None = None
+    pixels: Any
+    alpha: Any = None
+    known: Any = None
     source: str = ""
     format: str = "array"
     sha256: str = ""
@@ -89,9 +94,14 @@ class Image:
         return self.pixels.shape[2]
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> Any:
         """Dtype of the pixels."""
         return self.pixels.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """NumPy's name of it."""
+        return dtype_name(self.pixels.dtype)
 
     @property
     def in_data_units(self) -> bool:

@@ -1,6 +1,6 @@
 """The map between an image's own units and the generator's [0, 1]: affine, or a curve and then affine.
 
-Written against the array's own namespace (`namespaces`; a curve needs NumPy), computed in float64 a block of rows at a time: a float64
+Written against the array's own namespace (`namespaces`), computed in float64 a block of rows at a time: a float64
 image loses nothing inside the map, and no second copy of the image in float64 is ever held.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dipengine.errors import InputError
-from dipengine.images.namespaces import cast, dtype_in, integers, namespace
+from dipengine.images.namespaces import cast, dtype_in, empty_beside, extremes, integers, namespace
 
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -69,7 +69,7 @@ class ValueMap:
         if math.prod(values.shape) == 0:
             raise InputError("The image has no known pixel, so that its range is unknown; "
                              "give a mask with some white in it.")
-        low, high = float(xp.min(values)), float(xp.max(values))
+        low, high = extremes(values)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("The image holds NaN or infinite values among its known pixels; replace or mask them.")
         if low == high:
@@ -93,7 +93,7 @@ class ValueMap:
         xp = namespace(pixels)
         start, end = self.fitted_range
         span = end - start
-        unit = xp.empty(pixels.shape, dtype=xp.float32)
+        unit = empty_beside(pixels, pixels.shape, xp.float32)
         for rows in _blocks(pixels.shape):
             block = cast(pixels[rows, ...], xp.float64)
             block = ((block if self.curve is None else self.curve.forward(block)) - start) / span
@@ -105,7 +105,7 @@ class ValueMap:
         range, floats not clipped."""
         xp = namespace(unit)
         dtype = dtype_in(xp, dtype)
-        values = xp.empty(unit.shape, dtype=dtype)
+        values = empty_beside(unit, unit.shape, dtype)
         limits = _integer_limits(xp, dtype)
         start, end = self.fitted_range
         for rows in _blocks(unit.shape):

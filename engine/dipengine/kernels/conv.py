@@ -7,8 +7,9 @@ concatenation that x stands in. Native ops never store anything normalised, upsa
 upsampled source in nine products a low-resolution pixel instead of 36 (csrc/ops/conv/conv.h says how, and what
 `backward` computes); the twins say the same in plain PyTorch, with autograd for the gradients.
 
-Images are [H, W, C] with channels contiguous, float32, bfloat16 or float64; weights [k, k, in, out] and biases [out] in
-float32 (float64 beside float64); per-channel numbers float64 [C]. Outputs are written into tensors that the caller gives.
+Images are [H, W, C] with channels contiguous, float32, bfloat16 or (in CPU memory) float64; weights [k, k, in, out] and biases
+[out] in float32 (float64 beside float64); per-channel numbers as `numbers` makes them. Outputs are written into tensors that the
+caller gives.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ from dipengine.kernels.backend import native
 
 UPSAMPLE = {"none": 0, "nearest": 1, "bilinear": 2}
 PADDING = {"reflection": 0, "zero": 1}
-Affine = tuple[Tensor, Tensor]  # scale and shift, float64 [C]
-Triple = tuple[Tensor, Tensor, Tensor]  # A, B, C of d_raw = A g + B raw + C, float64 [C]
+Affine = tuple[Tensor, Tensor]  # scale and shift, numbers [C]
+Triple = tuple[Tensor, Tensor, Tensor]  # A, B, C of d_raw = A g + B raw + C, numbers [C]
+
+
+def numbers(channels: int, beside: Tensor, count: int = 1) -> tuple[Tensor, ...]:
+    """`count` tensors of one number a channel, not yet set, on the device of `beside`: float64 in CPU memory, float32 elsewhere,
+    where kernels merge their parts by differences from means and consumer GPUs have next to no float64."""
+    dtype = torch.float64 if backend.device_type(beside) == "cpu" else torch.float32
+    return tuple(torch.empty(count, channels, dtype=dtype, device=beside.device).unbind())
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Source:
 
     x: [H, W, C]. upsample: "none", "nearest" or "bilinear" (x2). slope: of the leaky ReLU behind inner (1: none).
     d_x: [H, W, C], written: without outer leaky_relu'(inner(x)) * du, else du, the gradient behind outer at x's own
-    resolution. accumulate: add to what d_x holds. sum, product: float64 [C], written: the sums over pixels of d_x and of
+    resolution. accumulate: add to what d_x holds. sum, product: numbers [C], written: the sums over pixels of d_x and of
     d_x * (x - centre), or with outer of d_x * leaky_relu(inner(x)).
     """
 
@@ -56,6 +64,32 @@ class Source:
         )
 
 
+@dataclass(frozen=True)
+class Fold:
+    """The norm behind an output as scale * v + shift, numbers [C], written along with its moments.
+
+    gamma, beta: [C] in any dtype; beta None: 0.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    gamma: Tensor
+    beta: Tensor | None
+    eps: float
+
+    def _native(self) -> dict:
+        gamma, beta = (None if given is None else given.to(self.scale.dtype) for given in (self.gamma, self.beta))
+        return {"scale": self.scale, "shift": self.shift, "gamma": gamma, "beta": beta, "eps": self.eps}
+
+    def write(self, moments: tuple[Tensor, Tensor]) -> None:
+        """The twin: gamma (v - mean) / sqrt(variance + eps) + beta."""
+        mean, variance = moments
+        torch.div(self.gamma.to(mean.dtype), torch.sqrt(variance + self.eps), out=self.scale)
+        torch.mul(-self.scale, mean, out=self.shift)
+        if self.beta is not None:
+            self.shift.add_(self.beta.to(mean.dtype))
+
+
 def forward(
     sources: list[Source],
     weight: Tensor,
@@ -66,18 +100,19 @@ def forward(
     padding: str = "reflection",
     bias: Tensor | None = None,
     moments: tuple[Tensor, Tensor] | None = None,
+    fold: Fold | None = None,
     kernels: str = "auto",
 ) -> None:
-    """Write raw [H, W, out] and, where `moments` are given, its mean and biased variance, float64 [out].
+    """Write raw [H, W, out] and, where `moments` are given, its mean and biased variance, numbers [out], and the `fold`.
 
     One or two sources, at most one upsampled (kernel 3, stride 1, pad 1 then). raw may be float32 beside bfloat16.
     Raises InputError for what does not fit.
     """
-    if backend.resolve(kernels) == "native":
+    if _runs_native(raw, kernels):
         mean, variance = moments or (None, None)
         native.conv_forward(
             [s._native() for s in sources], weight, raw, stride=stride, pad=pad, padding=PADDING[padding], bias=bias,
-            mean=mean, variance=variance, workspace=workspace.get(), pool=pool.get(),
+            mean=mean, variance=variance, **(fold._native() if fold else {}), workspace=workspace.beside(raw), pool=pool.get(),
         )
         return
     with torch.no_grad():
@@ -85,6 +120,8 @@ def forward(
         if moments is not None:
             moments[0].copy_(raw.double().mean((0, 1)))
             moments[1].copy_(raw.double().var((0, 1), unbiased=False))
+        if fold is not None:
+            fold.write(moments)
 
 
 def backward(
@@ -102,10 +139,10 @@ def backward(
     kernels: str = "auto",
 ) -> None:
     """From d_raw = A gradient + B raw + C (gradient itself without coefficients): d_weight, d_bias, each source's d_x."""
-    if backend.resolve(kernels) == "native":
+    if _runs_native(gradient, kernels):
         native.conv_backward(
             [s._native() for s in sources], weight, gradient, raw=raw, coefficients=coefficients, stride=stride, pad=pad,
-            padding=PADDING[padding], d_weight=d_weight, d_bias=d_bias, workspace=workspace.get(), pool=pool.get(),
+            padding=PADDING[padding], d_weight=d_weight, d_bias=d_bias, workspace=workspace.beside(gradient), pool=pool.get(),
         )
         return
     d_raw = gradient.to(weight.dtype)
@@ -127,21 +164,26 @@ def backward(
             _store_gradient(source, du)
 
 
-def norm_statistics(source: Source, moments: tuple[Tensor, Tensor], *, kernels: str = "auto") -> None:
-    """Mean and biased variance, float64 [C], of upsample(leaky_relu(inner(x))): what a norm behind it would use."""
-    if backend.resolve(kernels) == "native":
+def norm_statistics(
+    source: Source, moments: tuple[Tensor, Tensor], *, fold: Fold | None = None, kernels: str = "auto"
+) -> None:
+    """Mean and biased variance, numbers [C], of upsample(leaky_relu(inner(x))), and the `fold` of a norm behind it."""
+    if _runs_native(source.x, kernels):
         native.norm_statistics(
-            source._native(), mean=moments[0], variance=moments[1], workspace=workspace.get(), pool=pool.get()
+            source._native(), mean=moments[0], variance=moments[1], **(fold._native() if fold else {}),
+            workspace=workspace.beside(source.x), pool=pool.get(),
         )
         return
     v = _upsample(_activation(source).double(), source.upsample)
     moments[0].copy_(v.mean((0, 1)))
     moments[1].copy_(v.var((0, 1), unbiased=False))
+    if fold is not None:
+        fold.write(moments)
 
 
 def norm_apply(source: Source, y: Tensor, *, kernels: str = "auto") -> None:
-    """Write y = leaky_relu(inner(x)), [H, W, C]."""
-    if backend.resolve(kernels) == "native":
+    """Write y = leaky_relu(inner(x)), [H, W, C]; on a CUDA device the twin's alone, as convolutions there need it nowhere."""
+    if backend.choose(kernels, source.x, on_cuda=False) == "native":
         native.norm_apply(source._native(), y=y, workspace=workspace.get(), pool=pool.get())
     else:
         y.copy_(_activation(source))
@@ -153,8 +195,10 @@ def norm_backward(source: Source, g: Tensor, coefficients: Triple | None = None,
     d_t = A g + B (U^T U t) + C (U^T 1) with U the source's upsampling and t = leaky_relu(inner(x)); g where no
     coefficients are given.
     """
-    if backend.resolve(kernels) == "native":
-        native.norm_backward(source._native(), g=g, coefficients=coefficients, workspace=workspace.get(), pool=pool.get())
+    if _runs_native(source.x, kernels):
+        native.norm_backward(
+            source._native(), g=g, coefficients=coefficients, workspace=workspace.beside(source.x), pool=pool.get()
+        )
         return
     real = torch.float64 if g.dtype == torch.float64 else torch.float32
     d_t = g.to(real)
@@ -168,39 +212,36 @@ def norm_backward(source: Source, g: Tensor, coefficients: Triple | None = None,
     _store_gradient(source, d_t)
 
 
-def norm_fold(moments: tuple[Tensor, Tensor], gamma: Tensor, beta: Tensor | None, eps: float, *, kernels: str = "auto") -> Affine:
-    """gamma (v - mean) / sqrt(variance + eps) + beta as scale * v + shift, float64 [C]; gamma, beta in any dtype."""
-    scale, shift = torch.empty_like(moments[0]), torch.empty_like(moments[0])
-    if backend.resolve(kernels) == "native":
-        native.norm_fold(*moments, gamma.double(), None if beta is None else beta.double(), eps, scale, shift)
-        return scale, shift
-    mean, variance = moments
-    torch.div(gamma.double(), torch.sqrt(variance + eps), out=scale)
-    torch.mul(-scale, mean, out=shift)
-    return scale, shift if beta is None else shift + beta.double()
-
-
 def norm_fold_gradient(
     count: int, moments: tuple[Tensor, Tensor], gamma: Tensor, eps: float, total: Tensor, product: Tensor, *, centred: bool,
     kernels: str = "auto",
 ) -> tuple[Triple, Tensor, Tensor]:
-    """A norm's backward: ((A, B, C), d_gamma, d_beta), float64 [C]. See csrc/ops/norm/norm.h.
+    """A norm's backward: ((A, B, C), d_gamma, d_beta), numbers [C]. See csrc/ops/norm/norm.h.
 
     total, product: the sums of g and of g * (v - mean) (g * v where not `centred`) over the `count` values behind it.
     """
-    if backend.resolve(kernels) == "native":
-        a, b, c, d_gamma, d_beta = torch.empty(5, total.numel(), dtype=torch.float64).unbind()
+    if backend.choose(kernels, total) == "native":
+        a, b, c, d_gamma, d_beta = numbers(total.numel(), total, 5)
         native.norm_fold_gradient(
-            count=count, mean=moments[0], variance=moments[1], gamma=gamma.double(), eps=eps, sum=total, product=product,
+            count=count, mean=moments[0], variance=moments[1], gamma=gamma.to(a.dtype), eps=eps, sum=total, product=product,
             centred=centred, coefficients=[a, b, c], d_gamma=d_gamma, d_beta=d_beta,
         )
         return (a, b, c), d_gamma, d_beta
     mean, variance = moments
     inverse = torch.rsqrt(variance + eps)
     product = product if centred else product - mean * total
-    a = gamma.double() * inverse
+    a = gamma.to(mean.dtype) * inverse
     b = -a * product * inverse**2 / count
     return (a, b, -a * total / count - b * mean), product * inverse, total
+
+
+def runs_on_cuda(dtype: torch.dtype) -> bool:
+    """Whether the CUDA kernels take images of that dtype."""
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+def _runs_native(image: Tensor, kernels: str) -> bool:
+    return backend.choose(kernels, image, on_cuda=runs_on_cuda(image.dtype)) == "native"
 
 
 def _store_gradient(source: Source, du: Tensor) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from dipengine.images.namespaces import interpolated, namespace
 from dipengine.noise.inverse_table import InverseTable
 from dipengine.noise.sensor import Sensor
 
@@ -38,7 +39,9 @@ class Anscombe:
 
     def forward(self, data: Any) -> Any:
         """f of data values, float64 of the same shape."""
-        return self._stabilise(self.sensor.electrons(np.asarray(data, np.float64)))
+        if isinstance(data, np.ndarray) or np.isscalar(data):
+            data = np.asarray(data, np.float64)
+        return self._stabilise(self.sensor.electrons(data))
 
     def inverse(self, stabilised: Any) -> Any:
         """Data values whose mean stabilised value is the given one, float64 of the same shape."""
@@ -61,7 +64,7 @@ class Anscombe:
         """Var[f | e], which is 1 but for a few electrons; e in electrons, values below 0 count as 0."""
         rows, _, variances = self._table
         light = rows >= 0
-        return np.interp(electrons, rows[light], variances[light])
+        return interpolated(electrons, rows[light], variances[light])
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "anscombe", **self.sensor.to_dict()}
@@ -87,7 +90,8 @@ class Anscombe:
         return self.sensor.read_electrons * self.sensor.read_electrons  # not **, which a library may round otherwise
 
     def _stabilise(self, k: Any) -> Any:
-        return 2 * np.sqrt(np.maximum(k + 3 / 8 + self._read_variance, 0))
+        xp = namespace(k)
+        return 2 * xp.sqrt(xp.clip(k + 3 / 8 + self._read_variance, 0, None))
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

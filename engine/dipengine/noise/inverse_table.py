@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from dipengine.images.namespaces import last_below, looked_up, namespace
+
 MOST_ROWS = 1 << 16  # that are read; 1280 are written
 
 
@@ -48,14 +50,16 @@ class InverseTable:
         with np.errstate(all="ignore"):  # between equal means, where no value falls
             return (self.rests[1:] - self.rests[:-1]) / (self.means[1:] - self.means[:-1])
 
-    def electrons(self, stabilised: Any) -> np.ndarray:
+    def electrons(self, stabilised: Any) -> Any:
         """Electrons whose mean stabilised value is the given one, float64 of the same shape; those of means[0] below it."""
-        means, rests, end = self.means, self.rests, self.means[-1]
-        d = np.maximum(np.asarray(stabilised, np.float64), means[0])
-        i = np.minimum(np.searchsorted(means, d, side="right") - 1, len(means) - 2)
-        within = rests[i] + (d - means[i]) * self._slopes[i]
-        s = end / np.maximum(d, end)
-        return d * d / 4 + np.where(d < end, within, self.limit + (rests[-1] - self.limit) * (s * s))
+        if isinstance(stabilised, np.ndarray) or np.isscalar(stabilised):
+            stabilised = np.asarray(stabilised, np.float64)
+        xp, end, last = namespace(stabilised), float(self.means[-1]), float(self.rests[-1])
+        d = xp.clip(stabilised, float(self.means[0]), None)
+        mean, i = last_below(d, self.means)
+        within = looked_up(i, self.rests) + (d - mean) * looked_up(i, self._slopes)
+        s = end / xp.clip(d, end, None)
+        return d * d / 4 + xp.where(d < end, within, self.limit + (last - self.limit) * (s * s))
 
     def to_dict(self) -> dict[str, list[float]]:
         """The table for files (JSON-able): decimal numbers that are read as the same float64."""

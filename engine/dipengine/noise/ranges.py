@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from dipengine.images import ValueMap
 from dipengine.noise.sensor import Sensor
 
 
 def light_range(
-    pixels: np.ndarray, known: np.ndarray | None, value_range: Sequence[float] | None, sensor: Sensor
+    pixels: Any, known: Any, value_range: Sequence[float] | None, sensor: Sensor
 ) -> ValueMap:
     """The map over the known pixels' values, from one read noise below the black level on (`value_range` overrides).
 

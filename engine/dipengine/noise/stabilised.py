@@ -6,10 +6,14 @@ sigma. The square root also spreads what a linear frame of great range crowds to
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.images import ValueMap
+from dipengine.images.namespaces import mean
 from dipengine.noise.anscombe import Anscombe
 from dipengine.noise.light import local_light
 from dipengine.noise.sensor import Sensor
@@ -27,7 +31,7 @@ def stabilised_map(values: ValueMap, sensor: Sensor) -> ValueMap:
     return stabilised
 
 
-def stabilised_sigma(values: ValueMap, pixels: np.ndarray, known: np.ndarray | None) -> float:
+def stabilised_sigma(values: ValueMap, pixels: Any, known: Any) -> float:
     """Standard deviation of the noise in [0, 1] units: that of unit noise, less where the image has few electrons.
 
     values: a map with an `Anscombe` curve; pixels: float32 [H, W, C] in [0, 1] by it; known: bool [H, W] or None.
@@ -36,6 +40,5 @@ def stabilised_sigma(values: ValueMap, pixels: np.ndarray, known: np.ndarray | N
     assert isinstance(curve, Anscombe)
     light = local_light(curve.sensor.electrons(values.from_unit(pixels, np.float64)), known)
     variances = curve.variance(light)
-    mean = variances.mean() if known is None else variances[known].mean()
     start, end = values.fitted_range
-    return float(np.sqrt(mean)) / (end - start)
+    return math.sqrt(mean(variances if known is None else variances[known])) / (end - start)

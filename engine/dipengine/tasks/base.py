@@ -72,10 +72,12 @@ class Problem:
     """One inverse problem on one image, in the generator's units ([0, 1] over the value map's range)."""
 
     task: str
-    target: np.ndarray  # x0, float32 [h, w, C] in [0, 1]; whatever stands at unknown pixels is ignored
+    # x0, float32 [h, w, C] in [0, 1]; whatever stands at unknown pixels is ignored. NumPy's or, of an array that stays on its
+    # device, its library's there, with `known` beside it: what the fit delivers is the same kind.
+    target: Any
     output_shape: tuple[int, int]  # (H, W) of the image that the generator paints and A takes
     recipe: Recipe
-    known: np.ndarray | None = None  # bool [h, w], True where x0 was measured; None: everywhere
+    known: Any = None  # bool [h, w], True where x0 was measured; None: everywhere
     operator: ForwardOperator | None = None  # None is the identity
     output_channels: int | None = None  # of the restored image; None: as many as x0 has
     origin: tuple[int, int] = (0, 0)  # where in the output the delivered image begins
@@ -103,19 +105,19 @@ class Problem:
         """(H, W, C) of the delivered image."""
         return (*(self.delivered_shape or self.output_shape), self.channels)
 
-    def delivered(self, output: np.ndarray) -> np.ndarray:
+    def delivered(self, output: Any) -> Any:
         """The part of an output [H, W, C] that is delivered."""
         (top, left), (height, width, _) = self.origin, self.shape
-        return output[top : top + height, left : left + width]
+        return output[top : top + height, left : left + width, :]
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The input image as a task sees it."""
 
-    pixels: np.ndarray  # float32 [H, W, C], in [0, 1] by `values`; 0 where unknown
-    known: np.ndarray | None  # bool [H, W]; None: all known
-    alpha: np.ndarray | None  # float32 [H, W] in [0, 1], or None
+    pixels: Any  # float32 [H, W, C], in [0, 1] by `values`; 0 where unknown. NumPy's, or another library's on its device
+    known: Any  # bool [H, W] beside it; None: all known
+    alpha: Any  # float32 [H, W] in [0, 1] beside it, or None
     values: ValueMap  # between data units and [0, 1]
     seed: int = 0  # for tasks that draw something themselves (a random mask)
 

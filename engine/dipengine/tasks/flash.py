@@ -36,7 +36,7 @@ class Flash(Task):
                 f"they must be of one size."
             )
         values = guide_values or ValueMap.for_image(guide.pixels, guide.known, data_units=guide.in_data_units)
-        unit = values.to_unit(guide.pixels)
+        unit = values.to_unit(guide.pixels)  # of the guide: NumPy's always, as z travels with the generator
         if guide.known is not None:
             unit = np.where(guide.known[:, :, None], unit, np.float32(0))
         return Problem(

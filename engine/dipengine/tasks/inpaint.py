@@ -6,10 +6,13 @@ has no effect in their code (it rebinds a local name) and is left out.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.generators.architecture import Hourglass
+from dipengine.images.namespaces import any_true, beside, mean
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption, hourglass_128
 
 RECIPES = {
@@ -105,21 +108,21 @@ class Inpaint(Task):
                 "recipe": recipe,
                 "mask": source,
                 "random_missing": random_missing,
-                "missing_fraction": float(1 - pixels_known.mean()),
+                "missing_fraction": 1 - mean(pixels_known),
                 "known": "keep" if keep else "fit",
             },
         )
 
-    def _known(self, data, mask, invert_mask, random_missing) -> tuple[np.ndarray, str]:
+    def _known(self, data, mask, invert_mask, random_missing) -> tuple[Any, str]:
         """Where the data is known, and where that knowledge comes from."""
-        shape = data.pixels.shape[:2]
+        shape = tuple(data.pixels.shape[:2])
         sources = []
-        known = np.ones(shape, bool)
+        known = beside(np.ones(shape, bool), data.pixels)
         if data.known is not None:
             known &= data.known
             sources.append("missing values")
         if mask is not None:
-            if mask.shape != shape:
+            if tuple(mask.shape) != shape:
                 raise InputError(
                     f"The mask is {mask.shape[1]}x{mask.shape[0]} and the image {shape[1]}x{shape[0]} pixels; "
                     f"they must be of one size."
@@ -127,14 +130,14 @@ class Inpaint(Task):
             known &= ~mask if invert_mask else mask
             sources.append("mask")
         if random_missing is not None:
-            known &= random_mask(shape, random_missing, data.seed)
+            known &= beside(random_mask(shape, random_missing, data.seed), data.pixels)
             sources.append("random")
         if not sources and data.alpha is not None:
             known &= data.alpha >= 0.5
             sources.append("alpha")
         if not sources:
             raise InputError(NOTHING_MISSING)
-        if not known.any():
+        if not any_true(known):
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
         return known, "+".join(sources)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from dipengine.errors import InputError
+from dipengine.images.namespaces import any_true
 from dipengine.tasks.base import TaskOption
 
 MASK_OPTIONS = (
@@ -14,8 +15,8 @@ MASK_OPTIONS = (
 
 
 def known_pixels(
-    known: np.ndarray | None, mask: np.ndarray | None, invert: bool, shape: tuple[int, int]
-) -> np.ndarray | None:
+    known: Any, mask: Any, invert: bool, shape: tuple[int, int]
+) -> Any:
     """Bool [H, W], True where a pixel is known; None: everywhere.
 
     known: of the file (NaN in FITS), mask: of the caller, both bool [H, W] or None. Raises InputError for a mask of
@@ -23,13 +24,13 @@ def known_pixels(
     """
     if mask is None:
         return known
-    if mask.shape != shape:
+    if tuple(mask.shape) != tuple(shape):
         raise InputError(
             f"The mask is {mask.shape[1]}x{mask.shape[0]} and the image {shape[1]}x{shape[0]} pixels; "
             f"they must be of one size."
         )
     mask = ~mask if invert else mask
     both = mask if known is None else known & mask
-    if not both.any():
+    if not any_true(both):
         raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
     return both

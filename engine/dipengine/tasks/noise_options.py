@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from dipengine.errors import InputError
+from dipengine.images.namespaces import cast, extremes, mean, namespace
 from dipengine.noise.sensor import Sensor
 from dipengine.tasks.base import TaskOption
 
@@ -66,21 +65,22 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
     return Sensor(given["gain"], given["offset"] or 0.0, given["read_noise"] or 0.0)
 
 
-def check_light(sensor: Sensor, pixels: np.ndarray, known: np.ndarray | None) -> None:
+def check_light(sensor: Sensor, pixels: Any, known: Any) -> None:
     """Refuse a black level that lies above most of the image, and noise that would have scattered it much further.
 
     pixels: [H, W, C] in data units; known: bool [H, W] or None. Single pixels may lie below the black level, as far as noise
     takes them. Raises InputError.
     """
-    values = pixels if known is None else pixels[known]
+    xp, values = namespace(pixels), cast(pixels if known is None else pixels[known], namespace(pixels).float64)
     darkest = sensor.offset - _DARK_REACH * sensor.read_noise
-    if np.median(values) < darkest or values.max() <= sensor.offset:
+    (lowest, highest), dark = extremes(values), mean(cast(values < darkest, xp.float64))
+    if dark > 0.5 or highest <= sensor.offset:
         raise InputError(
             f"Most of the image lies below the black level (offset {sensor.offset:g}, read-noise {sensor.read_noise:g}); "
-            f"give them in the image's own units, which reach from {values.min():g} to {values.max():g}."
+            f"give them in the image's own units, which reach from {lowest:g} to {highest:g}."
         )
-    spread = float(values.max()) - float(values.min())
-    light = max(float(values.mean(dtype=np.float64)) - sensor.offset, 0.0)
+    spread = highest - lowest
+    light = max(mean(values) - sensor.offset, 0.0)
     noise = math.sqrt(light / sensor.gain + sensor.read_noise * sensor.read_noise)
     if spread > 0 and noise > _NOISE_OVER_SPREAD * spread:
         raise InputError(
