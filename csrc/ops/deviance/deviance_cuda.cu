@@ -116,8 +116,8 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_finish_kernel(DIPENGINE_PARAMS(Launch) la
   const int64_t fit = cuda::block_x(), most = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
   if (p.active != nullptr && p.active[fit] == 0) return;
   const Tiling t = size_of(launch, fit).tiling;
-  const int64_t tiles = static_cast<int64_t>(t.row_blocks) * t.pieces;
-  const DeviancePartial total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, tiles);
+  const DeviancePartial total =
+      cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, static_cast<int64_t>(t.row_blocks) * t.pieces);
   if (cuda::thread_index() != 0) return;
   p.loss[fit] = total.loss / p.normaliser[fit];
   if (p.discrepancy != nullptr) p.discrepancy[fit] = discrepancy_of(total, p.normaliser[fit]);
