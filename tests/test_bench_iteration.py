@@ -408,7 +408,7 @@ def test_a_small_run_prints_a_table_and_writes_all_of_it(tmp_path, capsys, one_t
         (["--size", "0"], "at least 1"),
         (["--rounds", "0"], "rounds is 0"),
         (["--threads", "0"], "threads is 0"),
-        (["--levels", "0"], "levels is 0"),
+        (["--levels", "0"], "0 levels"),
         (["--channels", "8,8"], "channels has 2 values for 5 levels"),
         (["--json", "no/such/folder/r.json"], "does not exist"),
         (["--json", "r.txt"], "should end in .json"),
