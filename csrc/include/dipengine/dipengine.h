@@ -93,9 +93,12 @@ DIPENGINE_API dipengine_status dipengine_get_build_info(dipengine_build_info* in
  * headers and flags; SILICON is the hash that it had when it last ran on a GPU with its tests passing, or "none". */
 DIPENGINE_API const char* dipengine_cuda_manifest(void);
 
-/* CUDA devices that the kernels could run on, in *count. Where there are none: 0 and DIPENGINE_UNSUPPORTED, and the last error
- * says what is missing, the kernels or a driver. */
+/* CUDA devices, in *count. Where the kernels can run on none: 0 and DIPENGINE_UNSUPPORTED, and the last error says what is missing:
+ * the kernels, a driver, or a device of compute capability 8.0 or more. */
 DIPENGINE_API dipengine_status dipengine_cuda_device_count(int32_t* count);
+
+/* Bytes of a device's memory that can be had, by anybody, and all of them. Takes a context on the device. */
+DIPENGINE_API dipengine_status dipengine_cuda_device_memory(int32_t device, size_t* free_bytes, size_t* total_bytes);
 
 /* A fixed set of threads for ops. The calling thread works too, so a pool of n starts n - 1 threads. Results never
  * depend on n. Where several threads share one pool, one job at a time is spread and the others run on their callers. */
