@@ -1,6 +1,8 @@
 // Fits: memory, slots, and the loop around the steps of an iteration.
 #include "fit/fit.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,6 +13,22 @@
 #include "platform/error.h"
 
 namespace dipengine {
+namespace {
+
+// Memory for an arena, in huge pages where the system gives them when asked: an iteration walks through all of it, through more small
+// pages than a core keeps the addresses of.
+char* allocate_block(size_t bytes) {
+  constexpr size_t kHugePage = size_t{1} << 21;
+  if (bytes < kHugePage) return static_cast<char*>(std::aligned_alloc(Arena::kAlign, bytes));
+  const size_t whole = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* block = std::aligned_alloc(kHugePage, whole);
+#if defined(MADV_HUGEPAGE)
+  if (block != nullptr) madvise(block, whole, MADV_HUGEPAGE);
+#endif
+  return static_cast<char*>(block);
+}
+
+}  // namespace
 
 dipengine_status Fit::make(const dipengine_fit_params& params, bool allocate, std::unique_ptr<Fit>* fit) {
   fit->reset(new Fit(params));
@@ -42,7 +60,7 @@ dipengine_status Fit::prepare(bool allocate) {
   const int slots = graph_.arena.add_permanent(layout_.bytes() * static_cast<size_t>(p_.slots));
   DIPENGINE_TRY(plan_.size());
   if (!allocate) return DIPENGINE_OK;
-  arena_ = static_cast<char*>(std::aligned_alloc(Arena::kAlign, graph_.arena.bytes()));
+  arena_ = allocate_block(graph_.arena.bytes());
   if (arena_ == nullptr) {
     return fail(DIPENGINE_OUT_OF_RESOURCES,
                 "The fit needs %zu bytes, which could not be had; use a smaller image or fewer channels.", graph_.arena.bytes());
