@@ -3,7 +3,8 @@
 // A task is a chunk of rows: output rows r (and the source rows they start at), or low-resolution rows where a source is
 // upsampled. It goes through its chunk in blocks of columns, forms d_raw once per row in a ring, and from there makes both
 // the data gradient (rows times transposed weights) and its share of the weight gradient (pixels packed in pairs), the
-// latter summed per chunk and merged in a fixed order. Chunks follow from the shape alone.
+// latter summed per chunk and merged in a fixed order. Chunks follow from the shape alone; where they are fewer than the
+// threads, each gradient is a task of its own.
 
 #include "ops/conv/backward_upsampled_cpu.h"
 #include "platform/kernel_table.h"
@@ -20,7 +21,7 @@ struct Backward : UpsampledBackward<Stored> {
       Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map,
       Base::bias_sum, Base::zeros, Base::rows_map, Base::columns_map, Base::d_columns, Base::scratch_of, Base::vectors_of,
       Base::pack_narrow, Base::fill_map, Base::run_up, Base::run_paired, Base::run_winograd, Base::run_wide,
-      Base::run_strided, Base::run_plain_rows;
+      Base::run_strided, Base::run_plain_rows, Base::parts;
   using Base::Base;
 
   static constexpr ConvKernels kernels() {
@@ -67,7 +68,13 @@ struct Backward : UpsampledBackward<Stored> {
       fill_map(rows_map, grid_height);
       fill_map(columns_map, grid_width);
     }
-    run_tasks_with_scratch(p.pool, chunks, [&](int64_t chunk, int slot) { run_chunk(chunk, slot); });
+    const int tasks = parts();
+    run_tasks_with_scratch(p.pool, chunks * tasks, [&](int64_t task, int slot) {
+      Scratch area = scratch_of(slot);
+      area.weights = p.d_weight != nullptr && task % tasks == 0;
+      area.data = task % tasks == tasks - 1;
+      run_chunk(area, task / tasks);
+    });
     finish();
   }
 
@@ -92,27 +99,24 @@ struct Backward : UpsampledBackward<Stored> {
     });
   }
 
-  void run_chunk(int64_t chunk, int slot) const {
-    Scratch area = scratch_of(slot);
-    for (int i = 0; i < p.sources_count; ++i) {
+  void run_chunk(Scratch& area, int64_t chunk) const {
+    for (int i = 0; i < p.sources_count && area.data; ++i) {
       const Prepared& s = sources[i];
-      if (s.d_weight != nullptr && !(tiled() && &s == &tiled_source())) {  // which fold_weights() writes
-        memset(s.d_weight + chunk * taps * s.tap_size, 0, static_cast<size_t>(taps * s.tap_size) * sizeof(Real));
-      }
       memset(s.sum + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
       memset(s.product + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
     }
     area.added = false;
     const int64_t top = chunk_top(chunk), bottom = chunk_top(chunk + 1);
-    add_bias(chunk, out_row(top), out_row(bottom));
+    if (area.data) add_bias(chunk, out_row(top), out_row(bottom));
     for (int64_t begin = 0; begin < grid_width; begin += columns) {
       const int64_t end = least(begin + columns, grid_width);
       for (int64_t& row : area.d_held) row = -(int64_t{1} << 40);
       for (auto& rows : area.x_held) {
         for (int64_t& row : rows) row = -(int64_t{1} << 40);
       }
-      for (int64_t row = top; row < bottom; row += batch_rows) {
-        const int64_t rows = least(batch_rows, bottom - row);
+      // Batches of nearly equal height: in a last one of a few rows the weights would be read for little.
+      for (int64_t row = top, batches = ceil_divide(bottom - top, batch_rows), rows; batches > 0; --batches, row += rows) {
+        rows = ceil_divide(bottom - row, batches);
         if (paired) {
           run_paired(area, chunk, row, rows, begin, end);
         } else if (strided) {
@@ -129,7 +133,7 @@ struct Backward : UpsampledBackward<Stored> {
         area.added = true;
       }
     }
-    if (tiled() && p.d_weight != nullptr) fold_weights(area, chunk);
+    if (tiled() && area.weights) fold_weights(area, chunk);
   }
 
   void fold_weights(const Scratch& area, int64_t chunk) const {
@@ -168,6 +172,7 @@ struct Backward : UpsampledBackward<Stored> {
     if (p.d_weight != nullptr) {
       for (int i = 0; i < p.sources_count; ++i) {
         const Prepared& s = sources[i];
+        if (s.direct) continue;
         run_tasks(p.pool, taps * ceil_divide(s.source->channels, kMergedChannels), [&](int64_t task) {
           const int64_t first = task / taps * kMergedChannels;
           merge_weights(s, static_cast<int>(task % taps), first, least(first + kMergedChannels, s.source->channels));
