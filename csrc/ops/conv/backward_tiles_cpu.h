@@ -37,7 +37,7 @@ struct TiledBackward : BackwardLayout<Stored> {
     }
     for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 2>(*s.source, s.prologue, p.padding, 2 * (row + i) + 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 2>(*s.source, s.prologue, p.padding, 2 * (row + i) + 1, 2 * begin, 2 * end, [&](const auto& samples) {
         winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
       });
     }
@@ -73,7 +73,8 @@ struct TiledBackward : BackwardLayout<Stored> {
     }
     for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, down.start(row + i) + 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, down.start(row + i) + 1, across.start(begin),
+                                    across.start(end - 1) + 4, [&](const auto& samples) {
         wide_samples<Real>(samples, [&](int64_t t) { return across.start(begin + t); }, down.taken(row + i),
                            [&](int64_t t) { return across.taken(begin + t); }, tiles, s.padded, x);
       });
@@ -129,7 +130,7 @@ struct TiledBackward : BackwardLayout<Stored> {
     }
     for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, 4 * (row + i) - 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, 4 * (row + i) - 1, 4 * begin - 2, 4 * end - 2, [&](const auto& samples) {
         strided_samples<Real>(samples, 4 * begin - 2, tiles, s.padded, x);
       });
     }

@@ -91,7 +91,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
     }
     for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 2>(*up->source, up->prologue, p.padding, 2 * (row + i), [&](const auto& samples) {
+      with_samples<Real, Stored, 2>(*up->source, up->prologue, p.padding, 2 * (row + i), 2 * begin - 1, 2 * end - 1, [&](const auto& samples) {
         paired_gradient_samples<Real>(samples, 2 * begin - 1, tiles, up->padded, x);
       });
     }

@@ -134,7 +134,8 @@ struct Forward : UpsampledForward<Stored> {
     run_tiles<kWidePlanes>(
         task, slot,
         [&](int64_t r, int64_t left, auto& planes) {
-          with_samples<Real, Stored, 6>(*sources[0].source, sources[0].prologue, p.padding, r, [&](const auto& samples) {
+          with_samples<Real, Stored, 6>(*sources[0].source, sources[0].prologue, p.padding, r, left - 1, left + 4 * planes.tiles + 1,
+                                        [&](const auto& samples) {
             wide_input<Real>(samples, [&](int64_t t) { return left + 4 * t - 1; }, planes.tiles, sources[0].padded, planes);
           });
         },
@@ -147,7 +148,8 @@ struct Forward : UpsampledForward<Stored> {
     run_tiles<kStridedPlanes>(
         task, slot,
         [&](int64_t r, int64_t left, auto& planes) {
-          with_samples<Real, Stored, 5>(*sources[0].source, sources[0].prologue, p.padding, 2 * r, [&](const auto& samples) {
+          with_samples<Real, Stored, 5>(*sources[0].source, sources[0].prologue, p.padding, 2 * r, 2 * left - 1, 2 * left + 4 * planes.tiles,
+                                        [&](const auto& samples) {
             strided_input<Real>(samples, 2 * left - 1, planes.tiles, sources[0].padded, planes);
           });
         },

@@ -244,7 +244,7 @@ struct ForwardLayout {
   // V of a row of tiles from source row r on, from column `first` on.
   template <typename Planes>
   void transform_row(const Prepared& s, int64_t r, int64_t first, Planes& planes) const {
-    with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
+    with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, r, first - 1, first + 2 * planes.tiles + 1, [&](const auto& samples) {
       winograd_input<Real>(samples, first, planes.tiles, {false, false}, {false, false}, s.padded, planes);
     });
   }
