@@ -61,6 +61,7 @@ struct BackwardLayout {
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
   GradientMap<Real> map;
+  Real* largest;     // of each row of g, in size
   double* bias_sum;  // [chunks][padded]
   Element* zeros;    // a row of d_raw outside the image
   AxisTerms *rows_map, *columns_map;  // [height][3], [width][3], transposed maps of an upsampled source
@@ -110,7 +111,7 @@ struct BackwardLayout {
     cut();
     for (int i = 0; i < p.sources_count; ++i) {
       Prepared& s = sources[i];
-      s.direct = chunks == 1 && padded == p.channels && !s.swapped && !s.together;
+      s.direct = chunks == 1 && padded == p.channels && !s.swapped && !s.together && (tiled(s) || !kScaled<Element>);
       s.tap_size = s.direct ? inputs * p.channels : s.swapped ? p.channels * s.padded : s.source->channels * padded;
     }
     order_taps();
@@ -118,6 +119,7 @@ struct BackwardLayout {
   }
 
   bool tiled() const { return winograd || paired || strided; }
+  bool tiled(const Prepared& s) const { return tiled() && &s == &tiled_source(); }
   const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
   int planes() const { return paired ? kPairedGradientPlanes : strided ? kStridedPlanes : wide ? kWidePlanes : kWinogradPlanes; }
   int d_planes() const { return strided ? 16 : planes(); }
@@ -212,6 +214,7 @@ struct BackwardLayout {
     const bool transforms = tiled() && tiled_source().wants_data();
     transposed = carver.take<Real>(transforms ? 9 * p.channels * tiled_source().padded : 0);
     map.carve(carver, padded);
+    largest = carver.take<Real>(kScaled<Element> ? p.height : 0);
     bias_sum = carver.take<double>(chunks * padded);
     zeros = carver.take<Element>(d_columns() * padded);
     if (up != nullptr && !paired) {
@@ -304,7 +307,7 @@ struct BackwardLayout {
     const bool summed = source.sum != nullptr;
     for (int v = 0; v < vectors_of(s, block); ++v) {
       const int64_t c = static_cast<int64_t>(block) * kBlock<Real> + v * V::size;
-      store_gradient_lanes(source, s.prologue, s.centre, du + v * V::size, kBlock<Real>, pixels, c,
+      store_gradient_lanes(source, s.prologue, s.centre, du + v * V::size, map.inverse, kBlock<Real>, pixels, c,
                            static_cast<int>(least(V::size, source.channels - c)), from, to,
                            summed ? s.sum + chunk * s.padded : nullptr, summed ? s.product + chunk * s.padded : nullptr);
     }

@@ -10,7 +10,7 @@ template <typename Stored>
 struct TiledBackward : BackwardLayout<Stored> {
   using Base = BackwardLayout<Stored>;
   using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
-  using Base::p, Base::sources, Base::padded, Base::groups, Base::taps, Base::zeros, Base::grid_width, Base::kPair,
+  using Base::p, Base::sources, Base::padded, Base::groups, Base::taps, Base::zeros, Base::grid_width, Base::kPair, Base::map,
       Base::vectors_of, Base::d_row, Base::d_columns, Base::store_gradient, Base::out_column;
   using Base::Base;
 
@@ -189,7 +189,7 @@ struct TiledBackward : BackwardLayout<Stored> {
         axis(u, w);
         for (int x = 0; x < 3; ++x) {
           const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
-          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, w[x]);
+          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, V::mul(w[x], V::set(map.inverse)));
         }
       }
     }
