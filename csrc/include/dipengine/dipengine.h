@@ -60,10 +60,10 @@ DIPENGINE_API const char* dipengine_status_string(dipengine_status status);
 /* The sentence of this thread's last failure ("" before any); valid until this thread's next call. */
 DIPENGINE_API const char* dipengine_last_error(void);
 
-/* The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16". It is the one that the environment variable
+/* The instruction set in use: "portable", "avx2", "avx512", "avx512bf16" or "avx512fp16". It is the one that the environment variable
  * DIPENGINE_ISA names (read once), or the highest below it that the CPU and the operating system have; without the
- * variable the fastest: the highest, but avx512 on Intel, whose bfloat16 products are slower than float32 ones. NULL, with
- * a last error, where the variable holds another word; ops then fail the same way. An op without kernels for a set uses
+ * variable the fastest: the highest, but avx512 on Intel without float16, as bfloat16 products are slower than float32 ones there.
+ * NULL, with a last error, where the variable holds another word; ops then fail the same way. An op without kernels for a set uses
  * the next lower. */
 DIPENGINE_API const char* dipengine_cpu_isa(void);
 
