@@ -350,6 +350,31 @@ def test_a_fit_runs_wholly_on_the_kernels_and_learns(on_emulator):
     assert native[-1] < 0.8 * native[0] and native[-1] == pytest.approx(plain[-1], rel=0.2)
 
 
+OTHERS = {
+    "superres": (lambda data: task_named("superres").problem(data, "balanced", factor=2), {"downsample", "downsample_backward"}),
+    "deblur": (lambda data: task_named("deblur").problem(data, "balanced", kernel=np.full((3, 3), 1 / 9)), {"blur", "blur_backward"}),
+    "sensor": (lambda data: task_named("denoise").problem(data, "balanced", noise="poisson", gain=300.0), {"deviance"}),
+}
+
+
+@emulated
+@pytest.mark.parametrize("name", OTHERS)
+def test_operators_and_data_terms_of_a_fit_run_on_the_kernels(on_emulator, name):
+    state, called = OTHERS[name]
+    data = TaskData(synthetic_picture(7, 8).astype(np.float32), None, None, ValueMap(0.0, 1.0))
+    problem = state(data)
+    recipe = replace(problem.recipe, generator=replace(SMALL, input_depth=8), iterations=3)
+    losses = {}
+    for kernels in ("native", "torch"):
+        on_emulator.clear()
+        loop = AutogradLoop(problem, recipe, 3, Placement("cpu", "fp32", kernels, 1), "fixed")
+        loop.run(3)
+        losses[kernels] = loop.losses
+        assert loop.fit.discrepancy() is None or loop.fit.discrepancy() > 0
+        assert (called <= set(on_emulator)) == (kernels == "native")  # initial weights are drawn by native ops at all times
+    assert losses["native"][0] == pytest.approx(losses["torch"][0], rel=5e-3)
+
+
 # ---- where a fit runs ------------------------------------------------------------------------------------------------
 
 
