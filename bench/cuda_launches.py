@@ -57,7 +57,7 @@ class MaskedMseParams(Structure):  # dipengine_masked_mse_cuda_params
                 ("rows", c_int64), ("inner", c_int64), ("active", c_void_p), ("dtype", c_int32), ("activation", c_int32), ("raw", Image),
                 ("target", Image), ("mask", Image), ("mask_repeat", c_int64), ("d_raw", Image), ("out", Image), ("average", Image),
                 ("es_mean", Image), ("normaliser", c_void_p), ("grad_scale", c_double), ("average_decay", c_double), ("warm_up", c_int32),
-                ("es_alpha", c_double), ("frames", c_void_p), ("loss", c_void_p), ("es_variance", c_void_p)]
+                ("es_alpha", c_double), ("frames", c_void_p), ("loss", c_void_p), ("es_variance", c_void_p), ("sizes", c_void_p)]
 
 
 class AdamSegment(Structure):

@@ -51,6 +51,8 @@ struct Settings {
     dipengine_fit_params& p = params;
     p.struct_size = sizeof(p);
     p.generator = generator_of(generator);
+    read(d, "device", p.device);
+    read(d, "device_index", p.device_index);
     read(d, "dtype", p.dtype);
     read(d, "slots", p.slots);
     read(d, "height", p.height);

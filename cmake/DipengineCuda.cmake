@@ -8,6 +8,7 @@
 # CMAKE_CUDA_ARCHITECTURES chooses other ones. The runtime is linked statically and the driver's library not at all, so
 # the result loads on a machine without a driver and says there what it misses.
 set(DIPENGINE_CUDA_SOURCES
+  csrc/fit/iteration_cuda.cu
   csrc/ops/adam/adam_cuda.cu
   csrc/ops/blur/blur_cuda.cu
   csrc/ops/conv/conv_bias_gradient_cuda.cu
@@ -24,6 +25,10 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/norm/parts_cuda.cu
   csrc/ops/philox/philox_cuda.cu
   csrc/ops/resample/resample_cuda.cu)
+# Host code that calls them.
+set(DIPENGINE_CUDA_HOST_SOURCES
+  csrc/fit/cuda_device.cpp
+  csrc/fit/cuda_plan.cpp)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)
 # As on the host: a fused multiply-add only where the source says fma.
 set(DIPENGINE_CUDA_FLAGS -fmad=false)
@@ -61,9 +66,10 @@ if(build_cuda)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  add_library(dipengine_cuda OBJECT ${DIPENGINE_CUDA_SOURCES} csrc/platform/cuda/device.cu)
+  add_library(dipengine_cuda OBJECT ${DIPENGINE_CUDA_SOURCES} ${DIPENGINE_CUDA_HOST_SOURCES}
+              csrc/platform/cuda/device.cu csrc/platform/cuda/stream.cu)
   target_link_libraries(dipengine_cuda PRIVATE dipengine_flags)
-  target_compile_options(dipengine_cuda PRIVATE ${DIPENGINE_CUDA_FLAGS})
+  target_compile_options(dipengine_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${DIPENGINE_CUDA_FLAGS}>")
   set_target_properties(dipengine_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " architectures)
   set(DIPENGINE_CUDA_STATE "for ${architectures} (nvcc ${CMAKE_CUDA_COMPILER_VERSION})")

@@ -41,6 +41,19 @@ def load(folder: Path) -> ModuleType:
     return module
 
 
+class OneGpu:
+    """A core with CUDA kernels on a machine with one GPU, as far as anybody asks who places a fit."""
+
+    def __init__(self, native, missing=""):
+        self.native, self.missing = native, missing
+
+    def cuda_devices(self):
+        return (0, self.missing) if self.missing else (1, "")
+
+    def __getattr__(self, name):
+        return getattr(self.native, name)
+
+
 class Memory:
     """The emulated device, as its module's C functions give it."""
 

@@ -30,6 +30,11 @@ REGISTERS = {
     "sums_kernel": 96,
     "norm_fold_gradient_kernel": 64,
     "conv_weight_sum_kernel": 64,
+    "turn_begin_kernel": 64,
+    "turn_judge_kernel": 64,
+    "turn_end_kernel": 72,
+    "turn_copy_kernel": 64,
+    "turn_margin_kernel": 64,
 } | {
     name.replace("<", f"<{element},") if "<" in name else f"{name}<{element}>": most
     for name, by_element in {

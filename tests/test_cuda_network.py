@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 
 from conftest import TINY, synthetic_picture  # noqa: E402
 from conv_problems import FAMILIES, Input, Layer, Problem, draw_layer, exact, run  # noqa: E402
-from emulated_arrays import DlpackArray, InterfaceArray, OldDlpackArray  # noqa: E402
+from emulated_arrays import DlpackArray, InterfaceArray, OldDlpackArray, OneGpu  # noqa: E402
 from emulated_fixtures import emulated, gpu, memory, module, on_emulator  # noqa: E402, F401
 
 from dipengine import denoise  # noqa: E402
 from dipengine.errors import DeviceError, DipEngineError, InputError  # noqa: E402
 from dipengine.fitting import device as fitting_device  # noqa: E402
 from dipengine.fitting.autograd_loop import AutogradLoop  # noqa: E402
-from dipengine.fitting.device import Placement, place  # noqa: E402
+from dipengine.fitting.device import Placement, for_autograd, place  # noqa: E402
 from dipengine.fitting.settings import Settings  # noqa: E402
 from dipengine.generators.architecture import Hourglass  # noqa: E402
 from dipengine.generators.hourglass import HourglassNetwork  # noqa: E402
@@ -389,15 +389,17 @@ class Gpus:
         monkeypatch.setattr(cuda, "is_bf16_supported", lambda: True)
         monkeypatch.setattr(cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(backend, "cuda_missing", lambda: missing)
+        monkeypatch.setattr(backend, "native", OneGpu(backend.native, missing))
         monkeypatch.delenv("DIPENGINE_KERNELS", raising=False)
 
 
 @pytest.mark.parametrize("wish", [None, "auto", "native"])
 def test_a_fit_on_a_gpu_takes_the_native_kernels_where_they_can_run(monkeypatch, wish):
     Gpus(monkeypatch)
-    assert place(Settings(device="cuda:0", kernels=wish)).kernels == "native"
-    assert place(Settings(device="auto", kernels=wish)) == place(Settings(device="cuda:0", kernels=wish))
-    assert place(Settings(device="cuda:0", kernels="torch")).kernels == "torch"
+    for wished in (Settings(device="cuda:0", kernels=wish), Settings(device="auto", kernels=wish)):
+        assert place(wished).kernels == "native" and for_autograd(place(wished), wished) == place(wished)
+    torchs = Settings(device="cuda:0", kernels="torch")
+    assert for_autograd(place(torchs), torchs).kernels == place(torchs).kernels == "torch"
 
 
 @pytest.mark.parametrize("trouble, said", [
@@ -406,9 +408,11 @@ def test_a_fit_on_a_gpu_takes_the_native_kernels_where_they_can_run(monkeypatch,
 ])
 def test_a_fit_on_a_gpu_without_native_kernels_is_pytorchs_or_refused_in_a_sentence(monkeypatch, trouble, said):
     Gpus(monkeypatch, **trouble)
-    assert place(Settings(device="cuda:0")).kernels == "torch"
+    asked = Settings(device="cuda:0")
+    assert for_autograd(place(asked), asked).kernels == "torch"
+    asked = Settings(device="cuda:0", kernels="native")
     with pytest.raises(DeviceError, match=said) as caught:
-        place(Settings(device="cuda:0", kernels="native"))
+        for_autograd(place(asked), asked)
     assert str(caught.value).endswith("use --kernels torch.")
 
 

@@ -36,6 +36,11 @@ def test_emulator_finds_every_kind_of_mistake_and_follows_the_documented_layouts
         assert re.search(r"^[1-9]\d* tests, 0 failed$", run(emulator, part), re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_whole_iterations_agree_with_the_plan_on_a_cpu_and_have_the_same_bits_in_company(emulator):
+    assert re.search(r"^[1-9]\d* tests, 0 failed$", run(emulator, "fit_"), re.MULTILINE)
+
+
 def in_shards(emulator, test):
     """What the test of scenarios says, every so many of them in a process of its own."""
     count = os.cpu_count() or 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dipengine._version import __version__
-from native_builds import CMAKE, ROOT, build, configure, run
+from native_builds import CMAKE, CORES, ROOT, build, configure, run
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the source tree"),
@@ -23,9 +24,16 @@ pytestmark = [
 def test_cpp_tests_pass_under_sanitizers(tmp_path, sanitizers):
     folder = build(ROOT, tmp_path / "build", "-DDIPENGINE_TESTS=ON", f"-DDIPENGINE_SANITIZE={sanitizers}",
                    "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1")
-    result = run(folder / "tests/cpp/dipengine_tests", UBSAN_OPTIONS="print_stacktrace=1")
-    summary = re.search(r"^(\d+) tests, 0 failed$", result.stdout, re.MULTILINE)
-    assert summary and int(summary.group(1)) >= 85, result.stdout
+    shards = int(CORES)
+
+    def shard(number):
+        result = run(folder / "tests/cpp/dipengine_tests", TESTS_SHARD=f"{number}/{shards}", UBSAN_OPTIONS="print_stacktrace=1")
+        summary = re.search(r"^(\d+) tests, 0 failed$", result.stdout, re.MULTILINE)
+        assert summary, result.stdout
+        return int(summary.group(1))
+
+    with ThreadPoolExecutor(shards) as pool:
+        assert sum(pool.map(shard, range(shards))) >= 85
 
 
 def test_installed_package_serves_c_and_cpp_hosts(prefix, tmp_path):

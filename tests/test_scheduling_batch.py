@@ -17,6 +17,7 @@ import pytest
 from dipengine.cli.main import main
 from dipengine.images import Image, read_image, write_image
 from dipengine.scheduling.ledger import Ledger
+from dipengine.scheduling.places import Places
 from conftest import synthetic_picture
 
 FIT = ["--channels", "8", "--levels", "2", "--iterations", "30", "--stop", "fixed"]
@@ -81,7 +82,7 @@ def test_a_folder_as_single_commands_would_do_it(folder, capsys):
         assert np.array_equal(read_image(alone).pixels, read_image(Path("out") / name).pixels), name
     # A record each, a summary, the ledger, and nothing else.
     assert everything() == OUTPUTS | {f"{name}.json" for name in OUTPUTS} | {
-        "summary.json", ".dipengine/ledger.sqlite", ".dipengine/ledger.sqlite.lock",
+        "summary.json", ".dipengine/ledger.sqlite", ".dipengine/ledger.sqlite.lock", ".dipengine/lock",
     }
     record = json.loads(Path("out/a.png.json").read_text())
     assert record["iterations"] == 30 and record["input"]["sha256"] == read_image("in/a.png").sha256
@@ -132,8 +133,11 @@ def test_no_resume_does_all_again(folder):
 def test_outputs_stand_on_other_legs_after_their_inputs_are_gone(folder):
     batch()
     (folder / "in" / "a.png").rename(folder / "kept.png")
-    assert batch() == 1
-    assert rows()["a.png"]["attempts"] == 1
+    (folder / "in" / "b.png").rename(folder / "in" / "b.old")
+    (folder / "in" / "b.png").mkdir()  # nobody can read it: no reason to refuse the whole batch
+    Path("in/jobs.csv").write_text("input\na.png\nb.png\ndeep/c.tif\ndeep/d.jpg\n")
+    assert batch(source="in/jobs.csv") == 0
+    assert rows()["a.png"]["attempts"] == rows()["b.png"]["attempts"] == 1
 
 
 def start(*more, out="out", fit=FIT, source="in"):
@@ -222,8 +226,8 @@ def test_ctrl_c_twice_stops_now(folder):
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "interrupted: run the same command again to go on." in said
     assert time.monotonic() - begin < 10
     wait_until(lambda: not any(map(alive, pids)), 10)
     assert rows()["a.png"]["state"] == "queued"
@@ -255,6 +259,18 @@ def test_a_second_engine_is_refused(folder, capsys):
     assert "Another engine works on the ledger" in capsys.readouterr().err
     held.close()
     assert not images()
+
+
+def test_a_second_engine_with_a_ledger_of_its_own_is_refused_too(folder, capsys):
+    """Both would stage, publish and tidy in one folder."""
+    held = Places("out")
+    held.prepare()
+    assert batch("--ledger", "other.sqlite") == 2
+    assert "Another engine works on the folder out (process" in capsys.readouterr().err
+    assert Path("out/.dipengine/staging").exists()  # what the first one works with is left alone
+    held.leave()
+    assert batch("--ledger", "other.sqlite") == 1  # two files are broken
+    assert set(images()) == OUTPUTS
 
 
 def test_a_limit_of_time_keeps_what_was_reached(folder, capsys):
@@ -306,6 +322,7 @@ def test_a_large_image_is_a_cohort_of_tiles(folder):
     assert record["psnr"] == alone["psnr"] and len(record["tiles"]["each"]) == len(alone["tiles"]["each"]) > 1
     assert read_image("out/deep/c.tif").pixels.dtype == np.uint16
     assert {row["state"] for row in rows().values()} == {"done", "failed"} and rows()["a.png"]["attempts"] == 1
+    assert json.loads(rows()["a.png"]["environment"])["tiling"] == f"{len(alone['tiles']['each'])} of 16x16, overlap 4"
     assert not list(Path("out/.dipengine").glob("tiles/*")) and not checkpoints()
 
 
@@ -336,6 +353,27 @@ def test_a_tile_that_fails_fails_its_image_alone(folder, capsys):
     assert batch("--tile", "12,4", source="in/jobs.jsonl") == 1
     assert "swallows a whole tile" in capsys.readouterr().err
     assert set(images()) == {"a.png"}
+
+
+def test_other_tiles_are_another_request_by_row_and_by_option(folder):
+    Path("in/jobs.jsonl").write_text('{"input": "a.png", "tile": "16,4"}\n{"input": "b.png"}\n')
+    assert batch(source="in/jobs.jsonl") == 0
+    tiling = {name: json.loads(row["environment"])["tiling"] for name, row in rows().items()}
+    assert tiling["a.png"].endswith("16x16, overlap 4") and tiling["b.png"] == "none"
+    assert batch("--tile", "20,4", source="in/jobs.jsonl") == 0
+    assert {name: row["attempts"] for name, row in rows().items()} == {"a.png": 1, "b.png": 2}
+    assert json.loads(rows()["b.png"]["environment"])["tiling"].endswith("overlap 4")
+
+
+def test_an_image_in_tiles_has_no_generator_and_begins_with_nobody(folder, capsys):
+    picture(folder / "frames" / "f0.png", 24, 30)
+    picture(folder / "frames" / "f1.png", 40, 44)  # in tiles
+    picture(folder / "frames" / "f2.png", 24, 30)
+    assert batch("--tile", "30,6", "--generators", source="frames") == 1
+    assert "f1.png: An image in tiles has a generator for each of them; leave --generators out" in capsys.readouterr().err
+    assert batch("--tile", "30,6", source="frames", out="warm", fit=[*FIT, "--warm", "previous"]) == 1
+    assert "f1.png: An image in tiles begins each of them with random weights; leave --warm out" in capsys.readouterr().err
+    assert begun("f2.png", "warm")["source"].endswith("f0.png")
 
 
 @pytest.mark.parametrize(

@@ -135,11 +135,22 @@ def test_a_file_comes_back_as_an_array(engine, tmp_path):
         ({"task": "superres"}, "superres needs factor"),
         ({"iterations": 0}, "iterations is 0"),
         ({"axes": "HW"}, "does not fit axes"),
+        ({"threads": 3}, "threads is the engine's"),
+        ({"device": "cpu"}, "device is the engine's"),
+        ({"init_from": "gone.safetensors"}, "gone.safetensors"),
     ],
 )
 def test_wrong_use_is_told_at_once(engine, arguments, said):
     with pytest.raises(dipengine.InputError, match=said):
         engine.submit(images(1)[0], **{**FIT, **arguments})
+
+
+def test_weights_to_begin_with(engine):
+    image = images(1)[0]
+    first = dipengine.denoise(image, **FIT)
+    expected = dipengine.denoise(image, init_from=first.generator, **FIT)
+    result = engine.submit(image, init_from=first.generator, **FIT).result(timeout=120)
+    assert np.array_equal(result.image, expected.image) and result.record["init_from"] == expected.record["init_from"] is not None
 
 
 def test_leaving_by_an_error_gives_the_rest_up():

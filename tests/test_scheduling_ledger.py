@@ -58,6 +58,8 @@ def test_jobs_keep_their_rows(tmp_path):
         (Request(options={"sigma": 25.0}), True),
         (Request(options={"sigma": None}), False),
         (Request("dejpeg"), True),
+        (Request(tile="256"), True),
+        (Request(max_pixels=5), False),
     ],
 )
 def test_what_is_asked_otherwise_is_noticed(tmp_path, request_, changed):

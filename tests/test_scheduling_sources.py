@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dipengine.errors import InputError
-from dipengine.scheduling.jobs import Request
+from dipengine.scheduling.jobs import Request, given
 from dipengine.scheduling.sources import jobs_of
 
 BLIND = Request()
@@ -51,6 +51,20 @@ def test_outputs_below_the_inputs_are_no_inputs(folder):
     inside.mkdir()
     (inside / "frame2.png").write_bytes(b"x")
     assert "restored/frame2.png" not in outputs(folder / "in", inside)
+
+
+def test_outputs_of_another_batch_below_the_inputs_are_no_inputs(folder):
+    """Else a second batch, to another folder, would restore what the first one has restored."""
+    inside = folder / "in" / "restored"
+    (inside / ".dipengine").mkdir(parents=True)
+    (inside / "frame2.png").write_bytes(b"x")
+    assert "restored/frame2.png" not in outputs(folder / "in", folder / "out")
+    (inside / ".dipengine").rmdir()
+    assert "restored/frame2.png" in outputs(folder / "in", folder / "out")
+
+
+def test_zero_is_given_and_nothing_is_not():
+    assert given({"sigma": 0.0, "mask": None, "invert_mask": False, "offset": 0}) == {"sigma": 0.0, "offset": 0}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 // The C interface of fits. Pointers are checked here and nowhere else; exceptions end here.
-#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -9,7 +8,6 @@
 
 using dipengine::Fit;
 using dipengine::given;
-using dipengine::SlotArrays;
 
 struct dipengine_fit {
   std::unique_ptr<Fit> fit;
@@ -118,31 +116,25 @@ dipengine_status dipengine_fit_deliver(dipengine_fit* fit, int32_t slot, float* 
 dipengine_status dipengine_fit_average(const dipengine_fit* fit, int32_t slot, float* image) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"image", image}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  const auto at = fit->fit->slot(slot);
-  std::copy_n(at.array(SlotArrays::average), at.size(SlotArrays::average), image);
-  return DIPENGINE_OK;
+  return fit->fit->average(slot, image);
 }
 
 dipengine_status dipengine_fit_render(dipengine_fit* fit, int32_t slot, float* image) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"image", image}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  return fit->fit->plan().render(fit->fit->slot(slot), image);
+  return fit->fit->render(slot, image);
 }
 
 dipengine_status dipengine_fit_get_parameters(const dipengine_fit* fit, int32_t slot, float* parameters) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"parameters", parameters}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  const float* flat = fit->fit->slot(slot).array(SlotArrays::parameters);
-  dipengine::parameters_from_slot(fit->fit->graph().specs, fit->fit->layout(), flat, flat, parameters);
-  return DIPENGINE_OK;
+  return fit->fit->parameters(slot, parameters);
 }
 
 dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, int32_t slot, const float* parameters) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"parameters", parameters}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  dipengine::parameters_to_slot(fit->fit->graph().specs, fit->fit->layout(), parameters,
-                                fit->fit->slot(slot).array(SlotArrays::parameters));
-  return DIPENGINE_OK;
+  return fit->fit->set_parameters(slot, parameters);
 }
 
 dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed) {
@@ -160,7 +152,7 @@ dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, in
 dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"statistics", statistics}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));
-  return fit->fit->plan().statistics(fit->fit->slot(slot), statistics);
+  return fit->fit->statistics(slot, statistics);
 }
 
 dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gradients) {
@@ -172,7 +164,7 @@ dipengine_status dipengine_fit_get_gradients(const dipengine_fit* fit, float* gr
 
 size_t dipengine_fit_state_bytes(const dipengine_fit* fit, int32_t slot) {
   if (fit == nullptr || fit->fit->check_started(slot) != DIPENGINE_OK) return 0;
-  return dipengine::state_bytes(fit->fit->slot(slot));
+  return fit->fit->state_bytes(slot);
 }
 
 dipengine_status dipengine_fit_state_image(const void* state, size_t bytes, int64_t* height, int64_t* width) {

@@ -11,8 +11,12 @@ class Arena {
  public:
   static constexpr size_t kAlign = 64;
 
-  // A buffer of `bytes`, without a life until it is used.
-  int add(size_t bytes);
+  // `copies`: of every buffer but add_once's, one behind the other: for fits that run at once.
+  explicit Arena(int64_t copies = 1) : copies_(static_cast<size_t>(copies)) {}
+
+  // A buffer of `bytes` (a copy), without a life until it is used.
+  int add(size_t bytes) { return add_once((bytes + kAlign - 1) / kAlign * kAlign * copies_); }
+  int add_once(size_t bytes);
   // A buffer that is always alive.
   int add_permanent(size_t bytes);
   // The buffer holds something at `step`; between its first and its last use it keeps its place for itself.
@@ -25,7 +29,8 @@ class Arena {
   size_t largest_sum() const;                                   // of what lives at any one step: no layout needs less
   size_t offset(int buffer) const { return buffers_[static_cast<size_t>(buffer)].offset; }
   size_t size(int buffer) const { return buffers_[static_cast<size_t>(buffer)].bytes; }
-  bool apart(int a, int b) const;                               // in address or in time
+  size_t stride(int buffer) const { return size(buffer) / copies_; }  // from a copy to the next
+  bool apart(int a, int b) const;                                     // in address or in time
 
  private:
   struct Buffer {
@@ -37,7 +42,7 @@ class Arena {
   static bool together(const Buffer& a, const Buffer& b);
 
   std::vector<Buffer> buffers_;
-  size_t bytes_ = 0;
+  size_t copies_, bytes_ = 0;
 };
 
 }  // namespace dipengine

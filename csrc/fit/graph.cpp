@@ -9,7 +9,8 @@ namespace {
 
 class Builder {
  public:
-  explicit Builder(const dipengine_fit_params& params) : p_(params), g_(params.generator) {
+  Builder(const dipengine_fit_params& params, int64_t copies) : p_(params), g_(params.generator) {
+    graph_.arena = Arena(copies);
     graph_.specs = parameter_specs(g_);
     graph_.height = canvas_side(g_, p_.height);
     graph_.width = canvas_side(g_, p_.width);
@@ -202,6 +203,6 @@ class Builder {
 
 }  // namespace
 
-Graph make_graph(const dipengine_fit_params& params) { return Builder(params).build(); }
+Graph make_graph(const dipengine_fit_params& params, int64_t copies) { return Builder(params, copies).build(); }
 
 }  // namespace dipengine

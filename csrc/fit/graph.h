@@ -84,7 +84,7 @@ struct Graph {
   int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
 };
 
-// The graph of valid params, with every buffer but workspaces.
-Graph make_graph(const dipengine_fit_params& params);
+// The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once.
+Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1);
 
 }  // namespace dipengine

@@ -12,6 +12,7 @@ namespace {
 
 using Params = dipengine_fit_params;
 
+constexpr int32_t kMostCudaFits = 65535;  // of a grid's dimension
 constexpr int32_t kFarthest = 1 << 30;
 constexpr double kMostElements = 0x1p40;  // of one tensor: beyond all memory, and its bytes still fit their types
 
@@ -80,7 +81,13 @@ dipengine_status check_params(const Params* params) {
   DIPENGINE_TRY(check_generator(p.generator));
   DIPENGINE_REQUIRE(p.dtype == DIPENGINE_FLOAT32 || p.dtype == DIPENGINE_BFLOAT16,
                     "A fit keeps its activations in float32 or bfloat16, not dtype %d.", p.dtype);
+  DIPENGINE_REQUIRE(p.device == DIPENGINE_DEVICE_CPU || p.device == DIPENGINE_DEVICE_CUDA,
+                    "The fit has device %d; it takes a CPU (0) or a CUDA device (1).", p.device);
+  DIPENGINE_REQUIRE(p.device == DIPENGINE_DEVICE_CPU || p.device_index >= 0, "There is no CUDA device %d; count from 0.",
+                    p.device_index);
   DIPENGINE_REQUIRE(p.slots >= 1, "The fit has %d slots; give at least 1.", p.slots);
+  DIPENGINE_REQUIRE(p.device == DIPENGINE_DEVICE_CPU || p.slots <= kMostCudaFits,
+                    "A fit on a CUDA device has at most %d slots, not %d; give it fewer.", kMostCudaFits, p.slots);
   DIPENGINE_REQUIRE(p.height >= 1 && p.width >= 1 && p.height <= (1 << 24) && p.width <= (1 << 24),
                     "The fit's image is %lld x %lld; a side is 1 to 2^24.", static_cast<long long>(p.height),
                     static_cast<long long>(p.width));

@@ -88,8 +88,6 @@ void Slot::snapshot() const {
   copy(SlotArrays::snapshot_v, SlotArrays::v);
   copy(SlotArrays::snapshot_average, SlotArrays::average);
   copy(SlotArrays::snapshot_es_mean, SlotArrays::es_mean);
-  state().snapshot_step = state().step;
-  state().snapshot_outputs = state().outputs;
 }
 
 void Slot::restore() const {
@@ -99,14 +97,11 @@ void Slot::restore() const {
   copy(SlotArrays::v, SlotArrays::snapshot_v);
   copy(SlotArrays::average, SlotArrays::snapshot_average);
   copy(SlotArrays::es_mean, SlotArrays::snapshot_es_mean);
-  state().step = state().snapshot_step;
-  state().outputs = state().snapshot_outputs;
 }
 
 void Slot::keep_best() const {
   copy(SlotArrays::best_parameters, SlotArrays::parameters);
   copy(SlotArrays::best_average, SlotArrays::average);
-  state().best_iteration = state().iteration;
 }
 
 void parameters_to_slot(const std::vector<ParameterSpec>& specs, const SlotLayout& layout, const float* from, float* flat) {

@@ -94,6 +94,8 @@ uint64_t params_fingerprint(const dipengine_fit_params& p) {
   return hash.value();
 }
 
+size_t state_bytes(const SlotLayout& layout, const Extent& extent) { return sizeof(Header) + layout.places(extent).bytes; }
+
 size_t state_bytes(const Slot& slot) { return sizeof(Header) + slot.bytes(); }
 
 void save_state(uint64_t fingerprint, const Slot& slot, void* state) {

@@ -10,6 +10,7 @@ namespace dipengine {
 // does not count.
 uint64_t params_fingerprint(const dipengine_fit_params& params);
 
+size_t state_bytes(const SlotLayout& layout, const Extent& extent);
 size_t state_bytes(const Slot& slot);
 
 // Into state_bytes() bytes.

@@ -2,10 +2,11 @@
 //
 // ES-EMV (H. Wang et al., "Early Stopping for Deep Image Prior", TMLR 2023): the exponentially weighted variance of the
 // outputs has its minimum near the best output. Known noise: the discrepancy principle (Morozov 1966).
-// Plain data, so that a slot's state can be saved as bytes.
+// Plain data, so that a slot's state can be saved as bytes; its functions run on a host and on a device.
 #pragma once
 
 #include "dipengine/fit.h"
+#include "math/host_device.h"
 
 namespace dipengine {
 
@@ -14,7 +15,11 @@ constexpr int64_t kResidualInterval = 5;  // iterations between looks at the res
 dipengine_stop_rule stop_rule(int64_t iterations, double average_decay);
 
 // Iterations from a minimum at iteration `minimum` to the average centred on it.
-int64_t lag_after(const dipengine_stop_rule& rule, bool average_warm_up, int64_t minimum);
+DIPENGINE_HD int64_t lag_after(const dipengine_stop_rule& rule, bool average_warm_up, int64_t minimum) {
+  // Warming up, the average at iteration T looks back T / 10: centred on m where T = m + T / 10. No ninth lies half-way.
+  const int64_t ninth = (2 * minimum + 9) / 18;
+  return average_warm_up && ninth < rule.lag ? ninth : rule.lag;
+}
 
 // Follows the outputs' variance of one fit.
 struct VarianceWatch {
@@ -22,8 +27,15 @@ struct VarianceWatch {
   int64_t minimum;  // iteration of the lowest variance so far; 0: none yet
 
   static VarianceWatch begin();
-  void note(const dipengine_stop_rule& rule, int64_t iteration, double variance);
 };
+
+DIPENGINE_HD void note_variance(VarianceWatch& watch, const dipengine_stop_rule& rule, int64_t iteration, double variance) {
+  const bool past_warm_up = iteration > rule.warm_up || iteration >= rule.ceiling;
+  if (past_warm_up && variance < watch.lowest) {
+    watch.lowest = variance;
+    watch.minimum = iteration;
+  }
+}
 
 // Guards one fit: a loss that turns non-finite or jumps returns to the last good weights.
 struct Rollback {
@@ -40,12 +52,42 @@ struct Rollback {
   enum class Verdict { go_on, snapshot, roll_back, roll_back_and_halve, first_loss, diverged };
 
   static Rollback begin();
-  // Judge the loss of `iteration` (1 is the first) before its update: `snapshot` asks for one of the present weights, the
-  // next two for a return to it, the last two end the fit.
-  Verdict check(double threshold_db, int64_t iteration, double loss);
-
- private:
-  Verdict take(double loss);
 };
+
+DIPENGINE_HD Rollback::Verdict take_snapshot(Rollback& r, double loss) {
+  r.taken = 1;
+  r.snapshot_mean = r.mean = loss;
+  r.failures = 0;
+  return Rollback::Verdict::snapshot;
+}
+
+// Judge the loss of `iteration` (1 is the first) before its update: `snapshot` asks for one of the present weights, the
+// next two for a return to it, the last two end the fit. `jump`: times the running mean that a loss is taken for bad above.
+DIPENGINE_HD Rollback::Verdict judge_loss(Rollback& r, double jump, int64_t iteration, double loss) {
+  using Verdict = Rollback::Verdict;
+  const bool finite = loss - loss == 0;
+  bool snapshot = false;
+  if (r.taken == 0) {
+    if (!finite) return Verdict::first_loss;
+    take_snapshot(r, loss);
+    snapshot = true;
+  }
+  bool jumped = finite && iteration > Rollback::kWarmUp && loss > jump * r.mean;
+  if (jumped && r.failures >= Rollback::kGiveUpAfter) {
+    take_snapshot(r, loss);  // this is no accident but the fit's new level
+    snapshot = true;
+    jumped = false;
+  }
+  if (finite && !jumped) {
+    r.mean = r.mean != r.mean ? loss : (1 - Rollback::kSmoothing) * r.mean + Rollback::kSmoothing * loss;
+    if (iteration % Rollback::kInterval == 0) return take_snapshot(r, r.mean);
+    return snapshot ? Verdict::snapshot : Verdict::go_on;
+  }
+  ++r.count;
+  ++r.failures;
+  if (r.failures > Rollback::kGiveUpAfter) return Verdict::diverged;
+  r.mean = r.snapshot_mean;
+  return r.failures % Rollback::kHalveAfter == 0 ? Verdict::roll_back_and_halve : Verdict::roll_back;
+}
 
 }  // namespace dipengine

@@ -129,7 +129,7 @@ def restore(
     truth_image = None if truth is None else _beside(truth, source.pixels if stay else None, axes=axes, alpha=alpha)
     if checkpoint is not None:
         check_target(checkpoint)
-    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image, init=_warm_start(init_from))
+    restoring = begin_restoration(source, task, task_options, settings, truth=truth_image, init=warm_start(init_from))
     keeper = None if checkpoint is None else restoring.keeper(checkpoint, checkpoint_every, _warn)
     restored = restoring.complete(progress, keeper)
     if keeper is not None:
@@ -227,7 +227,7 @@ def deblur(
     )
 
 
-def _warm_start(source: Any) -> WarmStart | None:
+def warm_start(source: Any) -> WarmStart | None:
     if source is None or isinstance(source, WarmStart):
         return source
     return WarmStart.of_generator(source) if isinstance(source, FittedGenerator) else WarmStart.load(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from dipengine.errors import InputError
 from dipengine.export.generator_file import FittedGenerator
 from dipengine.fitting import metrics, native_fit
 from dipengine.fitting.checkpoint import Keeper
-from dipengine.fitting.device import Placement, place, require_torch
+from dipengine.fitting.device import Placement, for_autograd, place, require_torch
 from dipengine.fitting.outcome import History
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.record import make_record
@@ -26,6 +26,9 @@ from dipengine.images.image import opaque
 from dipengine.images.namespaces import any_true, beside, cast, extremes, namespace, on_host
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
 from dipengine.tasks.presets import preset_named
+
+if TYPE_CHECKING:
+    from dipengine.fitting.native_cohort import NativeCohort
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def plan_restoration(
     placement = place(settings)
     if not native_fit.supports(problem, recipe, placement):
         require_torch()
+        placement = for_autograd(placement, settings)
     return Plan(problem, recipe, settings.stop or recipe.stop or preset.stop, values, placement)
 
 
@@ -89,7 +93,7 @@ class RunningRestoration:
 
     def __init__(
         self, image: Image, task: str, settings: Settings, plan: Plan, truth: Image | None = None,
-        init: WarmStart | None = None,
+        init: WarmStart | None = None, cohort: NativeCohort | None = None,
     ) -> None:
         self.image = image
         self.task = task
@@ -107,6 +111,7 @@ class RunningRestoration:
             placement=plan.placement,
             measure=self._psnr if truth is not None else None,
             init=init,
+            cohort=cohort,
         )
 
     def _psnr(self, unit: Any) -> float:
@@ -178,11 +183,13 @@ def begin_restoration(
     *,
     truth: Image | None = None,
     init: WarmStart | None = None,
+    cohort: NativeCohort | None = None,
 ) -> RunningRestoration:
     """Plan the restoration (unless that is done) and take the fit's memory; nothing is run. Arguments and errors as of
-    `restore_image`; init: weights to begin with, InputError where they are of another network.
+    `restore_image`; init: weights to begin with, InputError where they are of another network. cohort: as of `FitRun`.
     """
-    return RunningRestoration(image, task, settings, plan or plan_restoration(image, task, options, settings), truth, init)
+    plan = plan or plan_restoration(image, task, options, settings)
+    return RunningRestoration(image, task, settings, plan, truth, init, cohort)
 
 
 def restore_image(

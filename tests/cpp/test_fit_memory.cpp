@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "allocations.h"
+#include "fit/cpu_plan.h"
 #include "fit/fit.h"
 #include "fit_problems.h"
 

@@ -18,6 +18,7 @@ namespace dipengine::emulator {
 namespace {
 
 constexpr size_t kRedzone = 4096;
+constexpr size_t kMemoryAlign = 256;  // as cudaMalloc gives it
 constexpr int kLanes = 32;
 
 // ---- what tests set and see -----------------------------------------------------------------------------------------
@@ -26,6 +27,8 @@ Settings the_settings;
 std::vector<std::string> the_faults;
 std::vector<Site> the_sites;
 std::vector<void*> the_streams;
+void* recorded_stream = nullptr;
+Sequence* recorded = nullptr;
 const char* kernel_name = "";
 std::vector<Launch> the_launches;
 Launch counted;  // of the blocks that ran
@@ -471,6 +474,11 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
+void record_on(void* stream, Sequence* sequence) {
+  recorded_stream = stream;
+  recorded = sequence;
+}
+
 std::vector<void*> launched_on() {
   std::vector<void*> streams;
   streams.swap(the_streams);
@@ -485,11 +493,11 @@ std::vector<Site> sites() {
 }
 
 Memory::Memory(size_t bytes)
-    : bytes_(bytes), storage_(static_cast<unsigned char*>(std::calloc(bytes + 2 * kRedzone + 16, 1)), std::free) {
+    : bytes_(bytes), storage_(static_cast<unsigned char*>(std::calloc(bytes + 2 * kRedzone + kMemoryAlign, 1)), std::free) {
   if (storage_ == nullptr) std::abort();
-  if (!the_settings.sampled) std::memset(storage_.get(), 0xff, bytes + 2 * kRedzone + 16);
+  if (!the_settings.sampled) std::memset(storage_.get(), 0xff, bytes + 2 * kRedzone + kMemoryAlign);
   const uintptr_t start = reinterpret_cast<uintptr_t>(storage_.get()) + kRedzone;
-  data_ = storage_.get() + kRedzone + (16 - start % 16) % 16;
+  data_ = storage_.get() + kRedzone + (kMemoryAlign - start % kMemoryAlign) % kMemoryAlign;
   regions.push_back(std::make_unique<Region>());
   regions.back()->begin = reinterpret_cast<uintptr_t>(data_);
   regions.back()->bytes = bytes;
@@ -504,7 +512,7 @@ Memory::~Memory() {
 
 bool Memory::intact() const {
   const unsigned char* all = storage_.get();
-  const unsigned char* end = all + bytes_ + 2 * kRedzone + 16;
+  const unsigned char* end = all + bytes_ + 2 * kRedzone + kMemoryAlign;
   return std::all_of(all, static_cast<const unsigned char*>(data_), [](unsigned char b) { return b == 0xff; }) &&
          std::all_of(static_cast<const unsigned char*>(data_) + bytes_, end, [](unsigned char b) { return b == 0xff; });
 }
@@ -614,6 +622,10 @@ dipengine_status shared_memory_limit(size_t* bytes) {
 
 dipengine_status emulate(const char* name, const void* kernel, const Grid& given, const std::function<void()>& thread,
                          void* stream) {
+  if (recorded != nullptr && stream == recorded_stream) {
+    recorded->push_back([=] { return emulate(name, kernel, given, thread, stream); });
+    return DIPENGINE_OK;
+  }
   kernel_name = name;
   the_streams.push_back(stream);
   DIPENGINE_REQUIRE(given.threads % kLanes == 0 && given.threads >= kLanes && given.threads <= 1024, "%s: %d threads a block.",

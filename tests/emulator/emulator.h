@@ -20,9 +20,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "dipengine/dipengine.h"
 
 namespace dipengine::emulator {
 
@@ -44,6 +47,10 @@ Settings& settings();
 // One sentence each, three of a kind in a launch; a launch with a fault also returns a failure.
 const std::vector<std::string>& faults();
 void clear_faults();
+
+// Launches on a stream, kept to be run later: all on `stream` from record_on(stream, &sequence) to record_on(stream, nullptr).
+using Sequence = std::vector<std::function<dipengine_status()>>;
+void record_on(void* stream, Sequence* sequence);
 
 // The streams of the launches since the last call.
 std::vector<void*> launched_on();
@@ -79,6 +86,9 @@ class Memory {
   size_t bytes_;
   std::unique_ptr<unsigned char, void (*)(void*)> storage_;
 };
+
+// Bytes that platform/cuda/stream.h has given and not taken back.
+size_t allocated();
 
 template <typename T>
 class Array {

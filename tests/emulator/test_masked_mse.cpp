@@ -11,6 +11,7 @@ namespace {
 struct Case {
   int64_t fits, rows, inner, repeat;
   bool bfloat16, mask, target;
+  std::vector<int64_t> sizes = {};  // of each fit, where they have their own
 };
 
 bool close(const char* what, double got, double expected) {
@@ -65,6 +66,8 @@ bool masked_mse_case(const Case& c) {
   p.frames = device_frames.data();
   p.loss = loss.data();
   p.es_variance = device_variance.data();
+  Array<int64_t> device_sizes(c.sizes);
+  if (!c.sizes.empty()) p.sizes = device_sizes.data();
   size_t bytes = 0;
   if (dipengine_masked_mse_cuda_workspace(&p, &bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   Array<double> workspace(static_cast<int64_t>(bytes / sizeof(double)));
@@ -81,8 +84,8 @@ bool masked_mse_case(const Case& c) {
     dipengine_masked_mse_params q{};
     q.struct_size = sizeof(q);
     q.fits = q.outer = 1;
-    q.rows = c.rows;
-    q.inner = c.inner;
+    q.rows = c.sizes.empty() ? c.rows : c.sizes[2 * k];
+    q.inner = c.sizes.empty() ? c.inner : c.sizes[2 * k + 1];
     q.dtype = p.dtype;
     q.activation = p.activation;
     const auto own = [&](auto& values) { return dipengine_image{values.data() + f * fit, 0, 0, row}; };
@@ -129,6 +132,10 @@ SCENARIO(masked_mse_of_small_images) {
 }
 SCENARIO(masked_mse_of_long_rows) {
   return masked_mse_case({1, 3, 4100, 4, false, true, true}) && masked_mse_case({3, 2, 2049, 1, false, true, true});
+}
+SCENARIO(masked_mse_of_fits_with_sizes_of_their_own) {
+  return masked_mse_case({3, 40, 150, 3, false, true, true, {39, 150, 40, 150, 7, 21}}) &&
+         masked_mse_case({3, 3, 4101, 3, true, false, true, {3, 1023, 1, 3, 2, 4101}});
 }
 SCENARIO(masked_mse_of_three_fits) {
   return masked_mse_case({3, 40, 150, 3, true, true, true}) && masked_mse_case({3, 40, 150, 3, false, false, false});

@@ -82,8 +82,15 @@ typedef enum dipengine_stop {
   DIPENGINE_STOP_AUTO = 1 /* ES-EMV; the discrepancy principle where the noise is known */
 } dipengine_stop;
 
+typedef enum dipengine_device {
+  DIPENGINE_DEVICE_CPU = 0,
+  DIPENGINE_DEVICE_CUDA = 1
+} dipengine_device;
+
 typedef struct dipengine_fit_params {
   size_t struct_size;
+  int32_t device;       /* dipengine_device: where the fit runs, slots one after the other on a CPU and side by side on CUDA */
+  int32_t device_index; /* of several CUDA devices */
   dipengine_pool* pool; /* NULL: the calling thread alone; outlives the fit */
   dipengine_generator generator;
   int32_t dtype;         /* of what the generator keeps: bfloat16 or float32; products sum in float32, weights are float32 */

@@ -39,13 +39,25 @@ struct Launch {
   Sums* sums;  // [fits, tiles]
 };
 
-Tiling make_tiling(int64_t rows, int64_t inner) {
+DIPENGINE_HD Tiling make_tiling(int64_t rows, int64_t inner) {
   Tiling t;
   t.piece = inner < kTileElements ? inner : kTileElements;
   t.pieces = (inner + t.piece - 1) / t.piece;
   t.rows_per_tile = t.pieces > 1 ? 1 : kTileElements / inner;
   t.row_blocks = (rows + t.rows_per_tile - 1) / t.rows_per_tile;
   return t;
+}
+
+// Of one fit. Its tiles are no more than those of the largest, and the same as in a call for it alone.
+struct FitSize {
+  int64_t rows, inner;
+  Tiling tiling;
+};
+
+DIPENGINE_DEVICE FitSize size_of(const Launch& l, int64_t fit) {
+  if (l.p.sizes == nullptr) return {l.p.rows, l.p.inner, l.tiling};
+  const int64_t rows = l.p.sizes[2 * fit], inner = l.p.sizes[2 * fit + 1];
+  return {rows, inner, make_tiling(rows, inner)};
 }
 
 template <typename Element>
@@ -97,9 +109,11 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit
 
 DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
-  const Tiling& t = launch.tiling;
   const int64_t fit = cuda::block_y();
   if (p.active != nullptr && p.active[fit] == 0) return;
+  const FitSize size = size_of(launch, fit);
+  const Tiling& t = size.tiling;
+  if (cuda::block_x() >= t.row_blocks * t.pieces) return;
   const int64_t frames = p.frames[fit];
   const double warmed = static_cast<double>(frames + 1) / static_cast<double>(frames + 10);
   const double decay = p.warm_up != 0 && warmed < p.average_decay ? warmed : p.average_decay;
@@ -107,9 +121,9 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
   const Element element = {static_cast<float>(1 - decay), static_cast<float>(p.es_alpha), scale, frames == 0};
 
   const int64_t block = cuda::block_x() / t.pieces, begin = cuda::block_x() % t.pieces * t.piece;
-  const int width = static_cast<int>(p.inner - begin < t.piece ? p.inner - begin : t.piece);
+  const int width = static_cast<int>(size.inner - begin < t.piece ? size.inner - begin : t.piece);
   const int64_t first_row = block * t.rows_per_tile;
-  const int rows = static_cast<int>(p.rows - first_row < t.rows_per_tile ? p.rows - first_row : t.rows_per_tile);
+  const int rows = static_cast<int>(size.rows - first_row < t.rows_per_tile ? size.rows - first_row : t.rows_per_tile);
   Sums sums{};
   for (int k = cuda::thread_index(); k < rows * width; k += kThreads) {
     one_element(p, element, fit, first_row + k / width, begin + k % width, sums);
@@ -120,13 +134,14 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
 
 DIPENGINE_KERNEL(kThreads, 1) masked_mse_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
-  const int64_t fit = cuda::block_x(), tiles = launch.tiling.row_blocks * launch.tiling.pieces;
+  const int64_t fit = cuda::block_x(), most = launch.tiling.row_blocks * launch.tiling.pieces;
   if (p.active != nullptr && p.active[fit] == 0) return;
-  const Sums total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * tiles, tiles);
+  const FitSize size = size_of(launch, fit);
+  const Sums total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, size.tiling.row_blocks * size.tiling.pieces);
   if (cuda::thread_index() != 0) return;
   if (p.target.data != nullptr) p.loss[fit] = total.loss / p.normaliser[fit];
   if (p.es_mean.data != nullptr) {
-    const double d2 = total.d2 / (static_cast<double>(p.rows) * static_cast<double>(p.inner));
+    const double d2 = total.d2 / (static_cast<double>(size.rows) * static_cast<double>(size.inner));
     p.es_variance[fit] = p.frames[fit] == 0 ? 0.0 : (1 - p.es_alpha) * (p.es_variance[fit] + p.es_alpha * d2);
   }
   ++p.frames[fit];

@@ -1,4 +1,5 @@
 // A library without CUDA kernels: the functions that the bindings call are there all the same, and say what is missing.
+#include "fit/device.h"
 #include "ops/adam/adam_cuda.h"
 #include "ops/blur/blur_cuda.h"
 #include "ops/conv/conv_cuda.h"
@@ -19,6 +20,17 @@ dipengine_status absent() {
 }
 
 }  // namespace
+
+namespace dipengine {
+
+dipengine_status make_cuda_device(const dipengine_fit_params&, Graph&, const SlotLayout&, const LoopRules&,
+                                  std::unique_ptr<FitDevice>*) {
+  return fail(DIPENGINE_UNSUPPORTED,
+              "This library was built without CUDA kernels; build it with them (CMAKE_ARGS=-DDIPENGINE_CUDA=ON pip install .) or "
+              "run the fit on the CPU.");
+}
+
+}  // namespace dipengine
 
 namespace dipengine::cuda {
 

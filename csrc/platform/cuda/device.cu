@@ -5,8 +5,8 @@
 namespace dipengine::cuda {
 
 dipengine_status enter_device(int device, int* before) {
-  DIPENGINE_TRY(check(cudaGetDevice(before), "An op on a CUDA tensor"));
-  return *before == device ? DIPENGINE_OK : check(cudaSetDevice(device), "An op on a CUDA tensor");
+  DIPENGINE_TRY(check(cudaGetDevice(before), "An op or a fit on CUDA"));
+  return *before == device ? DIPENGINE_OK : check(cudaSetDevice(device), "An op or a fit on CUDA");
 }
 
 void leave_device(int before) { (void)cudaSetDevice(before); }

@@ -82,7 +82,7 @@ dipengine_status shared_memory_limit(size_t* bytes);
 
 template <typename Params>
 static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
-  return emulate(name, reinterpret_cast<const void*>(kernel), grid, [kernel, &params] { kernel(params); }, stream);
+  return emulate(name, reinterpret_cast<const void*>(kernel), grid, [kernel, params] { kernel(params); }, stream);
 }
 
 #endif

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipengine.cli import arguments, restore
+from dipengine.cli import arguments, restore, tiles
 from dipengine.errors import InputError
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.tasks import TASKS
@@ -44,8 +44,7 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
     series.add_argument("--warm", choices=("previous",),
                         help="previous: of every image in a folder, those of the one before it (frames, focal stacks)")
     files.add_argument("--format", metavar="png|tiff|...", help="ending of the outputs (default: that of the input; PNG for JPEG)")
-    files.add_argument("--tile", default="auto", metavar="auto|none|SIDE[,OVERLAP]",
-                       help="large images as fits of tiles, blended (default: those whose fit does not fit in memory)")
+    tiles.add_option(files)
     files.add_argument("--generators", action="store_true", help="keep every fitted generator beside its image")
     files.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger images (200 million)")
     engine = parser.add_argument_group("engine")
@@ -79,22 +78,20 @@ def run(parsed: argparse.Namespace) -> int:
     from dipengine.cli.main import INTERRUPTED
     from dipengine.scheduling.batch import Batch
     from dipengine.scheduling.devices import plan_devices
-    from dipengine.scheduling.jobs import Request
+    from dipengine.scheduling.jobs import Request, given
     from dipengine.scheduling.pool import Pool
     from dipengine.scheduling.sources import jobs_of
     from dipengine.scheduling.worker import WorkerOptions
-    from dipengine.tiling import TileRequest
 
     for name in ("retries", "checkpoint_every", "limit_time"):
         value = getattr(parsed, name)
         if value is not None and not value >= 0:
             raise InputError(f"{name.replace('_', '-')} is {value}; give 0 or more.")
-    TileRequest.parse(parsed.tile)
     task = TASKS[parsed.task]
     options = {option.keyword: _path_text(getattr(parsed, option.keyword)) for option in task.options}
     request = Request(
-        task.name, {name: value for name, value in options.items() if value not in (None, False)}, restore.settings_of(parsed),
-        init_from=_path_text(parsed.init_from), keep_generator=parsed.generators, max_pixels=parsed.max_pixels,
+        task.name, given(options), restore.settings_of(parsed), tile=parsed.tile, init_from=_path_text(parsed.init_from),
+        keep_generator=parsed.generators, max_pixels=parsed.max_pixels,
     )
     if parsed.warm and parsed.init_from:
         raise InputError("--init-from and --warm both say what to begin with; give one of them.")
@@ -107,7 +104,7 @@ def run(parsed: argparse.Namespace) -> int:
     batch = Batch(jobs, parsed.output, ledger=parsed.ledger, resume=parsed.resume, retry_failed=parsed.retry_failed)
     try:
         show = _Progress(batch.tally, parsed.quiet)
-        options = WorkerOptions(checkpoint_every=parsed.checkpoint_every, limit_time=parsed.limit_time, tile=parsed.tile)
+        options = WorkerOptions(checkpoint_every=parsed.checkpoint_every, limit_time=parsed.limit_time)
         with _signals(show), show:
             tally = batch.run(Pool(devices, options), retries=parsed.retries, progress=show)
         summary = batch.write_summary()
@@ -180,7 +177,7 @@ def _signals(show: _Progress) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         if show.asked_to_stop:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("run the same command again to go on")
         show.asked_to_stop = True
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

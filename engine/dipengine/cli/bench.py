@@ -9,7 +9,7 @@ from typing import Any
 
 from dipengine import environment
 from dipengine.cli import arguments
-from dipengine.cli.side_files import check_side_file, write_json
+from dipengine.cli.side_files import check_side_file
 from dipengine.kernels import backend
 
 _PEERS = {
@@ -80,6 +80,8 @@ def run_render(parsed: argparse.Namespace) -> int:
         report = measure(generator, threads=threads, rounds=parsed.rounds, peers=parsed.peers == "all", say=_say, arguments=parsed.words)
     print(table(report))
     if parsed.json:
+        from dipengine.images import write_json
+
         write_json(parsed.json, report)
     return 0
 
@@ -105,6 +107,8 @@ def run_iteration(parsed: argparse.Namespace) -> int:
                          arguments=parsed.words)
     print(table(report))
     if parsed.json:
+        from dipengine.images import write_json
+
         write_json(parsed.json, report)
     return 0
 

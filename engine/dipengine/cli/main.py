@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DipEngineError as error:
         print(f"dipengine: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("dipengine: interrupted before there was anything to write.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"dipengine: interrupted{f': {interrupt}' if interrupt.args else ' before there was anything to write'}.", file=sys.stderr)
         return INTERRUPTED
     except MemoryError:
         print("dipengine: out of memory; try fewer --channels or a smaller image.", file=sys.stderr)

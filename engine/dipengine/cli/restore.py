@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from dipengine.cli import arguments, tiles
-from dipengine.cli.side_files import check_side_file, write_json
+from dipengine.cli.side_files import check_side_file
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
 from dipengine.images import MAX_PIXELS
 from dipengine.tasks.base import Task, TaskOption
+from dipengine.tasks.option_files import FILES, file_options, read_files
 from dipengine.tasks.presets import PRESETS
 
-_FILES = ("mask", "image", "kernel")  # kinds of options that name a file
-_METAVARS = {**dict.fromkeys(_FILES, "FILE"), int: "N", float: "X", str: "TEXT"}
+_METAVARS = {**dict.fromkeys(FILES, "FILE"), int: "N", float: "X", str: "TEXT"}
 
 
 def add_parser(verbs: Any, task: Task) -> None:
@@ -45,7 +45,7 @@ def add_task_option(group: Any, option: TaskOption, *, required: bool) -> None:
     shown = option.help if option.default is None else f"{option.help} (default: {option.default})"
     group.add_argument(
         name,
-        type=Path if option.kind in _FILES else option.kind,
+        type=Path if option.kind in FILES else option.kind,
         default=option.default,
         choices=option.choices,
         required=required,
@@ -105,7 +105,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     from dipengine.export.exporter import require_onnx
     from dipengine.fitting.progress import ProgressBar
     from dipengine.fitting.warm_start import WarmStart
-    from dipengine.images import check_writable, read_image, write_image
+    from dipengine.images import check_writable, read_image, write_image, write_json
     from dipengine.restoration import begin_restoration, plan_restoration
 
     settings = settings_of(parsed)
@@ -121,7 +121,8 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     if in_tiles is not None:
         return in_tiles
     image = read_image(parsed.input, max_pixels=parsed.max_pixels)
-    options = _task_options(task, parsed, image)
+    given = {option.keyword: getattr(parsed, option.keyword) for option in task.options}
+    options = read_files(task, given, image.pixels.shape, max_pixels=parsed.max_pixels)
     truth = read_image(parsed.truth, max_pixels=parsed.max_pixels) if parsed.truth else None
     init = WarmStart.load(parsed.init_from) if parsed.init_from else None
     plan = plan_restoration(image, task.name, options, settings)
@@ -165,27 +166,9 @@ def settings_of(parsed: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(parsed, name) for name in names}, value_range=parsed.range)
 
 
-def _task_options(task: Task, parsed: argparse.Namespace, image: Any) -> dict[str, Any]:
-    """The task's own options, files read; masks become bool arrays, turned already where --invert-mask says so."""
-    from dipengine.images import read_image, read_kernel, read_mask
-
-    options = {option.keyword: getattr(parsed, option.keyword) for option in task.options}
-    invert = options.pop("invert_mask", False)
-    limit = parsed.max_pixels
-    readers = {
-        "mask": lambda path: read_mask(path, image.pixels.shape, invert=invert, max_pixels=limit),
-        "image": lambda path: read_image(path, max_pixels=limit),
-        "kernel": lambda path: read_kernel(path, max_pixels=limit),
-    }
-    for option in task.options:
-        if option.kind in _FILES and options[option.keyword] is not None:
-            options[option.keyword] = readers[option.kind](options[option.keyword])
-    return options
-
-
 def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     """No output may be an input or another output: a run must never eat what it was given."""
-    named = [getattr(parsed, option.keyword) for option in task.options if option.kind in _FILES]
+    named = [getattr(parsed, name) for name in file_options(task)]
     inputs = [parsed.input, parsed.truth, parsed.init_from, *named]
     outputs = [parsed.output, parsed.record, parsed.generator, parsed.export, parsed.checkpoint]
     seen = {path.resolve() for path in inputs if path is not None}

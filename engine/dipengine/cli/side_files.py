@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from dipengine.errors import InputError
 
@@ -19,12 +17,3 @@ def check_side_file(path: Path | None, ending: str) -> None:
     if path.suffix != ending:
         raise InputError(f"{os.fspath(path)!r} should end in {ending}.")
     check_target(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON beside the path and rename it there. Raises OutputError."""
-    from dipengine.images.atomic import atomic_path
-
-    with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")

@@ -7,19 +7,10 @@ import sys
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from dipengine.cli.side_files import write_json
-from dipengine.errors import DipEngineError, InputError
+from dipengine.errors import DipEngineError
 from dipengine.fitting.progress import ProgressBar, Report
 from dipengine.fitting.settings import Settings
 from dipengine.tasks.base import Task
-
-
-_NOT_IN_TILES = {
-    "generator": "has a generator for each of them",
-    "export": "has a generator for each of them",
-    "init_from": "begins each of them with random weights",
-    "checkpoint": "keeps what is done by itself, tile by tile",
-}
 
 
 def add_option(fit: Any) -> None:
@@ -34,19 +25,20 @@ def add_option(fit: Any) -> None:
 def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | None:
     """Restore the image in tiles; returns the exit status, None where it is one fit."""
     from dipengine.cli.main import INTERRUPTED
-    from dipengine.tiling import TileRequest, TilesInterrupted, needs_tiles, restore_file, tiles_folder
+    from dipengine.images import write_json
+    from dipengine.tasks.option_files import read_kernels
+    from dipengine.tiling import TileRequest, TilesInterrupted, needs_tiles, refuse_in_tiles, restore_file, tiles_folder
 
     request = TileRequest.parse(parsed.tile)
     if request.mode == "none":
         return None
-    options = _options(task, parsed)
     limit = parsed.max_pixels
+    options = read_kernels(task, {option.keyword: getattr(parsed, option.keyword) for option in task.options}, max_pixels=limit)
     needed = needs_tiles(parsed.input, task.name, options, settings, tile=request, max_pixels=limit)
     if request.mode == "auto" and not needed:
         return None
-    for name, why in _NOT_IN_TILES.items():
-        if needed and getattr(parsed, name):
-            raise InputError(f"An image in tiles {why}; leave --{name.replace('_', '-')} out, or give --tile none.")
+    if needed:
+        refuse_in_tiles(*(name for name in ("generator", "export", "init-from", "checkpoint") if getattr(parsed, name.replace("-", "_"))))
     bar = nullcontext() if parsed.quiet else _TileBar(task.name)
     try:
         with bar as shown:
@@ -103,16 +95,6 @@ class _TileBar(ProgressBar):
     def _show_loss(self, report: Report) -> None:
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{report.loss:.5f}", refresh=False)
-
-
-def _options(task: Task, parsed: argparse.Namespace) -> dict[str, Any]:
-    """The task's own options; images and masks stay files, of which only parts are read at a time."""
-    from dipengine.images import read_kernel
-
-    options = {option.keyword: getattr(parsed, option.keyword) for option in task.options}
-    if options.get("kernel") is not None:
-        options["kernel"] = read_kernel(options["kernel"], max_pixels=parsed.max_pixels)
-    return options
 
 
 def _summary(parsed: argparse.Namespace, record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,12 +41,28 @@ def require_torch():
 def place(settings: Settings) -> Placement:
     """Resolve device, precision, kernels and threads. Raises DeviceError when what was asked for is not here."""
     kernels = backend.resolve(settings.kernels or environment.default_kernels())
-    device = _device(settings.device)
+    on_cuda = kernels == "native" and not backend.cuda_missing()
+    device = _device(settings.device, on_cuda)
+    if device != "cpu" and not on_cuda:
+        if settings.kernels == "native":
+            raise DeviceError(f"Native kernels do not run on {device} ({backend.cuda_missing().rstrip('.')}); use --kernels torch.")
+        kernels = "torch"
+    return Placement(device, _precision(settings.precision, device, on_cuda), kernels, _threads(settings))
+
+
+def for_autograd(placement: Placement, settings: Settings) -> Placement:
+    """Where a fit that the native plan does not cover runs: by PyTorch's autograd, on a GPU over the core's kernels where they run.
+
+    Raises DeviceError where PyTorch cannot use the GPU, or the native kernels, that were asked for.
+    """
+    if placement.device == "cpu":
+        return placement
+    device, kernels = _device(settings.device, native_cuda=False), placement.kernels
     if device != "cpu" and kernels == "native" and (missing := _no_native_kernels(device)):
         if settings.kernels == "native":
             raise DeviceError(f"Native kernels do not run on {device} ({missing}); use --kernels torch.")
         kernels = "torch"
-    return Placement(device, _precision(settings.precision, device), kernels, _threads(settings))
+    return Placement(device, _precision(settings.precision, device), kernels, placement.threads)
 
 
 def _no_native_kernels(device: str) -> str:
@@ -95,36 +112,37 @@ def _threads(settings: Settings) -> int:
     return settings.threads or environment.default_threads()
 
 
-def _device(wish: str) -> str:
-    if wish == "cpu" or (wish == "auto" and not _nvidia_driver()):
-        return "cpu"  # known without PyTorch, which takes seconds to load
-    if wish == "auto" and find_spec("torch") is None:
-        return "cpu"
-    torch = require_torch()
-    if wish == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wish)
-    except (RuntimeError, ValueError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+def _device(wish: str, native_cuda: bool) -> str:
+    """native_cuda: the core has kernels for GPUs, and sees one; else PyTorch is asked."""
+    found = re.fullmatch(r"(auto|cpu|cuda)(?::(\d+))?", wish)
+    if found is None or (wish != "auto" and found[1] == "auto"):
         raise DeviceError(f"There is no device {wish!r}; choose auto, cpu, or cuda:0 and so on.")
-    if device.type == "cpu":
+    if found[1] == "cpu" or (wish == "auto" and not (native_cuda or _nvidia_driver())):
+        return "cpu"  # known without PyTorch, which takes seconds to load
+    if wish == "auto" and not native_cuda and find_spec("torch") is None:
         return "cpu"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = device.index or 0
+    count = backend.native.cuda_devices()[0] if native_cuda else _torch_devices()
+    if wish == "auto":
+        return "cuda:0" if count else "cpu"
+    index = int(found[2] or 0)
     if index >= count:
         found = f"{count} CUDA device(s) are" if count else "no CUDA device is"
         raise DeviceError(f"Device {wish} is not available: {found} usable here; use --device cpu.")
     return f"cuda:{index}"
 
 
-def cuda_devices() -> list[str]:
-    """The GPUs that PyTorch can use here: "cuda:0", ..."""
-    if not _nvidia_driver() or find_spec("torch") is None:
-        return []
+def _torch_devices() -> int:
     torch = require_torch()
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cuda_devices() -> list[str]:
+    """The GPUs that can be used here, by native kernels or by PyTorch: "cuda:0", ..."""
+    if not backend.cuda_missing():
+        count = backend.native.cuda_devices()[0]
+    else:
+        count = _torch_devices() if _nvidia_driver() and find_spec("torch") is not None else 0
+    return [f"cuda:{index}" for index in range(count)]
 
 
 def _nvidia_driver() -> bool:
@@ -136,9 +154,11 @@ def _nvidia_driver() -> bool:
     return True
 
 
-def _precision(wish: str, device: str) -> str:
+def _precision(wish: str, device: str, native_cuda: bool = False) -> str:
     if wish != "auto":
         return wish
+    if native_cuda and device != "cpu":
+        return "bf16"  # every device that the kernels run on multiplies it on tensor cores
     if device == "cpu":
         return "bf16" if backend.bfloat16_pays() else "fp32"
     return "bf16" if require_torch().cuda.is_bf16_supported() else "fp32"

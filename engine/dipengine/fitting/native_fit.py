@@ -27,23 +27,29 @@ if TYPE_CHECKING:
 
 ES_ALPHA = 0.1
 _DTYPES = {"fp32": 0, "bf16": 1}
+_DEVICES = {"cpu": 0, "cuda": 1}
 _CODES = {"noise": 0, "meshgrid": 1, "image": 2}
 _UPSAMPLE = {"nearest": 1, "bilinear": 2}
 
 
 def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
-    """True where the native plan can run the fit: built-in operators and data terms on the CPU, up kernels of 3."""
+    """True where the native plan can run the fit: built-in operators and data terms, up kernels of 3; on CUDA those it has
+    kernels for."""
     generator = recipe.generator
     widest = max(generator.kernel_down) + (1 if generator.downsample == "average" else 0)
     return (
-        placement.device == "cpu"
-        and placement.kernels == "native"
+        placement.kernels == "native"
         and backend.native is not None
+        and (placement.device == "cpu" or _on_cuda(problem, generator))
         and all(kernel == 3 for kernel in generator.kernel_up)
         and widest <= 7
         and isinstance(problem.operator, (type(None), Downsampling, Blur))
         and isinstance(problem.data_term, (type(None), SensorLikelihood))
     )
+
+
+def _on_cuda(problem: Problem, generator: Hourglass) -> bool:
+    return problem.operator is None and problem.data_term is None and generator.downsample == "stride"
 
 
 def planned_bytes(problem: Problem, recipe: Recipe, placement: Placement, stop: str) -> tuple[int, int]:
@@ -80,7 +86,8 @@ class NativeFit:
         generator = self.recipe.generator
         pool.set_threads(placement.threads)
         self._settings = _settings(problem, self.recipe, self.code, placement, stop)
-        _check_memory(native.fit_memory(_generator(generator), self._settings, pool.get()))
+        if placement.device == "cpu":
+            _check_memory(native.fit_memory(_generator(generator), self._settings, pool.get()))
         self._native = native.Fit(pool.get(), _generator(generator), self._settings)
         self.arena_bytes: int = self._native.bytes
         self._start(init)
@@ -160,6 +167,9 @@ class NativeFit:
     def set_threads(self, count: int) -> None:
         """CPU threads from the next run on; the bits stay the same. An arena has room for one number of threads: it is made anew."""
         if count == self.placement.threads:
+            return
+        if self.placement.device != "cpu":
+            self.placement = replace(self.placement, threads=count)
             return
         state = self.save_state()
         self._native = None  # its memory is needed for the next
@@ -301,7 +311,10 @@ def _settings(problem: Problem, recipe: Recipe, code: Code, placement: Placement
     down = operator if isinstance(operator, Downsampling) else None
     blur = operator if isinstance(operator, Blur) else None
     scale, shift, read = term.electrons() if isinstance(term, SensorLikelihood) else (0.0, 0.0, 0.0)
+    kind, _, index = placement.device.partition(":")
     return {
+        "device": _DEVICES[kind],
+        "device_index": int(index or 0),
         "dtype": _DTYPES[placement.precision],
         "slots": 1,
         "height": problem.output_shape[0],

@@ -90,8 +90,14 @@ def make_record(
         "instruction_set": backend.instruction_set(),
         "threads": plan.placement.threads,
         "seed": settings.seed,
-        "peak_memory_bytes": peak_memory_bytes(plan.placement.device),
+        "peak_memory_bytes": _peak_memory_bytes(plan, run),
     }
+
+
+def _peak_memory_bytes(plan: "Plan", run: FitRun) -> int | None:
+    """Of a plan on a GPU its arena, which is all that it takes there."""
+    on_gpu = isinstance(run.fit, NativeFit) and plan.placement.device != "cpu"
+    return run.fit.arena_bytes if on_gpu else peak_memory_bytes(plan.placement.device)
 
 
 def _stop_rule(plan: "Plan", run: FitRun) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Images with their metadata, read and written by well-kept libraries: libvips for pictures, astropy for FITS."""
 
 from dipengine.images.arrays import from_array
-from dipengine.images.atomic import atomic_path, check_target
+from dipengine.images.atomic import atomic_path, check_target, write_json
 from dipengine.images.blur_kernels import checked_kernel, read_kernel
 from dipengine.images.image import Image, Metadata
 from dipengine.images.large import LargeImage, decode, read_header
@@ -32,4 +32,5 @@ __all__ = [
     "read_mask",
     "write_image",
     "write_image_from",
+    "write_json",
 ]

@@ -1,11 +1,14 @@
 """Write a file beside its target and rename it when it is whole: a crash, a full disk or Ctrl-C leaves the old one."""
 
 import contextlib
+import errno
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dipengine.errors import DipEngineError, OutputError
 
@@ -36,6 +39,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as JSON beside the path and rename it there. Raises OutputError."""
+    with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def nobody_can_write(error: BaseException | None) -> bool:
+    """True where an error, or what it came from, says that the disk is full or read-only: the next file will fare no better."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        error = error.__cause__
+    return False
 
 
 def check_target(path: str | os.PathLike) -> None:

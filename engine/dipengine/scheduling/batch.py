@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dipengine._version import __version__
-from dipengine.images.atomic import remove_leftovers
+from dipengine.errors import InputError
+from dipengine.images.atomic import remove_leftovers, write_json
 from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.jobs import FileFacts, Job
 from dipengine.scheduling.ledger import Ledger, Row
@@ -67,7 +68,7 @@ class Batch:
             self.places.prepare()
             self._queued = self._take_over(jobs, resume, retry_failed)
         except BaseException:
-            self.ledger.close()
+            self.close()
             raise
 
     def _take_over(self, jobs: Iterable[Job], resume: bool, retry_failed: bool) -> list[Row]:
@@ -126,7 +127,10 @@ class Batch:
                 continue  # what was restored stays restored when its input is cleared away
             if (status.st_size, status.st_mtime_ns) == (old.size, old.modified_ns):
                 continue
-            new = facts_of(old.path)
+            try:
+                new = facts_of(old.path)
+            except InputError:
+                continue  # nor may whoever runs this now read it
             if new.sha256 != old.sha256:
                 return f"{old.path} has changed"
             files[place], touched = new, True
@@ -194,15 +198,13 @@ class Batch:
         return {"format": 1, "version": __version__, "counts": self.ledger.counts(), "jobs": jobs}
 
     def write_summary(self) -> Path:
-        from dipengine.cli.side_files import write_json
-
         path = self.places.folder / "summary.json"
         remove_leftovers(path)
         write_json(path, self.summary())
         return path
 
     def close(self) -> None:
-        self.places.tidy()
+        self.places.leave()
         self.ledger.close()
 
 

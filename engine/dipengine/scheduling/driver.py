@@ -11,9 +11,13 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
+from dipengine.images import Image
+from dipengine.images.atomic import nobody_can_write
 from dipengine.scheduling.backlog import Backlog
+from dipengine.scheduling.canvases import Canvases
 from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.places import Places
@@ -68,6 +72,30 @@ class Device:
         return self.running == 0 or (self.running < self.limit and (budget is None or self.used + needed <= budget))
 
 
+# Environments are JSON, a few of them for any number of jobs: what the bits of a fit depend on besides its request.
+
+
+@lru_cache
+def _with_precision(environment: str, precision: str) -> str:
+    told = json.loads(environment)
+    if precision == "auto":
+        precision = "bf16" if told.get("bf16") else "fp32"
+    return json.dumps({**told, "precision": precision}, sort_keys=True)
+
+
+@lru_cache
+def _with_tiling(environment: str, tiling: str) -> tuple[str, str]:
+    """The environment with the tiling that it was begun with, and that."""
+    told = json.loads(environment)
+    begun = told.setdefault("tiling", tiling)
+    return json.dumps(told, sort_keys=True), begun
+
+
+@lru_cache
+def _same_place(begun: str, here: str) -> bool:
+    return {**json.loads(begun), "tiling": None} == {**json.loads(here), "tiling": None}
+
+
 class Driver:
     """Takes rows of the ledger through executors."""
 
@@ -97,18 +125,22 @@ class Driver:
         for executor in self._executors:
             self._devices[executor.device].executors.append(executor)
         self._held: dict[Executor, dict[int, Held]] = {executor: {} for executor in self._executors}
-        self._environments: dict[Executor, dict[str, Any]] = {}
+        self._environments: dict[Executor, str] = {}  # of workers that are there, JSON
         self._parents: dict[int, Parent] = {}
         self._tiles = 0  # so far, of all images: their rows are numbered below zero
         self._accidents: defaultdict[int, int] = defaultdict(int)
         self._writes: list[Callable[[], None]] = []
         self._said: list[Callable[[], None]] = []
+        # Only where a worker has several slots is it worth a look at every image's header.
+        self._canvases = Canvases() if any(plan.slots > 1 for plan in executors.devices) else None
         self.halted: str | None = None  # why nothing can go on
 
     # ---- from outside -------------------------------------------------------------------------------------------
 
-    def add(self, row: Row) -> None:
-        """Queue a job that is in the ledger as queued."""
+    def add(self, row: Row, image: Image | None = None) -> None:
+        """Queue a job that is in the ledger as queued. image: where it is in no file."""
+        if self._canvases is not None and row.canvas is None:
+            row.canvas = self._canvases.of(row.job.request, image or row.job.input)
         self._backlog.put(row)
 
     @property
@@ -169,7 +201,7 @@ class Driver:
 
     def _hear(self, executor: Executor, message: Any) -> None:
         if isinstance(message, Ready):
-            self._environments[executor] = message.environment
+            self._environments[executor] = json.dumps(message.environment, sort_keys=True)
             executor.send(Threads(self._devices[executor.device].threads))
             return
         if isinstance(message, Died):
@@ -187,8 +219,11 @@ class Driver:
         if isinstance(message, Planned):
             held.bytes, held.ceiling = message.bytes, message.iterations
             self._devices[executor.device].deferred.append(held)
+            if held.row.stage == "image":
+                self._planned(held.row, "none")
         elif isinstance(message, Tiled):
             self._release(held)
+            self._planned(held.row, message.tiling)
             self._in_tiles(held.row, message)
         elif isinstance(message, Progressed):
             held.iteration = message.iteration
@@ -199,12 +234,25 @@ class Driver:
             self._release(held)
             self._failed(held, message)
 
+    def _planned(self, row: Row, tiling: str) -> None:
+        """The first plan of a job decides how its values come about; another machine's memory may ask for other tiles.
+
+        That is written with whatever comes of the job: a commit of its own would be an fsync for each.
+        """
+        row.environment, begun = _with_tiling(row.environment, tiling)
+        if begun != tiling:
+            note = f"begun with tiles: {begun}, so the values differ: now {tiling}"
+            self._writes.append(lambda: self._ledger.note(row, note))
+
     def _in_tiles(self, row: Row, message: Tiled) -> None:
         self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending))
         for tile in message.pending:
             self._tiles += 1
             # Attempts go on where those of earlier engines cannot have been.
-            self._backlog.put(Row(-self._tiles, row.job, "queued", 100 * row.attempts, stage="tile", parent=row, tile=tile))
+            # They are of one canvas, whatever it is.
+            self._backlog.put(Row(
+                -self._tiles, row.job, "queued", 100 * row.attempts, canvas=("tiles", row.id), stage="tile", parent=row, tile=tile
+            ))
         self._blend_if_complete(row)
 
     def _tile_done(self, row: Row) -> None:
@@ -229,10 +277,18 @@ class Driver:
             try:
                 self._places.publish(row.name, message.attempt, message.staged)
             except OSError as error:
-                self._accident(row, f"{row.job.output} cannot be put in its place ({error.strerror or error})", error)
+                self._unpublished(row, error)
                 return
         self._writes.append(lambda: self._ledger.done(row, list(message.files), message.result))
         self._said.append(lambda: self._settled(row, lambda: self._listener.done(row, message)))
+
+    def _unpublished(self, row: Row, error: OSError) -> None:
+        text = f"{row.job.output} cannot be put in its place ({error.strerror or error})"
+        if nobody_can_write(error):
+            self.halted = f"{text}; free some space."
+            self._again(row, text)
+        else:
+            self._accident(row, text, error)
 
     def _failed(self, held: Held, message: Failed) -> None:
         row = held.row
@@ -351,13 +407,10 @@ class Driver:
         alone = any(number in self._accidents for number in jobs)
         return device.held < device.limit and len(jobs) < executor.slots and not alone
 
-    def _start(self, row: Row, executor: Executor, environment: dict[str, Any]) -> Start:
-        precision = row.job.request.settings.precision
-        if precision == "auto":
-            precision = "bf16" if environment.get("bf16") else "fp32"
-        here = json.dumps({**environment, "precision": precision}, sort_keys=True)
+    def _start(self, row: Row, executor: Executor, environment: str) -> Start:
+        here = _with_precision(environment, row.job.request.settings.precision)
         note = None
-        if row.environment is not None and row.environment != here:
+        if row.environment is not None and not _same_place(row.environment, here):
             note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
         # A plan of tiles, their fits and the blending are one attempt of the image.
         attempt = row.attempts + (row.stage != "blend")
@@ -385,7 +438,10 @@ class Driver:
         for device in self._devices.values():
             if device.plan.workers == 1:
                 continue
-            workers = device.plan.workers if self._backlog else min(device.plan.workers, max(1, device.held))
+            busy = device.limit
+            if device.deferred or not self._backlog:
+                busy = device.held - len(device.deferred)  # nobody else can come: for want of memory, or of jobs
+            workers = min(device.plan.workers, max(1, busy))
             threads = max(1, device.plan.threads // workers)
             if threads != device.threads:
                 orders += [(executor, Threads(threads)) for executor in device.executors]

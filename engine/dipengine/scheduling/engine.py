@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from dipengine.api import Result, checked_options, given_settings
+from dipengine.api import Result, checked_options, given_settings, warm_start
 from dipengine.errors import DipEngineError, FitError, InputError
 from dipengine.images import from_array
 from dipengine.images.arrays import with_alpha
 from dipengine.scheduling.devices import plan_devices
 from dipengine.scheduling.driver import Driver
-from dipengine.scheduling.jobs import FILES, Job, Request
+from dipengine.scheduling.jobs import Job, Request, given
 from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Done
 from dipengine.scheduling.pool import Executors, Pool
 from dipengine.scheduling.worker import WorkerOptions
 from dipengine.tasks import task_named
+from dipengine.tasks.option_files import file_options
 
 _LOOK = 0.05  # seconds until the driver sees what was submitted
 
@@ -92,22 +93,25 @@ class Engine:
 
     def submit(
         self, image: Any, task: str = "denoise", *, priority: int = 0, axes: str | None = None, alpha: bool = False,
-        truth: Any = None, **options: Any,
+        truth: Any = None, init_from: Any = None, **options: Any,
     ) -> Future:
         """Queue one image; the future's result is a `dipengine.Result`, or raises what `dipengine.restore` would.
 
         image: an array as `dipengine.restore` takes it, or the path of a file (then the result's image is a NumPy array
-        H x W x C). options: the task's own and those of the fit, as there. priority: higher ones first. Waits while `queue`
-        images are waiting. Raises InputError for options that make no sense, DipEngineError after `close`.
+        H x W x C). options: the task's own and those of the fit, as there (devices and threads are the engine's). truth,
+        init_from: as there. priority: higher ones first. Waits while `queue` images are waiting. Raises InputError for options
+        that make no sense, DipEngineError after `close`.
         """
+        for name in ("device", "threads"):
+            if name in options:
+                raise InputError(f"{name} is the engine's, for all images; give it to dipengine.Engine.")
         settings, own = given_settings(options)
         if task_named(task).python_only:
             raise InputError(f"The task {task!r} takes a function, which no worker can be sent; use dipengine.restore.")
         own = checked_options(task, own, axes)
-        files = {option.keyword for option in task_named(task).options if option.kind in FILES}
-        sides = {name: own.pop(name) for name in list(own) if name in files and own[name] is not None}
-        request = Request(task, {name: value for name, value in own.items() if value is not None}, settings)
-        more: dict[str, Any] = {"sides": sides}
+        sides = {name: own.pop(name) for name in file_options(task_named(task)) if own.get(name) is not None}
+        more: dict[str, Any] = {"sides": sides, "init": warm_start(init_from)}
+        request = Request(task, given(own), settings)
         if isinstance(image, (str, os.PathLike)):
             source, back = os.path.abspath(image), lambda pixels: pixels
         else:
@@ -209,7 +213,7 @@ class Engine:
             rows = [row for row, _ in self._ledger.enter(job for job, _ in jobs)]
         for row, (_, asked) in zip(rows, jobs):
             self._asked[row.id] = asked
-            self._driver.add(row)
+            self._driver.add(row, asked.more.get("image"))
 
     def done(self, row: Row, message: Done) -> None:
         asked, restored = self._settle(row), message.value

@@ -14,14 +14,19 @@ from dipengine.fitting.settings import Settings
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.tasks import task_named
 from dipengine.tasks.base import Task
+from dipengine.tasks.option_files import file_options
 from dipengine.tasks.presets import preset_named
 
-FILES = ("mask", "image", "kernel")  # kinds of task options that name a file
 # Settings of one job; where it runs is the engine's business.
 SETTINGS = tuple(field.name for field in fields(Settings) if field.name not in ("device", "threads"))
 _TUPLES = ("upsample", "channels", "skips", "value_range")
 # Where a fit runs and with how many threads is not what is asked for: the ledger keeps the device of each job apart.
 _NOT_ASKED = ("threads", "device")
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that nobody has given: None, and flags that are not set."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Request:
     settings: Settings = Settings()
     truth: str | None = None
     init_from: str | None = None  # generator or checkpoint whose weights every fit begins with
+    tile: str = "auto"  # as --tile
     keep_generator: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -48,7 +54,10 @@ class Request:
 
     def check_complete(self) -> None:
         """Raises InputError where an option is missing that the task needs, or a setting names nothing."""
+        from dipengine.tiling import TileRequest
+
         preset_named(self.settings.preset)
+        TileRequest.parse(self.tile)
         for option in self.described.options:
             if option.required and self.options.get(option.keyword) is None:
                 raise InputError(f"{self.task} needs {option.name}: {option.help}.")
@@ -59,13 +68,12 @@ class Request:
 
     def side_files(self) -> list[str]:
         """The files besides the image that the result depends on."""
-        named = (self.options.get(option.keyword) for option in self.described.options if option.kind in FILES)
+        named = (self.options.get(name) for name in file_options(self.described))
         return [path for path in (*named, self.truth, self.init_from) if path is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` makes it again."""
-        options = {name: value for name, value in sorted(self.options.items()) if value is not None}
-        return {**asdict(self), "options": options}
+        return {**asdict(self), "options": dict(sorted(given(self.options).items()))}
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Request":
@@ -83,6 +91,7 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of all that the result depends on besides the files and the machine."""
         record = self.to_dict()
+        del record["max_pixels"]
         record["settings"] = {name: value for name, value in record["settings"].items() if name not in _NOT_ASKED}
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 

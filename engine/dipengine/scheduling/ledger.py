@@ -88,12 +88,12 @@ class Ledger:
         Raises InputError (in use, foreign, of a newer version, on a network's disk) and OutputError (cannot be written).
         """
         self.path = None if path is None else Path(path)
-        self._lock = None
+        self._lock: Lock | None = None
         self._requests: dict[int, Request] = {}
         self._request_ids: dict[str, int] = {}
         if self.path is not None:
             _check_local(self.path)
-            self._take_lock()
+            self._lock = Lock(Path(f"{self.path}.lock"), f"ledger {self.path}", "--ledger")
         try:
             with self._sentences():
                 self._open()
@@ -118,27 +118,6 @@ class Ledger:
             self._db.executescript(
                 f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION}; PRAGMA user_version={FORMAT}; COMMIT;"
             )
-
-    def _take_lock(self) -> None:
-        """A lock beside the ledger: the operating system drops it with the process, however that ends."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = open(f"{self.path}.lock", "a+", encoding="ascii")
-        except OSError as error:
-            raise OutputError(f"The ledger {self.path} cannot be written ({error.strerror or error}); choose another "
-                              f"--ledger.") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            self._lock.close()
-            self._lock = None
-            raise InputError(f"Another engine works on the ledger {self.path}" + (f" (process {owner})" if owner else "")
-                             + "; wait for it, or stop it first.") from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -221,22 +200,29 @@ class Ledger:
             (row.attempts, time.time(), row.environment, note, row.id),
         )
 
+    def note(self, row: Row, note: str) -> None:
+        """Put behind what is noted already."""
+        self._db.execute("UPDATE jobs SET note=coalesce(note || '; ' || ?1, ?1) WHERE id=?2", (note, row.id))
+
     def back(self, row: Row, error: str | None = None) -> None:
         """The attempt came to nothing; the job waits again."""
         row.state = "queued"
-        self._db.execute("UPDATE jobs SET state='queued', error=? WHERE id=?", (error, row.id))
+        self._db.execute("UPDATE jobs SET state='queued', error=?, environment=? WHERE id=?", (error, row.environment, row.id))
 
     def done(self, row: Row, files: list[FileFacts], result: dict[str, Any]) -> None:
         row.state = "done"
         row.files = json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files])
         self._db.execute(
-            "UPDATE jobs SET state='done', error=NULL, finished_at=?, seconds=?, files=?, result=? WHERE id=?",
-            (time.time(), result.get("seconds"), row.files, json.dumps(result), row.id),
+            "UPDATE jobs SET state='done', error=NULL, finished_at=?, seconds=?, files=?, result=?, environment=? WHERE id=?",
+            (time.time(), result.get("seconds"), row.files, json.dumps(result), row.environment, row.id),
         )
 
     def failed(self, row: Row, error: str) -> None:
         row.state = "failed"
-        self._db.execute("UPDATE jobs SET state='failed', error=?, finished_at=? WHERE id=?", (error, time.time(), row.id))
+        self._db.execute(
+            "UPDATE jobs SET state='failed', error=?, finished_at=?, environment=? WHERE id=?",
+            (error, time.time(), row.environment, row.id),
+        )
 
     def forget(self, row: Row) -> None:
         """Take a finished job out, in engines that keep nothing."""
@@ -269,8 +255,38 @@ class Ledger:
             self._db.close()
             self._db = None
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
+
+
+class Lock:
+    """Held from the first word on; the operating system drops it with the process, however that ends."""
+
+    def __init__(self, path: Path, what: str, option: str) -> None:
+        """path: a file for it alone. what, option: that it stands for, and by which that was chosen, for the errors.
+
+        Raises InputError where another engine has it, and OutputError.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+", encoding="ascii")
+        except OSError as error:
+            raise OutputError(f"The {what} cannot be written ({error.strerror or error}); choose another "
+                              f"{option}.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read().strip()
+            self._file.close()
+            raise InputError(f"Another engine works on the {what}" + (f" (process {owner})" if owner else "")
+                             + "; wait for it, or stop it first.") from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
 
 
 def _check_local(path: Path) -> None:

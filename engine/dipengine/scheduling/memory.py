@@ -13,10 +13,13 @@ def planned_bytes(plan: Plan) -> int:
 
     Of a fit on autograd PyTorch alone could tell: the images are counted, and what it takes is found out by running it.
     """
-    problem = plan.problem
-    height, width = problem.output_shape
-    images = _COPIES * height * width * problem.channels
-    if not native_fit.supports(problem, plan.recipe, plan.placement):
-        return images
-    arena, state = native_fit.planned_bytes(problem, plan.recipe, plan.placement, plan.stop)
-    return arena + 2 * state + images
+    if not native_fit.supports(plan.problem, plan.recipe, plan.placement):
+        return image_bytes(plan)
+    arena, state = native_fit.planned_bytes(plan.problem, plan.recipe, plan.placement, plan.stop)
+    return arena + 2 * state + image_bytes(plan)
+
+
+def image_bytes(plan: Plan) -> int:
+    """Of the images around a fit."""
+    height, width = plan.problem.output_shape
+    return _COPIES * height * width * plan.problem.channels

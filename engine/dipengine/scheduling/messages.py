@@ -83,12 +83,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Tiled:
-    """The image does not fit in memory as one: its plan of tiles is made. pending: those without a result, of `total` fits."""
+    """The image is restored in tiles: the plan of them is made. pending: those without a result, of `total` fits."""
 
     job: int
     attempt: int
     pending: tuple[int, ...]
     total: int
+    tiling: str = ""  # number, sizes and overlap of all tiles, for the ledger
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,6 @@ class Progressed:
     job: int
     attempt: int
     iteration: int
-    resumed_at: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dipengine.errors import OutputError
 from dipengine.images.atomic import remove_leftovers
+from dipengine.scheduling.ledger import Lock
 from dipengine.scheduling.sources import OWN_FOLDER
 
 _CHECKPOINT = re.compile(r"(\d+(?:t\d+)?)\.(\d+)\.safetensors")
@@ -25,7 +26,7 @@ class Places:
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Makes the folders; what was being written when an earlier engine ended is removed. Raises OutputError."""
+        """Touches nothing; `prepare` does."""
         self.folder = Path(folder)
         self.own = self.folder / OWN_FOLDER
         self.ledger = self.own / "ledger.sqlite"
@@ -33,9 +34,14 @@ class Places:
         self._checkpoints = self.own / "checkpoints"
         self._tiles = self.own / "tiles"
         self._attempts: defaultdict[str, list[int]] = defaultdict(list)
+        self._lock: Lock | None = None
 
     def prepare(self) -> None:
-        """To be called with the ledger open: until then another engine may be at work here."""
+        """Take the folder, make those within, and remove what was being written when an earlier engine ended.
+
+        Raises InputError where another engine works here (its ledger may lie elsewhere), and OutputError.
+        """
+        self._lock = Lock(self.own / "lock", f"folder {self.folder}", "-o")
         try:
             shutil.rmtree(self._staging, ignore_errors=True)
             for place in (self._staging, self._checkpoints, self._tiles):
@@ -102,7 +108,7 @@ class Places:
             target = self.folder / name
             for parent in reversed(target.parents):
                 if not parent.exists():
-                    parent.mkdir()
+                    parent.mkdir(exist_ok=True)
                     folders.add(parent.parent)
             os.replace(os.path.join(self.staging(job, attempt), name), target)
             folders.add(target.parent)
@@ -110,11 +116,15 @@ class Places:
             _flush(folder)
         self.discard(job, attempt)
 
-    def tidy(self) -> None:
-        """Remove the folders that are empty now."""
+    def leave(self) -> None:
+        """Remove the folders that are empty now, and let another engine have the place."""
+        if self._lock is None:
+            return
         for place in (self._staging, self._checkpoints, self._tiles, self.own / "weights"):
             with contextlib.suppress(OSError):
                 place.rmdir()
+        self._lock.release()
+        self._lock = None
 
 
 def _flush(folder: Path) -> None:

@@ -41,9 +41,6 @@ class Executor(Protocol):
 
     def send(self, message: Any) -> None: ...
 
-    def kill(self) -> None:
-        """End it at once; a Died follows, and it starts anew."""
-
 
 class Executors(Protocol):
     """All workers of an engine."""
@@ -157,7 +154,7 @@ class Pool:
     def start(self) -> list[Executor]:
         for device in self.devices:
             options = replace(self._options, device=device.name, threads=max(1, device.threads // device.workers),
-                              budget=device.budget)
+                              slots=device.slots, budget=device.budget)
             self._workers += [Process(options, device.slots) for _ in range(device.workers)]
         return list(self._workers)
 
@@ -168,9 +165,6 @@ class Pool:
             yield worker, worker.receive()
             while worker.connection is connection and not connection.closed and connection.poll():
                 yield worker, worker.receive()
-
-    def pids(self) -> list[int]:
-        return [worker.pid for worker in self._workers]
 
     def close(self, patience: float) -> None:
         end = time.monotonic() + patience

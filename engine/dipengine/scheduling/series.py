@@ -38,7 +38,7 @@ class Series:
                     stable = False
                     yield row, "the frame before it is done again"
                 source = self._source(row) if row.state == "queued" else None
-                if source is not None and self._weights(source) is None:
+                if source is not None and source.state == "done" and not (self._places.folder / self._weights(source)).exists():
                     stable = False
                     yield source, "its weights are needed again"
 
@@ -85,7 +85,6 @@ class Series:
             at = self._before.get(at.id)
         return at
 
-    def _weights(self, row: Row) -> str | None:
-        """Of a frame that is done, below the batch's folder; None where they are gone."""
-        name = side_outputs(row.job.output)[1] if row.job.request.keep_generator else self._places.weights(row.name)
-        return name if row.state == "queued" or (self._places.folder / name).exists() else None
+    def _weights(self, row: Row) -> str:
+        """Where those of a frame are when it is done, below the batch's folder."""
+        return side_outputs(row.job.output)[1] if row.job.request.keep_generator else self._places.weights(row.name)

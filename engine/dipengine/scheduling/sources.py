@@ -13,8 +13,9 @@ from typing import Any
 from dipengine.errors import InputError, OutputError
 from dipengine.images.formats import FORMATS, format_for
 from dipengine.scheduling import manifest
-from dipengine.scheduling.jobs import FILES, SETTINGS, Job, Request
+from dipengine.scheduling.jobs import SETTINGS, Job, Request
 from dipengine.tasks import task_named
+from dipengine.tasks.option_files import FILES
 
 WRITTEN = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif")
@@ -109,10 +110,13 @@ def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _walk(source: str, outputs: str) -> Iterator[str]:
+    """All images but those in hidden folders, in the outputs' folder, and in those of other batches."""
     for place, folders, names in os.walk(source):
         folders[:] = [
             name for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) != outputs
+            if not name.startswith(".")
+            and os.path.realpath(os.path.join(place, name)) != outputs
+            and not os.path.isdir(os.path.join(place, name, OWN_FOLDER))
         ]
         if os.path.realpath(place) == outputs and os.path.isdir(os.path.join(place, OWN_FOLDER)):
             raise InputError(f"The outputs would lie among the inputs in {source!r}; give -o a folder of its own.")
@@ -186,7 +190,7 @@ def _request_of(row: dict[str, Any], base: Path, task: str, request: Request) ->
     # Options of the command line belong to its own task: another task's row starts from nothing.
     options = dict(request.options) if task == request.task else {}
     settings: dict[str, Any] = {}
-    truth = row.pop("truth", request.truth)
+    truth, tile = row.pop("truth", request.truth), str(row.pop("tile", request.tile))
     for name, value in row.items():
         keyword = name.replace("-", "_")
         if keyword in kinds:
@@ -194,14 +198,13 @@ def _request_of(row: dict[str, Any], base: Path, task: str, request: Request) ->
         elif keyword == "range" or keyword in SETTINGS:
             settings["value_range" if keyword == "range" else keyword] = _setting(keyword, value)
         else:
-            known = ("input", "output", "priority", "task", "truth", *kinds, *SETTINGS)
+            known = ("input", "output", "priority", "task", "truth", "tile", *kinds, *SETTINGS)
             raise InputError(f"There is no parameter {name!r} of {task}; columns are {', '.join(known)}.")
-    if not settings and options == request.options and task == request.task and truth == request.truth:
-        return request  # one object for all such rows
-    return replace(
-        request, task=task, options=options, settings=replace(request.settings, **settings),
+    asked = replace(
+        request, task=task, options=options, settings=replace(request.settings, **settings), tile=tile,
         truth=None if truth is None else os.fspath(base / str(truth)),
     )
+    return request if asked == request else asked  # one object for all such rows
 
 
 def _option(option: Any, value: Any, base: Path) -> Any:

@@ -6,22 +6,25 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipengine.errors import FitError, InputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
+from dipengine.fitting.native_cohort import CohortSlot, NativeCohort
+from dipengine.fitting.run import advance_together
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
-from dipengine.images import Image, check_writable, read_image, read_kernel, read_mask, write_image
-from dipengine.restoration import RunningRestoration, begin_restoration, plan_restoration
+from dipengine.images import Image, check_writable, read_image, write_image, write_json
+from dipengine.restoration import Plan, RunningRestoration, begin_restoration, plan_restoration
+from dipengine.scheduling.cohorts import Cohorts
 from dipengine.scheduling.jobs import FileFacts
-from dipengine.scheduling.memory import planned_bytes
 from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
-from dipengine.tiling import TiledPlan, TileRequest, plan_tiles, tiled_record
+from dipengine.tasks.option_files import file_options, read_files, read_kernels
+from dipengine.tiling import TiledPlan, TileRequest, needs_tiles, plan_tiles, refuse_in_tiles, tiled_record
 
 if TYPE_CHECKING:
     from dipengine.scheduling.worker import WorkerOptions
@@ -43,18 +46,25 @@ class Work(ABC):
     bytes: int
     iterations: int
     iteration = 0
-    resumed_at = 0
 
     def __init__(self, start: Start) -> None:
         self.start = start
 
-    @abstractmethod
-    def begin(self, threads: int) -> None:
-        """Take the memory."""
+    @property
+    def cohort(self) -> NativeCohort | None:
+        """Works of one cohort take their turns together."""
+        return None
 
     @abstractmethod
-    def advance(self, seconds: float) -> bool:
-        """Go on for about so long; True when it is done."""
+    def begin(self, threads: int) -> bool:
+        """Take the memory; False where that has to wait until others have left."""
+
+    def turn(self, seconds: float) -> None:
+        """Go on for about so long."""
+
+    @abstractmethod
+    def settled(self) -> bool:
+        """Between two turns: save what is due; True when there is no more to do."""
 
     @abstractmethod
     def finish(self) -> Done:
@@ -66,39 +76,39 @@ class Work(ABC):
     def save(self) -> None:
         """Write a checkpoint, where there is something to save."""
 
+    def close(self) -> None:
+        """Give the memory back."""
 
-def work_of(start: Start, options: WorkerOptions, threads: int) -> Work | Tiled:
+
+def work_of(start: Start, options: WorkerOptions, threads: int, cohorts: Cohorts) -> Work | Tiled:
     """Read what is needed and decide everything; no memory is taken for the fit.
 
     Raises what reading and planning raise: InputError, ImageError, OutputError, DeviceError.
     """
     if start.stage == "tile":
-        return TileFit(start, options, threads)
+        return TileFit(start, options, cohorts, threads)
     if start.stage == "blend":
         return Blend(start)
     settings = replace(start.request.settings, device=options.device, threads=threads)
-    if start.tiles is not None and start.image is None and options.tile != "none":
+    if start.tiles is not None and start.image is None and start.request.tile != "none":
         tiled = _in_tiles(start, options, settings)
         if tiled is not None:
             return tiled
-    return ImageFit(start, options, settings)
+    return ImageFit(start, options, cohorts, settings)
 
 
 def _in_tiles(start: Start, options: WorkerOptions, settings: Settings) -> Tiled | None:
     request = start.request
-    named = {
-        name: read_kernel(value, max_pixels=request.max_pixels) if option.kind == "kernel" and isinstance(value, str) else value
-        for option in request.described.options
-        if (value := request.options.get(name := option.keyword)) is not None
-    }
-    tiled = plan_tiles(
-        start.input, request.task, named, settings, folder=start.tiles, tile=TileRequest.parse(options.tile),
-        budget=options.budget, max_pixels=request.max_pixels,
-    )
-    if tiled is None:
+    named = read_kernels(request.described, request.options, max_pixels=request.max_pixels)
+    wish = {"tile": TileRequest.parse(request.tile), "budget": options.budget, "max_pixels": request.max_pixels}
+    if not needs_tiles(start.input, request.task, named, settings, **wish):
         return None
+    asked = {"generators": request.keep_generator, "init-from": request.init_from, "warm": start.previous or start.keep_weights}
+    refuse_in_tiles(*(name for name, value in asked.items() if value))
+    tiled = plan_tiles(start.input, request.task, named, settings, folder=start.tiles, **wish)
     _check_staged(start, lambda path: check_writable(path, tiled.restored_like, alpha=tiled.keeps_alpha))
-    return Tiled(start.job, start.attempt, tuple(tile.index for tile in tiled.pending), len(tiled.tiles))
+    pending = tuple(tile.index for tile in tiled.pending)
+    return Tiled(start.job, start.attempt, pending, len(tiled.tiles), str(tiled.grid))
 
 
 def _staged(start: Start) -> Path:
@@ -116,56 +126,73 @@ def _check_staged(start: Start, check: Callable[[Path], None]) -> None:
 class Fit(Work):
     """A fit that is advanced in turns, saved now and then, and goes on from the checkpoint of an earlier attempt."""
 
-    def __init__(self, start: Start, options: WorkerOptions) -> None:
+    _plan: Plan
+
+    def __init__(self, start: Start, options: WorkerOptions, cohorts: Cohorts) -> None:
         super().__init__(start)
         self._options = options
+        self._cohorts = cohorts
         self._fit: RunningRestoration | None = None
         self._saved = time.monotonic()
         self._pace = 0.0  # seconds an iteration
 
     @abstractmethod
-    def _begin(self) -> RunningRestoration: ...
+    def _begin(self, cohort: NativeCohort | None) -> RunningRestoration: ...
 
     @abstractmethod
     def _owner(self) -> str:
         """By which a checkpoint knows whose fit it is."""
 
     @property
+    def cohort(self) -> NativeCohort | None:
+        return getattr(self._fit.run.fit, "cohort", None) if self._fit is not None else None
+
+    @property
     def iteration(self) -> int:
         return 0 if self._fit is None else self._fit.run.iteration
 
-    def begin(self, threads: int) -> None:
-        self._fit = self._begin()
+    def begin(self, threads: int) -> bool:
+        room = self._cohorts.room_for(self._plan)
+        if room is None:
+            return False
+        self._fit = self._begin(room.cohort)
         self.set_threads(threads)
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
                 take_up(self.start.resume, self._fit.run, self._owner())
-                self.resumed_at = self._fit.run.iteration
             except InputError:
-                self.resumed_at = 0  # of another machine, build or input: the job asks to be started anew then
+                pass  # of another machine, build or input: the fit begins anew
         self._saved = time.monotonic()
+        return True
 
     def set_threads(self, count: int) -> None:
         if self._fit is not None:
             self._fit.run.set_threads(count)
 
-    def advance(self, seconds: float) -> bool:
+    def turn(self, seconds: float) -> None:
+        run, begin = self._fit.run, time.monotonic()
+        before = run.iteration
+        run.advance(max(1, int(seconds / self._pace)) if self._pace else 1)
+        self._pace = (time.monotonic() - begin) / max(1, run.iteration - before)
+
+    def settled(self) -> bool:
         run = self._fit.run
-        count = max(1, int(seconds / self._pace)) if self._pace else 1
-        before, begin = run.iteration, time.monotonic()
-        finished = run.advance(count)
-        now = time.monotonic()
-        self._pace = (now - begin) / max(1, run.iteration - before)
-        if finished:
+        if run.finished:
             return True
         limit = self._options.limit_time
         if limit is not None and run.seconds > limit:
             self.save()
             raise TimeLimit(f"It was not done after {limit:g} s (iteration {run.iteration} of at most {run.ceiling}); raise "
                             f"--limit-time and run again with --retry-failed to go on from there.")
-        if now - self._saved >= self._options.checkpoint_every:
+        if time.monotonic() - self._saved >= self._options.checkpoint_every:
             self.save()
         return False
+
+    def close(self) -> None:
+        fit, self._fit = self._fit, None
+        if fit is not None and isinstance(fit.run.fit, CohortSlot):
+            fit.run.fit.close()
+            self._cohorts.left()
 
     def save(self) -> None:
         if self.start.checkpoint is not None and self.iteration:
@@ -173,11 +200,26 @@ class Fit(Work):
             self._saved = time.monotonic()
 
 
+def turn_together(cohort: NativeCohort, fits: Sequence[Fit], seconds: float) -> dict[Fit, FitError]:
+    """A turn of about `seconds` of fits in the slots of one cohort; those that fail by it, which end alone, and why.
+
+    Raises FitError where the memory is used up.
+    """
+    pace = sum(fit._pace for fit in fits)
+    before, begin = sum(fit.iteration for fit in fits), time.monotonic()
+    by_run = {fit._fit.run: fit for fit in fits}
+    failed = advance_together(cohort, by_run, max(1, int(seconds / pace)) if all(fit._pace for fit in fits) else 1)
+    each = (time.monotonic() - begin) / max(1, sum(fit.iteration for fit in fits) - before)
+    for fit in fits:
+        fit._pace = each
+    return {by_run[run]: error for run, error in failed.items()}
+
+
 class ImageFit(Fit):
     """An image as one fit."""
 
-    def __init__(self, start: Start, options: WorkerOptions, settings: Settings) -> None:
-        super().__init__(start, options)
+    def __init__(self, start: Start, options: WorkerOptions, cohorts: Cohorts, settings: Settings) -> None:
+        super().__init__(start, options, cohorts)
         request = start.request
         self._files = Files(request.max_pixels)
         self._image = start.image or self._files.image(start.input)
@@ -190,7 +232,7 @@ class ImageFit(Fit):
             alpha = self._image.alpha is not None and not problem.fills_alpha
             _check_staged(start, lambda path: check_writable(path, self._image, alpha=alpha, scale=problem.scale))
         self.iterations = self._plan.recipe.iterations
-        self.bytes = planned_bytes(self._plan)
+        self.bytes = cohorts.bytes_of(self._plan)
         self._cold: str | None = None  # why the frame before is not begun with
         self._init = start.init
         if request.init_from is not None:
@@ -200,10 +242,11 @@ class ImageFit(Fit):
             path, name = start.previous
             self._init = replace(WarmStart.load(path), kind="previous", source=name)
 
-    def _begin(self) -> RunningRestoration:
+    def _begin(self, cohort: NativeCohort | None) -> RunningRestoration:
         def begin(init: WarmStart | None) -> RunningRestoration:
             return begin_restoration(
-                self._image, self.start.request.task, self._task_options, self._settings, self._plan, truth=self._truth, init=init
+                self._image, self.start.request.task, self._task_options, self._settings, self._plan, truth=self._truth, init=init,
+                cohort=cohort,
             )
 
         try:
@@ -242,38 +285,31 @@ class ImageFit(Fit):
     def _read_options(self) -> dict[str, Any]:
         """The task's options, with the files that they name read; a mask is turned already where that was asked."""
         request, files = self.start.request, self._files
-        options = dict(request.options)
-        invert = bool(options.pop("invert_mask", False)) if "mask" in options else False
-        readers = {
-            "mask": lambda path: read_mask(path, self._image.pixels.shape, invert=invert, max_pixels=request.max_pixels),
-            "kernel": lambda path: read_kernel(path, max_pixels=request.max_pixels),
-        }
-        for option in request.described.options:
-            path = options.get(option.keyword)
-            if path is None:
-                continue
-            if option.kind == "image":
-                options[option.keyword] = files.image(path)
-            elif option.kind in readers:
+        options = read_files(
+            request.described, request.options, self._image.pixels.shape, max_pixels=request.max_pixels, image=files.image
+        )
+        known = {facts.path for facts in files.facts}
+        for name in file_options(request.described):
+            path = request.options.get(name)
+            if path is not None and path not in known:
                 files.note(path)
-                options[option.keyword] = readers[option.kind](path)
         return options
 
 
 class TileFit(Fit):
     """One tile of an image whose plan of tiles is made."""
 
-    def __init__(self, start: Start, options: WorkerOptions, threads: int) -> None:
-        super().__init__(start, options)
+    def __init__(self, start: Start, options: WorkerOptions, cohorts: Cohorts, threads: int) -> None:
+        super().__init__(start, options, cohorts)
         self._tiled = TiledPlan.load(Path(start.tiles))
         image, task_options, settings, plan = self._tiled.tile_plan(start.tile)
-        placed = replace(plan.placement, threads=threads)
-        self._given = (image, self._tiled.task, task_options, replace(settings, threads=threads), replace(plan, placement=placed))
+        self._plan = replace(plan, placement=replace(plan.placement, threads=threads))
+        self._given = (image, self._tiled.task, task_options, replace(settings, threads=threads), self._plan)
         self.iterations = plan.recipe.iterations
-        self.bytes = planned_bytes(plan)
+        self.bytes = cohorts.bytes_of(self._plan)
 
-    def _begin(self) -> RunningRestoration:
-        return begin_restoration(*self._given)
+    def _begin(self, cohort: NativeCohort | None) -> RunningRestoration:
+        return begin_restoration(*self._given, cohort=cohort)
 
     def _owner(self) -> str:
         return f"{self._tiled.key} {self.start.tile}"
@@ -290,10 +326,10 @@ class Blend(Work):
     bytes = _BLENDING
     iterations = 1
 
-    def begin(self, threads: int) -> None:
-        pass
+    def begin(self, threads: int) -> bool:
+        return True
 
-    def advance(self, seconds: float) -> bool:
+    def settled(self) -> bool:
         return True
 
     def finish(self) -> Done:
@@ -354,8 +390,6 @@ def facts_of(path: str) -> FileFacts:
 
 
 def _write_record(start: Start, record: dict[str, Any], staged: list[str]) -> None:
-    from dipengine.cli.side_files import write_json
-
     name = side_outputs(start.output)[0]
     write_json(Path(start.staging) / name, record)
     staged.append(name)

@@ -28,8 +28,8 @@ class WorkerOptions:
     threads: int = 1
     checkpoint_every: float = 60.0
     limit_time: float | None = None  # seconds of iterations, of one fit
+    slots: int = 1  # fits at once
     budget: int | None = None  # bytes that one fit may hold; images that need more are restored in tiles
-    tile: str = "auto"  # as --tile
 
 
 class Worker:
@@ -40,7 +40,9 @@ class Worker:
         self._options = options
         self._threads = options.threads
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
+        self._cohorts: Any = None  # with the first image: its imports take a moment
         self._planned: dict[int, Any] = {}
+        self._waiting: dict[int, Any] = {}  # for others to leave
         self._running: dict[int, Any] = {}
         self._leaving = False
 
@@ -48,12 +50,14 @@ class Worker:
         """Until told to stop."""
         threading.Thread(target=self._listen, daemon=True).start()
         self._connection.send(Ready(environment_of(self._options.device)))
+        self._take_messages()
         while not self._leaving:
+            self._turns()
+            for number in list(self._waiting):
+                self._begin(self._waiting.pop(number))
             self._take_messages()
-            for number in list(self._running):
-                self._turn(number)
-        for work in self._running.values():
-            work.save()
+        for work in list(self._running.values()):
+            self._guarded(work.start, work.save)
 
     def _listen(self) -> None:
         while True:
@@ -67,7 +71,7 @@ class Worker:
         """Waits where there is nothing to run."""
         while not self._leaving:
             try:
-                self._take(self._inbox.get(block=not self._running))
+                self._take(self._inbox.get(block=not (self._running or self._waiting)))
             except queue.Empty:
                 return
 
@@ -77,71 +81,105 @@ class Worker:
         elif isinstance(message, Go):
             work = self._planned.pop(message.job, None)
             if work is not None:
-                self._running[message.job] = work
-                self._guarded(work.start, work.begin, self._threads)
+                self._begin(work)
         elif isinstance(message, Drop):
-            self._planned.pop(message.job, None)
-            self._running.pop(message.job, None)
+            self._leave(message.job)
         elif isinstance(message, Threads):
             self._threads = message.count
-            for work in self._running.values():
-                work.set_threads(message.count)
+            for work in list(self._running.values()):
+                self._guarded(work.start, work.set_threads, message.count)
         elif isinstance(message, Stop):
             self._leaving = True
 
     def _plan(self, start: Start) -> None:
+        from dipengine.scheduling.cohorts import Cohorts
         from dipengine.scheduling.work import work_of
 
-        work = work_of(start, self._options, self._threads)
+        if self._cohorts is None:
+            self._cohorts = Cohorts(self._options.slots, self._options.budget)
+        work = work_of(start, self._options, self._threads, self._cohorts)
         if isinstance(work, Tiled):
             self._connection.send(work)
             return
         self._planned[start.job] = work
         self._connection.send(Planned(start.job, start.attempt, work.bytes, work.iterations))
 
-    def _turn(self, number: int) -> None:
-        work = self._running[number]
-        self._guarded(work.start, self._advance, work)
+    def _begin(self, work: Any) -> None:
+        def begin() -> None:
+            (self._running if work.begin(self._threads) else self._waiting)[work.start.job] = work
 
-    def _advance(self, work: Any) -> None:
+        self._guarded(work.start, begin, work=work)
+
+    def _turns(self) -> None:
+        groups: dict[Any, list[Any]] = {}
+        for work in self._running.values():
+            groups.setdefault(work.cohort or work, []).append(work)
+        for cohort, works in groups.items():
+            if len(works) == 1:
+                self._guarded(works[0].start, works[0].turn, _TURN)
+            else:
+                self._together(cohort, works)
+            for work in works:
+                if work.start.job in self._running:
+                    self._guarded(work.start, self._settle, work)
+
+    def _together(self, cohort: Any, works: list[Any]) -> None:
+        from dipengine.scheduling.work import turn_together
+
+        try:
+            failed = turn_together(cohort, works, _TURN)
+        except Exception as error:  # noqa: BLE001  (as in _guarded)
+            failed = dict.fromkeys(works, error)
+        for work, error in failed.items():
+            self._fail(work.start, error)
+
+    def _settle(self, work: Any) -> None:
         start = work.start
-        if not work.advance(_TURN):
-            self._connection.send(Progressed(start.job, start.attempt, work.iteration, work.resumed_at))
+        if not work.settled():
+            self._connection.send(Progressed(start.job, start.attempt, work.iteration))
             return
         done = work.finish()
-        del self._running[start.job]
+        self._leave(start.job)
         self._connection.send(done)
 
-    def _guarded(self, start: Start, action: Any, *arguments: Any) -> None:
-        """One image's failure is that image's alone."""
+    def _leave(self, number: int) -> None:
+        for works in (self._planned, self._waiting, self._running):
+            work = works.pop(number, None)
+            if work is not None:
+                work.close()
+
+    def _fail(self, start: Start, error: Exception) -> None:
+        self._leave(start.job)
+        self._connection.send(failure_of(start, error))
+
+    def _guarded(self, start: Start, action: Any, *arguments: Any, work: Any = None) -> None:
+        """One image's failure is that image's alone. work: that is in none of the lists."""
         try:
             action(*arguments)
         except Exception as error:  # noqa: BLE001  (whatever a library throws at a strange file)
-            self._planned.pop(start.job, None)
-            self._running.pop(start.job, None)
-            self._connection.send(failure_of(start, error))
+            if work is not None:
+                work.close()
+            self._fail(start, error)
 
 
 def failure_of(start: Start, error: Exception) -> Failed:
     """What went wrong in one sentence, and whether another attempt makes sense."""
-    import errno
-
     from dipengine.errors import DipEngineError, OutOfMemory, OutputError
+    from dipengine.images.atomic import nobody_can_write
     from dipengine.scheduling.work import TimeLimit
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return Failed(start.job, start.attempt, str(error), "disk", error)
-        cause = cause.__cause__
-    if isinstance(error, (MemoryError, OutOfMemory)):
-        return Failed(start.job, start.attempt, str(error) or "The memory is used up.", "memory", error)
-    if isinstance(error, TimeLimit):
-        return Failed(start.job, start.attempt, str(error), "time", error)
-    if isinstance(error, DipEngineError) and not isinstance(error, OutputError):
-        return Failed(start.job, start.attempt, str(error), "final", error)
-    text = str(error) if isinstance(error, DipEngineError) else f"{type(error).__name__}: {error}"
-    return Failed(start.job, start.attempt, text, "accident", error)
+    # Others' exceptions may not survive the way to the driver.
+    ours = isinstance(error, DipEngineError)
+    text, kind = str(error) if ours else f"{type(error).__name__}: {error}", "accident"
+    if nobody_can_write(error):
+        kind = "disk"
+    elif isinstance(error, (MemoryError, OutOfMemory)):
+        text, kind = str(error) or "The memory is used up.", "memory"
+    elif isinstance(error, TimeLimit):
+        kind = "time"
+    elif ours and not isinstance(error, OutputError):
+        kind = "final"
+    return Failed(start.job, start.attempt, text, kind, error if ours else None)
 
 
 def environment_of(device: str) -> dict[str, Any]:

@@ -198,6 +198,9 @@ class TileGrid:
         row, column = divmod(index, self.columns.count)
         return self.rows.weights(row), self.columns.weights(column)
 
+    def __str__(self) -> str:
+        return f"{len(self)} of {self.columns.tile}x{self.rows.tile}, overlap {self.rows.overlap}"
+
     def to_dict(self) -> dict[str, Any]:
         """All that the grid is a function of, and what came out, for records."""
         rows, columns = self.rows, self.columns

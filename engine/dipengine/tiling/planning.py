@@ -92,6 +92,22 @@ def needs_tiles(
         return False
 
 
+_NOT_IN_TILES = {
+    "generator": "has a generator for each of them",
+    "generators": "has a generator for each of them",
+    "export": "has a generator for each of them",
+    "init-from": "begins each of them with random weights",
+    "warm": "begins each of them with random weights",
+    "checkpoint": "keeps what is done by itself, tile by tile",
+}
+
+
+def refuse_in_tiles(*asked: str) -> None:
+    """Raises InputError for the first of the options asked for that an image in tiles cannot have."""
+    for name in asked:
+        raise InputError(f"An image in tiles {_NOT_IN_TILES[name]}; leave --{name} out, or give --tile none.")
+
+
 def clear(folder: str | os.PathLike) -> None:
     """Remove a plan's files from its folder; anybody else's stay."""
     with suppress(OSError):

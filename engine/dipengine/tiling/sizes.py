@@ -92,6 +92,11 @@ class Fits:
             return (-(-operator.before // operator.factor),) * 2
         return 0, 0
 
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Of a fit of height x width input pixels: fits of one canvas can share a plan."""
+        (rows, columns), scale = self.margins, self.scale
+        return self.plan.recipe.generator.canvas(height * scale + rows, width * scale + columns)
+
     def bytes_for(self, height: int, width: int) -> int | None:
         """The arena of a fit of height x width input pixels; None where the native plan does not run it."""
         plan = self.plan

@@ -1,0 +1,97 @@
+// The steps of an iteration on a CUDA device, for all fits of a plan at once: each a few launches of the ops behind the seam, over
+// buffers of one arena. The fit is a dimension of every launch; which fits take part is in device memory.
+//
+// A fit's block in the arena, the same distance from the next one's in all its parts, which is what one fit stride serves:
+//
+//   its slot's arrays (slot.h) | gradients of the trainable parameters | per-channel numbers | numbers of one step
+//
+// The slot's arrays lie where those of the largest image would, and so do the rows of its images.
+#pragma once
+
+#include "fit/iteration_cuda.h"
+#include "fit/slot.h"
+#include "ops/conv/conv_cuda.h"
+#include "ops/masked_mse/masked_mse_cuda.h"
+#include "ops/norm/norm_cuda.h"
+
+namespace dipengine {
+
+// A sentence for whatever a plan on a CUDA device does not do.
+dipengine_status check_cuda_params(const dipengine_fit_params& params);
+
+class CudaPlan {
+ public:
+  // Sizes everything, for the calling thread's current device; allocates nothing.
+  CudaPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout, const LoopRules& rules);
+  dipengine_status size();
+
+  // `arena`: graph.arena.bytes() of device memory; `stream`: that everything is launched on.
+  void bind(void* arena, void* stream);
+
+  // Step `step` of a turn of all fits; with what stands before the first, before learning and behind the last.
+  dipengine_status launch(int step);
+  // f at the unperturbed z of those fits that `active` holds, up to the logits; and their sigmoid into image().
+  dipengine_status launch_forward();
+  dipengine_status launch_image();
+
+  const FitNumbers& numbers() const { return fits_; }
+  float* block(int32_t fit) const { return blocks() + fit * stride_; }
+  const float* gradients(int32_t fit) const { return block(fit) + gradients_; }
+  const float* channel_numbers(int32_t fit) const { return block(fit) + numbers_at_; }
+  int64_t channel_numbers_count() const { return graph_.numbers; }
+  // [height, width, channels] of a fit, behind launch_image.
+  const float* image(int32_t fit) const;
+
+ private:
+  template <typename T>
+  T* at(int buffer) const {
+    return reinterpret_cast<T*>(base_ + graph_.arena.offset(buffer));
+  }
+  float* blocks() const { return at<float>(block_buffer_); }
+  // From a fit to the next, in elements of an image in the fit's dtype, or of float32.
+  int64_t stride_of(int buffer) const { return static_cast<int64_t>(graph_.arena.stride(buffer)) / element_; }
+  int64_t float_stride(int buffer) const { return static_cast<int64_t>(graph_.arena.stride(buffer) / sizeof(float)); }
+  int64_t array_at(SlotArrays::Name name) const { return static_cast<int64_t>(places_.offsets[name] / sizeof(float)); }
+  float* array(SlotArrays::Name name) const { return blocks() + array_at(name); }
+  float* parameter(int index) const { return array(SlotArrays::parameters) + layout_.parameter_offset(index); }
+  float* gradient(int index) const { return blocks() + gradients_ + layout_.parameter_offset(index); }
+  float* node_number(const Node& node, int which) const { return blocks() + numbers_at_ + node.numbers + which * node.channels; }
+  float* part_number(const Part& part, int which) const;
+  float* spare(int which) const { return blocks() + spare_ + which * graph_.most_channels; }
+  dipengine_pixels pixels(const Node& node, int buffer) const;
+  void* workspace(int step, size_t skip = 0) const;
+  size_t workspace_bytes(int step, size_t skip = 0) const;
+  void need(int step, size_t bytes);
+
+  dipengine_status each(int step, bool sizing);
+  dipengine_conv_cuda_source source(const Part& part, bool backward) const;
+  dipengine_conv_cuda_params conv_params(const Unit& unit, const dipengine_conv_cuda_source* sources, bool backward) const;
+  dipengine_status forward(int step, bool sizing);
+  dipengine_status backward(int step, bool sizing);
+  dipengine_norm_cuda_params norm_params(int step, const dipengine_conv_cuda_source* source, const uint8_t* active) const;
+  dipengine_norm_cuda_gradient fold_params(const Node& node, double count) const;
+  dipengine_status merge(int step, bool sizing);
+  dipengine_status merge_backward(int step, bool sizing);
+  dipengine_status perturb(double std);
+  dipengine_status loss(int step, bool sizing);
+  dipengine_status residual(int step, bool sizing);
+  dipengine_status adam();
+  dipengine_masked_mse_cuda_params image_params(int step) const;
+  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, p_.sigma > 0 ? p_.sigma * p_.sigma : 1}; }
+  dipengine_status copies(std::initializer_list<ArrayPair> pairs) const;
+
+  const dipengine_fit_params& p_;
+  Graph& graph_;
+  const SlotLayout& layout_;
+  const LoopRules& rules_;
+  const SlotLayout::Places places_;
+  const int64_t channels_, element_;
+  std::vector<size_t> needed_;  // workspace of each step
+  int64_t stride_ = 0, gradients_ = 0, numbers_at_ = 0, spare_ = 0;  // floats; in a block
+  int block_buffer_ = -1, fits_buffer_ = -1;
+  FitNumbers fits_{};
+  char* base_;
+  void* stream_ = nullptr;
+};
+
+}  // namespace dipengine

@@ -1,0 +1,22 @@
+#include "fit/loop.h"
+
+#include <cmath>
+
+namespace dipengine {
+
+LoopRules loop_rules(const dipengine_fit_params& p) {
+  return {stop_rule(p.iterations, p.average_decay),
+          std::pow(10.0, p.rollback_db / 10),
+          p.iterations,
+          p.stop == DIPENGINE_STOP_AUTO,
+          p.data_term == DIPENGINE_DATA_SENSOR || p.sigma > 0,
+          p.average_warm_up};
+}
+
+dipengine_fit_progress progress_of(const LoopRules& rules, int32_t index, const SlotState& s) {
+  return {sizeof(dipengine_fit_progress), index, s.status, s.reason, s.rolled_back, s.iteration,
+          delivers_best(rules, s) ? s.best_iteration : s.iteration, s.rollback.count, s.loss, s.outputs.es_variance,
+          s.learning_rate, s.extent.height, s.extent.width};
+}
+
+}  // namespace dipengine

@@ -1,0 +1,79 @@
+// The emulated device's memory and streams, of which there is one at a time for each that is open; all work is done when it is given,
+// or, recorded, when it is replayed.
+#include "platform/cuda/stream.h"
+
+#include <cstring>
+#include <map>
+#include <memory>
+
+#include "emulator.h"
+#include "platform/error.h"
+
+namespace dipengine::cuda {
+namespace {
+
+std::map<void*, std::unique_ptr<emulator::Memory>>& memories() {
+  static std::map<void*, std::unique_ptr<emulator::Memory>> all;
+  return all;
+}
+
+uintptr_t streams = 0;
+
+}  // namespace
+
+}  // namespace dipengine::cuda
+
+size_t dipengine::emulator::allocated() {
+  size_t bytes = 0;
+  for (const auto& [address, memory] : cuda::memories()) bytes += memory->bytes();
+  return bytes;
+}
+
+namespace dipengine::cuda {
+
+dipengine_status allocate(size_t bytes, void** memory) {
+  auto made = std::make_unique<emulator::Memory>(bytes);
+  *memory = made->data();
+  memories()[*memory] = std::move(made);
+  return DIPENGINE_OK;
+}
+
+void release(void* memory) { memories().erase(memory); }
+
+dipengine_status open_stream(void** stream) {
+  *stream = reinterpret_cast<void*>(++streams);
+  return DIPENGINE_OK;
+}
+
+void close_stream(void*) {}
+
+// Whatever was written outside of its memory by now is known.
+dipengine_status wait(void*) {
+  for (const auto& [address, memory] : memories()) {
+    if (!memory->intact()) return fail(DIPENGINE_INVALID_ARGUMENT, "The memory at %p was written outside of.", address);
+  }
+  return DIPENGINE_OK;
+}
+
+dipengine_status download(void* to, const void* from, size_t bytes, void* stream) {
+  std::memcpy(to, from, bytes);
+  return wait(stream);
+}
+
+dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
+  auto made = std::make_unique<emulator::Sequence>();
+  emulator::record_on(stream, made.get());
+  const dipengine_status status = launches();
+  emulator::record_on(nullptr, nullptr);
+  if (status == DIPENGINE_OK) *sequence = made.release();
+  return status;
+}
+
+dipengine_status replay(void* sequence, void*) {
+  for (const auto& launch : *static_cast<emulator::Sequence*>(sequence)) DIPENGINE_TRY(launch());
+  return DIPENGINE_OK;
+}
+
+void forget(void* sequence) { delete static_cast<emulator::Sequence*>(sequence); }
+
+}  // namespace dipengine::cuda
