@@ -120,8 +120,8 @@ def test_arrays_enter_by_either_protocol_on_the_stream_and_are_written(module, m
 def test_the_norm_passes_take_arrays_on_their_stream(module, memory):
     values = {"x": drawn(1, 5, 6, 7), "g": drawn(2, 5, 6, 7), "gamma": drawn(3, 7) + 1.5, "beta": drawn(4, 7)}
     inner, triple = (drawn(5, 7) + 1.5, drawn(6, 7)), [drawn(7, 7), drawn(8, 7), drawn(9, 7)]
-    blank = {"d_x": np.zeros((5, 6, 7), np.float32)} | {
-        name: np.zeros(7, np.float32) for name in ("mean", "variance", "scale", "shift", "sum", "product", *"abc", "d_gamma", "d_beta")}
+    names = ("mean", "variance", "scale", "shift", "sum", "product", *"abc", "d_gamma", "d_beta")
+    blank = {"d_x": np.zeros((5, 6, 7), np.float32)} | {name: np.zeros(7, np.float32) for name in names}
 
     def passes(native, number, image, **named):
         one = {name: (image if name in ("x", "g", "d_x") else number)(value) for name, value in (values | blank).items()}
@@ -185,7 +185,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(module, memory):
         x, y, w = (DlpackArray(memory, drawn(1, *s).astype(np.float64)) for s in ((4, 4, 2), (4, 4, 3), (1, 1, 2, 3)))
         module.conv_forward([module.Source(x)], w, y, workspace=lambda n: DlpackArray(memory, np.zeros(n, np.uint8)))
     with pytest.raises(DeviceError, match="norm_apply has no CUDA kernel"):
-        module.norm_apply(module.Source(DlpackArray(memory, drawn(1, 4, 4, 2))), y=DlpackArray(memory, drawn(1, 4, 4, 2)), workspace=None)
+        x, y = (DlpackArray(memory, drawn(1, 4, 4, 2)) for _ in range(2))
+        module.norm_apply(module.Source(x), y=y, workspace=None)
     with pytest.raises(InputError, match="one or two"):
         module.conv_forward([], drawn(1, 1, 1, 2, 3), drawn(1, 4, 4, 3), workspace=None)
 
