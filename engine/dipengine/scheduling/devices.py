@@ -34,7 +34,7 @@ def plan_devices(
         if name == "cpu":
             there = environment.memory()
             budget = limit_memory or (None if there is None else int(_SHARE * there))
-            plans.append(DevicePlan("cpu", workers or cores, 1, budget, max(cores, workers or 1)))
+            plans.append(DevicePlan("cpu", workers or cores, 1, budget, max(cores, workers or 1), limit_memory is not None))
         else:
-            plans.append(DevicePlan(name, 1, 1, limit_memory, max(1, cores // len(names))))
+            plans.append(DevicePlan(name, 1, 1, limit_memory, max(1, cores // len(names)), limit_memory is not None))
     return plans
