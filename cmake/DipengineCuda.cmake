@@ -9,6 +9,7 @@
 # the result loads on a machine without a driver and says there what it misses.
 set(DIPENGINE_CUDA_SOURCES
   csrc/fit/iteration_cuda.cu
+  csrc/ops/activation/activation_cuda.cu
   csrc/ops/adam/adam_cuda.cu
   csrc/ops/blur/blur_cuda.cu
   csrc/ops/conv/conv_bias_gradient_cuda.cu
@@ -16,6 +17,7 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/conv/conv_data_plan_cuda.cu
   csrc/ops/conv/conv_data_weights_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
+  csrc/ops/conv/conv_mean_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu
   csrc/ops/conv/conv_weights_cuda.cu
@@ -27,6 +29,7 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/resample/resample_cuda.cu)
 # Host code that calls them.
 set(DIPENGINE_CUDA_HOST_SOURCES
+  csrc/fit/cuda_data.cpp
   csrc/fit/cuda_device.cpp
   csrc/fit/cuda_plan.cpp)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)

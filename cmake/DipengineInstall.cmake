@@ -11,7 +11,7 @@ foreach(op activation adam blur conv deviance masked_mse norm philox resample)
   install(FILES "csrc/ops/${op}/${op}.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
 endforeach()
 # The CUDA ops' contracts; their functions are there where the kernels are built.
-foreach(op adam blur conv deviance masked_mse norm philox resample)
+foreach(op activation adam blur conv deviance masked_mse norm philox resample)
   install(FILES "csrc/ops/${op}/${op}_cuda.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/dipengine/ops")
 endforeach()
 install(EXPORT dipengineTargets NAMESPACE dipengine:: DESTINATION "${package_dir}")

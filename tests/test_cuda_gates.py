@@ -15,6 +15,7 @@ ARCHITECTURES = (80, 86, 89, 90, 120)
 
 # Most registers of a thread, by kernel. With 128 threads 255 are what two blocks a multiprocessor leave, with 256 threads 128.
 REGISTERS = {
+    "sigmoid_backward_kernel": 64,
     "adam_kernel": 64,
     "perturb_kernel": 64,
     "masked_mse_kernel": 96,
@@ -30,6 +31,8 @@ REGISTERS = {
     "sums_kernel": 96,
     "norm_fold_gradient_kernel": 64,
     "conv_weight_sum_kernel": 64,
+    "conv_widen_kernel": 64,
+    "conv_narrow_kernel": 64,
     "turn_begin_kernel": 64,
     "turn_judge_kernel": 64,
     "turn_end_kernel": 72,
@@ -157,4 +160,6 @@ print(core.dipengine_perturb_cuda(ctypes.byref(p)), core.dipengine_last_error().
     assert said.startswith("3 perturb needs a CUDA device and its driver"), said
     said = run(sys.executable, "-m", "dipengine", "doctor", env=without)
     assert re.search(r"^CUDA kernels +for 80-virtual \(nvcc [\d.]+\); No CUDA device can be used here: ", said, re.MULTILINE), said
+    script = "from dipengine.fitting.device import place; from dipengine.fitting.settings import Settings; print(place(Settings()).device)"
+    assert run(sys.executable, "-c", script, env=without) == "cpu\n"
     assert package.as_posix() in run(sys.executable, "-c", "import dipengine; print(dipengine.__file__)", env=without)

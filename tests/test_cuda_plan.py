@@ -14,13 +14,14 @@ import torch.nn.functional as functional  # noqa: E402
 from conv_problems import nearest_tf32  # noqa: E402
 from emulated import NEEDS  # noqa: E402
 from emulated_arrays import Memory, OneGpu  # noqa: E402
-from test_fitting_native import PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
+from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
 
 from dipengine.errors import DeviceError  # noqa: E402
 from dipengine.fitting import device as placing  # noqa: E402
-from dipengine.fitting import native_fit  # noqa: E402
+from dipengine.fitting import native_cohort, native_fit  # noqa: E402
 from dipengine.fitting.device import Placement, for_autograd, place  # noqa: E402
 from dipengine.fitting.fit import Fit  # noqa: E402
+from dipengine.fitting.native_cohort import NativeCohort  # noqa: E402
 from dipengine.fitting.native_fit import NativeFit, supports  # noqa: E402
 from dipengine.fitting.run import FitRun  # noqa: E402
 from dipengine.fitting.settings import Settings  # noqa: E402
@@ -40,21 +41,21 @@ RECIPE = Recipe(SMALL, iterations=40, average_decay=0.9, average_warm_up=True)
 PROBLEM = Problem("inpaint", TARGET, TARGET.shape[:2], RECIPE, known=KNOWN)
 
 
-@pytest.fixture
-def emulated(monkeypatch, emulated_module):
-    """The native plan over the emulated device."""
-    module = emulated_module
+@pytest.fixture(params=[pytest.param("emulated", marks=[pytest.mark.slow, *NEEDS]), pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The native plan over the emulated device, and on a GPU where there is one."""
+    if request.param == "gpu":
+        if backend.cuda_missing():
+            pytest.skip(f"needs a core with CUDA kernels: {backend.cuda_missing()}")
+        yield
+        return
+    module = request.getfixturevalue("emulated_module")
     pool = module.Pool(1)
-    monkeypatch.setattr(native_fit, "native", module)
-    monkeypatch.setattr(native_fit, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))
-    yield module
+    for place in (native_fit, native_cohort):
+        monkeypatch.setattr(place, "native", module)
+        monkeypatch.setattr(place, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))
+    yield
     assert Memory(module).core.emulator_fault() == b""
-
-
-def emulated_test(function):
-    for mark in [pytest.mark.slow, *NEEDS]:
-        function = mark(function)
-    return function
 
 
 class Tf32Convolution(torch.autograd.Function):
@@ -82,24 +83,27 @@ def tf32_convolution(x, weight, bias=None, stride=1, padding=0):
     return out if bias is None else out + bias[:, None, None]
 
 
-@emulated_test
+RECIPES = {"masked": RECIPE} | {name: replace(RECIPE, generator=generator) for name, generator in GENERATORS.items() if name != "wide"}
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emulated, precision, monkeypatch):
+@pytest.mark.parametrize("name", [*(name for name in PROBLEMS if name != "masked"), *RECIPES])
+def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(device, name, precision, monkeypatch):
     """From each of 5 states of a run on the CPU: one step's loss to 1e-2 (tf32: 1e-3), and the pooled RMS error of all gradients
     (relative to each tensor's norm) at most twice that of plain PyTorch at this precision."""
-    seed = 5
-    cpu = NativeFit(PROBLEM, RECIPE, seed, Placement("cpu", precision, "native", 1), "fixed")
-    plan = NativeFit(PROBLEM, RECIPE, seed, replace(GPU, precision=precision), "fixed")
+    problem, recipe, seed = (PROBLEM, RECIPES[name], 5) if name in RECIPES else (PROBLEMS[name], RECIPE, 5)
+    cpu = NativeFit(problem, recipe, seed, Placement("cpu", precision, "native", 1), "fixed")
+    plan = NativeFit(problem, recipe, seed, replace(GPU, precision=precision), "fixed")
     errors = {"plan": [], "torch": []}
     for step in range(5):
         plan.load_state(cpu.save_state())
         weights = plan.weights()
-        loss, exact = float64_step(PROBLEM, RECIPE, weights, seed, step)
+        loss, exact = float64_step(problem, recipe, weights, seed, step)
         plan.run(1)
         cpu.run(1)
         assert plan.losses[-1] == pytest.approx(loss, rel=1e-2 if precision == "bf16" else 1e-3)
         assert plan.losses[-1] == pytest.approx(cpu.losses[-1], rel=1e-2 if precision == "bf16" else 1e-3)
-        fit = Fit(PROBLEM, RECIPE, seed, Placement("cpu", precision, "torch", 1))
+        fit = Fit(problem, recipe, seed, Placement("cpu", precision, "torch", 1))
         fit.network.load_numpy(weights)
         fit.iteration = step
         with monkeypatch.context() as patched:
@@ -113,12 +117,11 @@ def test_steps_from_recorded_states_are_as_near_to_float64_as_plain_pytorchs(emu
                 if scale > 1e-7:  # gammas in front of another norm have none to speak of
                     errors[kind].append(np.square((gradients[parameter] - truth) / scale).ravel())
     rms = {kind: float(np.sqrt(np.concatenate(values).mean())) for kind, values in errors.items()}
-    print(precision, rms)
+    print(name, precision, rms)
     assert rms["plan"] <= 2 * rms["torch"] + 1e-6, rms
 
 
-@emulated_test
-def test_a_run_is_saved_continued_and_delivered_with_the_same_bits(emulated):
+def test_a_run_is_saved_continued_and_delivered_with_the_same_bits(device):
     def begin():
         return FitRun(PROBLEM, replace(RECIPE, iterations=5), stop="fixed", seed=3, placement=GPU)
 
@@ -134,10 +137,30 @@ def test_a_run_is_saved_continued_and_delivered_with_the_same_bits(emulated):
     assert whole.fit.losses == second.fit.losses and len(whole.fit.losses) == 5
 
 
-def test_the_plan_covers_on_a_gpu_what_it_has_kernels_for():
-    assert supports(PROBLEM, RECIPE, GPU) and not supports(PROBLEM, RECIPE, replace(GPU, kernels="torch"))
-    for name, problem in PROBLEMS.items():
-        assert supports(problem, RECIPE, GPU) == (name in ("identity", "grey", "masked"))
+def test_images_of_one_canvas_share_a_cohort_with_the_bits_that_they_have_alone(device):
+    recipe = replace(RECIPE, iterations=4)
+    images = [PROBLEM, *(Problem("denoise", TARGET[:height, :width].copy(), (height, width), recipe) for height, width in ((13, 14), (13, 13)))]
+    alone = [NativeFit(image, recipe, seed, GPU, "fixed") for seed, image in enumerate(images)]
+    for fit in alone:
+        fit.run(4)
+    cohort = NativeCohort(PROBLEM, recipe, GPU, "fixed", 2)
+    assert cohort.arena_bytes == native_cohort.cohort_bytes(PROBLEM, recipe, GPU, "fixed", 2)
+    first = cohort.open(images[0], recipe, 0, "fixed")
+    cohort.advance(2)
+    second = cohort.open(images[1], recipe, 1, "fixed")
+    assert cohort.advance(2) == [first] and first.save_state() == alone[0].save_state()
+    first.close()
+    third = cohort.open(images[2], recipe, 2, "fixed")  # between two replays of what was recorded once
+    cohort.advance(4)
+    for slot, fit in ((second, alone[1]), (third, alone[2])):
+        assert slot.save_state() == fit.save_state() and slot.losses == fit.losses and slot.reason == "iterations"
+        assert np.array_equal(slot.deliver()[0], fit.deliver()[0]) and np.array_equal(slot.render(), fit.render())
+
+
+def test_the_plan_covers_on_a_gpu_what_it_covers_on_a_cpu():
+    assert not supports(PROBLEM, RECIPE, replace(GPU, kernels="torch"))
+    assert all(supports(problem, RECIPE, GPU) for problem in PROBLEMS.values())
+    assert not supports(replace(PROBLEM, operator=lambda image: image), RECIPE, GPU)
 
 
 @pytest.mark.parametrize(

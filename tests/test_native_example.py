@@ -146,6 +146,7 @@ def test_the_host_refuses_in_one_sentence_with_status_2(restore, tmp_path):
         "whole number of at least 1": ["denoise", image, out, "--iterations", "0"],
         "whole number of at least 0": ["denoise", image, out, "--seed", "-1"],
         "takes auto or fixed": ["denoise", image, out, "--stop", "never"],
+        "takes cpu or cuda": ["denoise", image, out, "--device", "tpu"],
         "takes fp32 or bf16": ["denoise", image, out, "--precision", "fp64"],
         "13 levels": ["denoise", image, out, "--levels", "13"],
         "takes --mask": ["inpaint", image, out],

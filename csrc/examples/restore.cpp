@@ -27,13 +27,14 @@ const char* const kUsage =
     "  --stop auto|fixed  by itself (default), or after all iterations\n"
     "  --seed S           the same seed gives the same pixels (0)\n"
     "  --threads N        of the CPU (all); they do not change a pixel\n"
-    "  --precision P      fp32 or bf16 (bf16 where the CPU multiplies it)\n"
+    "  --device D         cpu (default), or cuda: the first GPU, where the library has kernels for it\n"
+    "  --precision P      fp32 or bf16 (bf16 where the CPU multiplies it, and on a GPU)\n"
     "  --levels N, --channels N   of the generator (5, 128)\n";
 
 struct Options {
   std::string verb, input, output, mask;
   uint64_t iterations = 0, seed = 0, threads = 0, levels = 0, channels = 0;  // 0: as the recipe or the machine says
-  std::string stop = "auto", precision;
+  std::string stop = "auto", precision, device = "cpu";
 };
 
 // ---- the command line -----------------------------------------------------------------------------------------------
@@ -73,6 +74,7 @@ Options options_of(int argc, char** argv) {
     else if (word == "--levels") o.levels = whole_number(word, value, 1);
     else if (word == "--channels") o.channels = whole_number(word, value, 1);
     else if (word == "--stop") o.stop = one_of(word, value, "auto", "fixed");
+    else if (word == "--device") o.device = one_of(word, value, "cpu", "cuda");
     else if (word == "--precision") o.precision = one_of(word, value, "fp32", "bf16");
     else throw Failure("There is no option " + word + "; restore --help shows what there is.");
   }
@@ -133,6 +135,10 @@ dipengine::Pool pool_of(const Options& o) {
 dipengine_fit_params params_of(const Options& o, const Pnm& image, dipengine_pool* pool) {
   dipengine_fit_params p = dipengine::Fit::default_params();  // the paper's denoising network with nearest upsampling, stopped by itself
   p.pool = pool;
+  if (o.device == "cuda") {
+    p.device = DIPENGINE_DEVICE_CUDA;
+    p.dtype = DIPENGINE_BFLOAT16;
+  }
   p.height = image.height;
   p.width = image.width;
   p.generator.output_channels = static_cast<int32_t>(image.channels);
@@ -182,8 +188,8 @@ std::vector<float> restored(const Options& o, const Pnm& image, const std::vecto
   const dipengine_fit_params params = params_of(o, image, pool.get());
   dipengine::Fit fit(params);
   fit.start(o.seed, unit(image).data(), known.empty() ? nullptr : known.data());
-  std::fprintf(stderr, "%s: %lld x %lld pixels, %d threads, %s, %.0f MiB\n", o.verb.c_str(), static_cast<long long>(image.width),
-               static_cast<long long>(image.height), pool.size(),
+  std::fprintf(stderr, "%s: %lld x %lld pixels, %s, %d threads, %s, %.0f MiB\n", o.verb.c_str(), static_cast<long long>(image.width),
+               static_cast<long long>(image.height), o.device.c_str(), pool.size(),
                params.dtype == DIPENGINE_BFLOAT16 ? "bf16" : "fp32",
                static_cast<double>(fit.arena_bytes()) / 0x1p20);
   Progress progress{o.verb.c_str(), params.iterations};

@@ -43,7 +43,6 @@ class Entered {
 
 dipengine_status make_cuda_device(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout, const LoopRules& rules,
                                   std::unique_ptr<FitDevice>* device) {
-  DIPENGINE_TRY(check_cuda_params(params));
   device->reset(new CudaDevice(params, graph, layout, rules));
   return DIPENGINE_OK;
 }
@@ -84,11 +83,7 @@ dipengine_status CudaDevice::allocate() {
   new (block_.get()) SlotState{};
   DIPENGINE_TRY(cuda::allocate(graph_.arena.bytes(), &arena_));
   DIPENGINE_TRY(cuda::open_stream(&stream_));
-  plan_.bind(arena_, stream_);
-  const FitNumbers& of = plan_.numbers();
-  const std::vector<int64_t> none(slots, 0);
-  DIPENGINE_TRY(upload(of.unread, none.data(), slots * sizeof(int64_t)));
-  DIPENGINE_TRY(upload(of.learnt, none.data(), slots * sizeof(int64_t)));
+  DIPENGINE_TRY(plan_.bind(arena_, stream_));
   DIPENGINE_TRY(record());
   return cuda::wait(stream_);
 }

@@ -22,17 +22,6 @@ size_t aligned(size_t bytes) { return (bytes + Arena::kAlign - 1) / Arena::kAlig
 
 }  // namespace
 
-dipengine_status check_cuda_params(const dipengine_fit_params& p) {
-  const char* missing = nullptr;
-  if (p.operator_kind != DIPENGINE_OPERATOR_IDENTITY) missing = "operators between image and data";
-  if (p.data_term != DIPENGINE_DATA_SQUARED) missing = "the likelihood of a sensor";
-  if (p.generator.downsample != DIPENGINE_DOWNSAMPLE_STRIDE) missing = "downsampling by averages";
-  if (missing != nullptr) {
-    return fail(DIPENGINE_UNSUPPORTED, "A fit on a CUDA device has no kernels yet for %s; run it on the CPU, or on PyTorch's.", missing);
-  }
-  return DIPENGINE_OK;
-}
-
 CudaPlan::CudaPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout, const LoopRules& rules)
     : p_(params),
       graph_(graph),
@@ -52,8 +41,11 @@ dipengine_status CudaPlan::size() {
   block_buffer_ = graph_.arena.add_permanent(static_cast<size_t>(stride_) * sizeof(float));
   fits_buffer_ = graph_.arena.add_once(fit_numbers_bytes(p_.slots));
   const int steps = static_cast<int>(graph_.steps.size());
-  graph_.arena.use(fits_buffer_, 0);
-  graph_.arena.use(fits_buffer_, steps);
+  operator_buffer_ = graph_.arena.add_once(static_cast<size_t>(operator_weights()) * sizeof(float));
+  for (int buffer : {fits_buffer_, operator_buffer_}) {
+    graph_.arena.use(buffer, 0);
+    graph_.arena.use(buffer, steps);
+  }
   fits_ = fit_numbers_at(at<void>(fits_buffer_), p_.slots);
   for (int step = 0; step < steps; ++step) DIPENGINE_TRY(each(step, true));
   for (int step = 0; step < steps; ++step) {
@@ -66,10 +58,11 @@ dipengine_status CudaPlan::size() {
   return DIPENGINE_OK;
 }
 
-void CudaPlan::bind(void* arena, void* stream) {
+dipengine_status CudaPlan::bind(void* arena, void* stream) {
   base_ = static_cast<char*>(arena);
   stream_ = stream;
   fits_ = fit_numbers_at(at<void>(fits_buffer_), p_.slots);
+  return upload_constants();
 }
 
 dipengine_status CudaPlan::launch(int step) {
@@ -94,22 +87,26 @@ dipengine_status CudaPlan::launch(int step) {
 
 dipengine_status CudaPlan::each(int step, bool sizing) {
   switch (graph_.steps[static_cast<size_t>(step)].kind) {
-    case StepKind::perturb: return sizing ? DIPENGINE_OK : perturb(p_.perturbation);
+    case StepKind::perturb: {
+      // Cheaper to draw again than to keep: behind the loss it is those of fits that learn.
+      const Node& z = graph_.nodes[0];
+      return sizing ? DIPENGINE_OK
+                    : perturb(p_.perturbation, step == 0 ? z.raw : z.raw_again, step == 0 ? fits_.active : fits_.learns);
+    }
     case StepKind::merge: return merge(step, sizing);
     case StepKind::forward: return forward(step, sizing);
-    case StepKind::loss: return loss(step, sizing);
+    case StepKind::loss: return output(step, sizing, true);
+    case StepKind::image: return output(step, sizing, false);
+    case StepKind::measure: return measure(step, sizing, fits_.active, at<float>(graph_.image), image_stride(), graph_.measured);
+    case StepKind::data_term: return data_term(step, sizing);
+    case StepKind::measure_backward: return measure_backward(step, sizing);
+    case StepKind::image_backward: return sizing ? DIPENGINE_OK : image_backward();
     case StepKind::backward: return backward(step, sizing);
     case StepKind::merge_backward: return merge_backward(step, sizing);
     case StepKind::adam: return sizing ? DIPENGINE_OK : adam();
     case StepKind::inspect: return residual(step, sizing);
-    case StepKind::image:
-    case StepKind::measure:
-    case StepKind::data_term:
-    case StepKind::measure_backward:
-    case StepKind::image_backward: break;  // check_cuda_params refuses fits that have them
   }
-  return fail(DIPENGINE_UNSUPPORTED, "A fit on a CUDA device has no kernels for the step \"%s\".",
-              graph_.steps[static_cast<size_t>(step)].name.c_str());
+  return DIPENGINE_OK;
 }
 
 // ---- buffers and numbers --------------------------------------------------------------------------------------------
@@ -147,8 +144,9 @@ dipengine_conv_cuda_source CudaPlan::source(const Part& part, bool backward) con
   s.channels = static_cast<int32_t>(node.channels);
   s.upsample = part.upsample;
   s.slope = static_cast<float>(node.slope);
-  s.x = pixels(node, node.raw);
-  s.x_fit_stride = stride_of(node.raw);
+  const int raw = backward ? node.raw_again : node.raw;
+  s.x = pixels(node, raw);
+  s.x_fit_stride = stride_of(raw);
   if (node.gamma >= 0) s.inner = {node_number(node, kScale), node_number(node, kShift)};
   const bool merged = part.merged_first >= 0;
   if (merged) s.outer = {part_number(part, kScale), part_number(part, kShift)};
@@ -177,7 +175,7 @@ dipengine_conv_cuda_params CudaPlan::conv_params(const Unit& unit, const dipengi
   c.sources_count = static_cast<int32_t>(unit.parts.size());
   c.dtype = p_.dtype;
   c.raw_dtype = c.gradient_dtype = head ? static_cast<int32_t>(DIPENGINE_FLOAT32) : p_.dtype;
-  c.kernel = static_cast<int32_t>(unit.kernel);
+  c.kernel = static_cast<int32_t>(unit.stored_kernel());
   c.stride = static_cast<int32_t>(unit.stride);
   c.pad = static_cast<int32_t>(unit.pad);
   c.padding = p_.generator.padding;
@@ -235,8 +233,22 @@ dipengine_status CudaPlan::forward(int step, bool sizing) {
   c.packed = workspace(step);
   c.workspace = workspace(step, skip);
   c.workspace_bytes = workspace_bytes(step, skip);
-  DIPENGINE_TRY(dipengine_conv_cuda_pack(&c));
+  dipengine_conv_cuda_params weights = c;
+  if (unit.mean) {
+    const dipengine_conv_mean_cuda_params wider = mean_params(unit, unit.wide_weight, parameter(unit.weight), fits_.active);
+    DIPENGINE_TRY(dipengine_conv_mean_cuda_widen(&wider));
+    weights.weight = wider.wide;
+    weights.parameters_fit_stride = wider.wide_fit_stride;
+  }
+  DIPENGINE_TRY(dipengine_conv_cuda_pack(&weights));
   return dipengine_conv_cuda_forward(&c);
+}
+
+// The kernel that has the mean behind it in it, and its gradient.
+dipengine_conv_mean_cuda_params CudaPlan::mean_params(const Unit& unit, int wide, float* narrow, const uint8_t* active) const {
+  const ParameterSpec& spec = graph_.specs[static_cast<size_t>(unit.weight)];
+  return {sizeof(dipengine_conv_mean_cuda_params), stream_, p_.slots, active, unit.kernel, spec.in * spec.out, narrow,
+          at<float>(wide), stride_, float_stride(wide)};
 }
 
 // From sums behind a norm to A, B and C of the gradient in front of it.
@@ -282,9 +294,18 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
     fold.d_beta = gradient(out.beta);
     DIPENGINE_TRY(dipengine_norm_cuda_fold_gradient(&fold));
   }
+  if (unit.mean) {
+    c.weight = at<float>(unit.wide_weight);
+    c.d_weight = at<float>(unit.wide_gradient);
+    c.parameters_fit_stride = float_stride(unit.wide_weight);
+  }
   c.workspace = workspace(step);
   c.workspace_bytes = workspace_bytes(step);
   DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient(&c));
+  if (unit.mean) {
+    const dipengine_conv_mean_cuda_params narrower = mean_params(unit, unit.wide_gradient, gradient(unit.weight), fits_.learns);
+    DIPENGINE_TRY(dipengine_conv_mean_cuda_narrow(&narrower));
+  }
   if (c.packed_bytes == 0) return DIPENGINE_OK;  // z alone is read, which has no gradient
   c.packed = workspace(step);
   c.workspace = workspace(step, skip);
@@ -366,7 +387,7 @@ dipengine_status CudaPlan::merge_backward(int step, bool sizing) {
   return DIPENGINE_OK;
 }
 
-dipengine_status CudaPlan::perturb(double std) {
+dipengine_status CudaPlan::perturb(double std, int to, const uint8_t* active) {
   dipengine_perturb_cuda_params z{};
   z.struct_size = sizeof(z);
   z.stream = stream_;
@@ -374,7 +395,7 @@ dipengine_status CudaPlan::perturb(double std) {
   z.count = graph_.height * graph_.width * p_.generator.input_depth;
   z.seeds = fits_.seeds;
   z.steps = fits_.iterations;
-  z.active = fits_.active;
+  z.active = active;
   z.noise_stream = kPerturbationStream;
   z.std = static_cast<float>(std);
   if (p_.code == DIPENGINE_CODE_NOISE) {
@@ -388,8 +409,8 @@ dipengine_status CudaPlan::perturb(double std) {
     z.z_fit_stride = stride_;
   }
   z.out_dtype = p_.dtype;
-  z.out = at<void>(graph_.nodes[0].raw);
-  z.out_fit_stride = stride_of(graph_.nodes[0].raw);
+  z.out = at<void>(to);
+  z.out_fit_stride = stride_of(to);
   return dipengine_perturb_cuda(&z);
 }
 
@@ -413,81 +434,8 @@ dipengine_status CudaPlan::adam() {
   return dipengine_adam_cuda(&a);
 }
 
-// ---- the output and the data ----------------------------------------------------------------------------------------
-
-// One pass over what lies in the image.
-dipengine_masked_mse_cuda_params CudaPlan::image_params(int step) const {
-  dipengine_masked_mse_cuda_params m{};
-  m.struct_size = sizeof(m);
-  m.stream = stream_;
-  m.workspace = workspace(step);
-  m.workspace_bytes = workspace_bytes(step);
-  m.fits = p_.slots;
-  m.rows = p_.height;
-  m.inner = p_.width * channels_;
-  m.active = fits_.active;
-  m.dtype = DIPENGINE_FLOAT32;
-  m.mask_repeat = 1;
-  m.grad_scale = 1;
-  m.es_alpha = p_.es_alpha;
-  m.frames = fits_.unread;
-  m.sizes = fits_.painted;
-  return m;
-}
-
-// x = sigmoid(logits) over the image: average, statistic, loss and its gradient.
-dipengine_status CudaPlan::loss(int step, bool sizing) {
-  dipengine_masked_mse_cuda_params m = image_params(step);
-  if (sizing) {
-    size_t bytes = 0;
-    DIPENGINE_TRY(dipengine_masked_mse_cuda_workspace(&m, &bytes));
-    need(step, bytes);
-    return DIPENGINE_OK;
-  }
-  const int64_t row = graph_.width * channels_;
-  const MarginLaunch margin{at<float>(graph_.d_logits), float_stride(graph_.d_logits), graph_.height, row, fits_.painted,
-                            fits_.active};
-  DIPENGINE_TRY(launch_margin(margin, p_.slots, stream_));
-  m.activation = DIPENGINE_ACTIVATION_SIGMOID;
-  m.raw = {at<void>(graph_.logits), float_stride(graph_.logits), 0, row};
-  m.target = {array(SlotArrays::target), stride_, 0, m.inner};
-  m.mask = {array(SlotArrays::mask), stride_, 0, p_.width};
-  m.mask_repeat = channels_;
-  m.d_raw = {at<void>(graph_.d_logits), float_stride(graph_.d_logits), 0, row};
-  m.average = {array(SlotArrays::average), stride_, 0, m.inner};
-  m.es_mean = {array(SlotArrays::es_mean), stride_, 0, m.inner};
-  m.normaliser = fits_.pixels;
-  m.average_decay = p_.average_decay;
-  m.warm_up = p_.average_warm_up;
-  m.frames = fits_.frames;
-  m.loss = fits_.loss;
-  m.es_variance = fits_.es_variance;
-  return dipengine_masked_mse_cuda(&m);
-}
-
-// Of the average, for fits that know their noise: over the known elements, every few iterations.
-dipengine_status CudaPlan::residual(int step, bool sizing) {
-  if (rules_.watches == 0 || rules_.knows_noise == 0) return DIPENGINE_OK;
-  dipengine_masked_mse_cuda_params m = image_params(step);
-  if (sizing) {
-    size_t bytes = 0;
-    DIPENGINE_TRY(dipengine_masked_mse_cuda_workspace(&m, &bytes));
-    need(step, bytes);
-    return DIPENGINE_OK;
-  }
-  m.active = fits_.looks;
-  m.activation = DIPENGINE_ACTIVATION_NONE;
-  m.raw = {array(SlotArrays::average), stride_, 0, m.inner};
-  m.target = {array(SlotArrays::target), stride_, 0, m.inner};
-  m.mask = {array(SlotArrays::mask), stride_, 0, p_.width};
-  m.mask_repeat = channels_;
-  m.normaliser = fits_.known;
-  m.loss = fits_.residual;
-  return dipengine_masked_mse_cuda(&m);
-}
-
 dipengine_status CudaPlan::launch_forward() {
-  DIPENGINE_TRY(perturb(0));
+  DIPENGINE_TRY(perturb(0, graph_.nodes[0].raw, fits_.active));
   const auto within = [&](int i) {
     const StepKind kind = graph_.steps[static_cast<size_t>(i)].kind;
     return kind == StepKind::forward || kind == StepKind::merge;
@@ -495,17 +443,6 @@ dipengine_status CudaPlan::launch_forward() {
   for (int step = 1; within(step); ++step) DIPENGINE_TRY(each(step, false));
   return DIPENGINE_OK;
 }
-
-// In the place of the logits' gradient.
-dipengine_status CudaPlan::launch_image() {
-  dipengine_masked_mse_cuda_params m = image_params(graph_.painted);
-  m.activation = DIPENGINE_ACTIVATION_SIGMOID;
-  m.raw = {at<void>(graph_.logits), float_stride(graph_.logits), 0, graph_.width * channels_};
-  m.out = {at<void>(graph_.d_logits), float_stride(graph_.d_logits), 0, m.inner};
-  return dipengine_masked_mse_cuda(&m);
-}
-
-const float* CudaPlan::image(int32_t fit) const { return at<float>(graph_.d_logits) + fit * float_stride(graph_.d_logits); }
 
 dipengine_status CudaPlan::copies(std::initializer_list<ArrayPair> pairs) const {
   CopyLaunch l{};

@@ -10,14 +10,15 @@
 
 #include "fit/iteration_cuda.h"
 #include "fit/slot.h"
+#include "ops/blur/blur_cuda.h"
 #include "ops/conv/conv_cuda.h"
+#include "ops/conv/conv_mean_cuda.h"
+#include "ops/deviance/deviance_cuda.h"
 #include "ops/masked_mse/masked_mse_cuda.h"
 #include "ops/norm/norm_cuda.h"
+#include "ops/resample/resample_cuda.h"
 
 namespace dipengine {
-
-// A sentence for whatever a plan on a CUDA device does not do.
-dipengine_status check_cuda_params(const dipengine_fit_params& params);
 
 class CudaPlan {
  public:
@@ -25,8 +26,8 @@ class CudaPlan {
   CudaPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout, const LoopRules& rules);
   dipengine_status size();
 
-  // `arena`: graph.arena.bytes() of device memory; `stream`: that everything is launched on.
-  void bind(void* arena, void* stream);
+  // `arena`: graph.arena.bytes() of device memory; `stream`: that everything is launched on. Uploads what no run changes.
+  dipengine_status bind(void* arena, void* stream);
 
   // Step `step` of a turn of all fits; with what stands before the first, before learning and behind the last.
   dipengine_status launch(int step);
@@ -72,13 +73,31 @@ class CudaPlan {
   dipengine_norm_cuda_gradient fold_params(const Node& node, double count) const;
   dipengine_status merge(int step, bool sizing);
   dipengine_status merge_backward(int step, bool sizing);
-  dipengine_status perturb(double std);
-  dipengine_status loss(int step, bool sizing);
-  dipengine_status residual(int step, bool sizing);
+  dipengine_status perturb(double std, int to, const uint8_t* active);
   dipengine_status adam();
-  dipengine_masked_mse_cuda_params image_params(int step) const;
-  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, p_.sigma > 0 ? p_.sigma * p_.sigma : 1}; }
+  dipengine_conv_mean_cuda_params mean_params(const Unit& unit, int wide, float* narrow, const uint8_t* active) const;
+  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, noise_variance()}; }
   dipengine_status copies(std::initializer_list<ArrayPair> pairs) const;
+
+  // cuda_data.cpp: what knows the task
+  bool sensor() const { return p_.data_term == DIPENGINE_DATA_SENSOR; }
+  double noise_variance() const { return !sensor() && p_.sigma > 0 ? p_.sigma * p_.sigma : 1; }
+  int64_t operator_weights() const;
+  dipengine_status upload_constants() const;
+  int64_t image_stride() const { return float_stride(graph_.image); }
+  dipengine_masked_mse_cuda_params image_params(int step) const;
+  dipengine_masked_mse_cuda_params data_params(int step) const;
+  dipengine_deviance_cuda_params deviance_params(int step) const;
+  dipengine_downsample_cuda_params downsample_params(int step, const uint8_t* active) const;
+  dipengine_blur_cuda_params blur_params(const uint8_t* active) const;
+  dipengine_status output(int step, bool sizing, bool with_loss);
+  dipengine_status clear_margin();
+  dipengine_status measure(int step, bool sizing, const uint8_t* active, const float* image, int64_t fit_stride, int to);
+  dipengine_status measure_backward(int step, bool sizing);
+  dipengine_status compare(int step, bool sizing, const float* data, int64_t data_fit_stride, int gradient, bool inspecting);
+  dipengine_status data_term(int step, bool sizing);
+  dipengine_status image_backward();
+  dipengine_status residual(int step, bool sizing);
 
   const dipengine_fit_params& p_;
   Graph& graph_;
@@ -88,7 +107,7 @@ class CudaPlan {
   const int64_t channels_, element_;
   std::vector<size_t> needed_;  // workspace of each step
   int64_t stride_ = 0, gradients_ = 0, numbers_at_ = 0, spare_ = 0;  // floats; in a block
-  int block_buffer_ = -1, fits_buffer_ = -1;
+  int block_buffer_ = -1, fits_buffer_ = -1, operator_buffer_ = -1;
   FitNumbers fits_{};
   char* base_;
   void* stream_ = nullptr;

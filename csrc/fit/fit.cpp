@@ -23,7 +23,7 @@ Fit::Fit(const dipengine_fit_params& params)
                                  : params.kernel),
       rules_(loop_rules(params)),
       fingerprint_(params_fingerprint(params)),
-      graph_(make_graph(params, params.device == DIPENGINE_DEVICE_CUDA ? params.slots : 1)),
+      graph_(make_graph(params, params.device == DIPENGINE_DEVICE_CUDA ? params.slots : 1, params.device == DIPENGINE_DEVICE_CUDA)),
       layout_(params, graph_) {
   p_.taps = taps_.data();
   p_.kernel = kernel_.data();

@@ -9,7 +9,8 @@ namespace {
 
 class Builder {
  public:
-  Builder(const dipengine_fit_params& params, int64_t copies) : p_(params), g_(params.generator) {
+  Builder(const dipengine_fit_params& params, int64_t copies, bool remakes_z)
+      : p_(params), g_(params.generator), remakes_z_(remakes_z) {
     graph_.arena = Arena(copies);
     graph_.specs = parameter_specs(g_);
     graph_.height = canvas_side(g_, p_.height);
@@ -51,7 +52,8 @@ class Builder {
 
   int node(const std::string& name, int64_t height, int64_t width, int64_t channels, double slope, bool normed) {
     const size_t bytes = static_cast<size_t>(height * width * channels) * element_;
-    Node n{name, height, width, channels, slope, -1, -1, graph_.arena.add(bytes), -1, take_numbers(channels)};
+    Node n{name, height, width, channels, slope, -1, -1, graph_.arena.add(bytes), -1, -1, take_numbers(channels)};
+    n.raw_again = normed || !remakes_z_ ? n.raw : graph_.arena.add(bytes);
     if (normed) {
       n.gamma = parameter(name + ".norm.gamma");
       n.beta = parameter(name + ".norm.beta");
@@ -168,7 +170,7 @@ class Builder {
     }
     for (Part& part : unit.parts) {
       const Node& from = graph_.nodes[static_cast<size_t>(part.node)];
-      buffers.insert(buffers.end(), {from.raw, from.gradient});
+      buffers.insert(buffers.end(), {from.raw_again, from.gradient});
       if (part.merged_first >= 0) continue;
       part.accumulate = arrived_[static_cast<size_t>(part.node)];
       arrived_[static_cast<size_t>(part.node)] = true;
@@ -190,6 +192,7 @@ class Builder {
     backward(unit_named(name + ".up"));
     if (i + 1 < g_.levels) level_backward(i + 1);
     backward(unit_named(name + ".down2"));
+    if (i == 0 && remakes_z_) step(StepKind::perturb, -1, "perturb again", {graph_.nodes[0].raw_again});
     if (g_.channels_skip[i] > 0) backward(unit_named(name + ".skip"));
     backward(unit_named(name + ".down1"));
   }
@@ -198,11 +201,14 @@ class Builder {
   const dipengine_generator& g_;
   Graph graph_;
   std::vector<bool> arrived_;  // by node: a share of its gradient is there
+  bool remakes_z_;
   size_t element_;
 };
 
 }  // namespace
 
-Graph make_graph(const dipengine_fit_params& params, int64_t copies) { return Builder(params, copies).build(); }
+Graph make_graph(const dipengine_fit_params& params, int64_t copies, bool remakes_z) {
+  return Builder(params, copies, remakes_z).build();
+}
 
 }  // namespace dipengine

@@ -19,6 +19,7 @@ struct Node {
   double slope;     // of the leaky ReLU behind the norm; z has neither
   int gamma, beta;  // parameters; -1 for z
   int raw;          // buffer
+  int raw_again;    // what the backward pass reads: the same, but for a z that is made twice
   int gradient;     // buffer of leaky_relu' * d_activation; -1 for z
   int64_t numbers;  // first of its per-channel numbers, six of `channels` each: see Numbers
 };
@@ -84,7 +85,8 @@ struct Graph {
   int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
 };
 
-// The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once.
-Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1);
+// The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. remakes_z: z is
+// not kept from the forward pass to the end of the backward one, but drawn anew there by a second step "perturb".
+Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1, bool remakes_z = false);
 
 }  // namespace dipengine

@@ -129,7 +129,10 @@ unsigned char* place_all(FitNumbers* n, unsigned char* base, int64_t fits) {
   place(&n->count, &at, 1);
   for (uint64_t** a : {&n->seeds, &n->code_seeds}) place(a, &at, fits);
   for (int64_t** a : {&n->updates, &n->frames, &n->learnt, &n->unread}) place(a, &at, fits);
-  for (double** a : {&n->learning_rate, &n->es_variance, &n->loss, &n->pixels, &n->known, &n->residual}) place(a, &at, fits);
+  for (double** a : {&n->learning_rate, &n->es_variance, &n->loss, &n->pixels, &n->known, &n->residual, &n->scale, &n->shift,
+                     &n->read_variance}) {
+    place(a, &at, fits);
+  }
   for (double** a : {&n->losses, &n->variances}) place(a, &at, fits * kHistory);
   for (int64_t** a : {&n->painted, &n->measured}) place(a, &at, fits * 2);
   place(&n->iterations, &at, fits);

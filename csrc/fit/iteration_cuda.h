@@ -22,6 +22,7 @@ struct FitNumbers {
   int64_t *updates, *frames;              // Adam's number of this update; outputs seen
   int64_t *learnt, *unread;               // turn of the last update; frames of passes that count none
   double *learning_rate, *es_variance, *loss, *pixels, *known, *residual;
+  double *scale, *shift, *read_variance;  // of a sensor
   double *losses, *variances;             // [fits, kHistory]
   int64_t *painted, *measured;            // [fits, 2]: rows and elements of a row, of the slot's image and of its x0
   uint32_t* iterations;                   // the perturbation's step

@@ -93,7 +93,8 @@ dipengine_status check_params(const Params* params) {
                     static_cast<long long>(p.width));
   const int64_t canvas = canvas_side(p.generator, p.height) * canvas_side(p.generator, p.width);
   const int64_t channels = most_channels(p.generator);
-  if (channels > kMostChannels || static_cast<double>(canvas) * static_cast<double>(channels) > kMostElements) {
+  const double together = p.device == DIPENGINE_DEVICE_CUDA ? p.slots : 1;  // side by side
+  if (channels > kMostChannels || together * static_cast<double>(canvas) * static_cast<double>(channels) > kMostElements) {
     return fail(DIPENGINE_OUT_OF_RESOURCES,
                 "The fit needs more memory than any machine has; use a smaller image or fewer channels.");
   }

@@ -52,6 +52,11 @@ const Refusal kRefusals[] = {
     {"a slope of 1", kAny, [](auto& p) { p.generator.negative_slope = 1; }},
     {"a slope that is no number", kAny, [](auto& p) { p.generator.negative_slope = NAN; }},
     {"float64", kAny, [](auto& p) { p.dtype = DIPENGINE_FLOAT64; }},
+    {"a device that there is not", kAny, [](auto& p) { p.device = 2; }},
+    {"a CUDA device before the first", kAny, [](auto& p) { p.device = 1, p.device_index = -1; }},
+    {"more slots than a CUDA device takes", kAny, [](auto& p) { p.device = 1, p.slots = 65536; }},
+    {"absurdly many pixels side by side", kAny, [](auto& p) { p.device = 1, p.slots = 65535, p.height = p.width = 1 << 14; },
+     DIPENGINE_OUT_OF_RESOURCES},
     {"no slots", kAny, [](auto& p) { p.slots = 0; }},
     {"no height", kAny, [](auto& p) { p.height = 0; }},
     {"width below 0", kAny, [](auto& p) { p.width = -5; }},
@@ -110,6 +115,17 @@ TEST(fits_refuse_params_that_make_no_sense) {
     CHECK(one_sentence() && bytes == 17);
     if (check::failures() != before) std::printf("  ... where the params have %s\n", refusal.what);
   }
+}
+
+TEST(a_cuda_device_that_is_not_there_is_refused) {
+  int32_t devices = 0;
+  if (dipengine_cuda_device_count(&devices) == DIPENGINE_OK) return;
+  dipengine_fit_params params = problem_of(kAny).params;
+  params.device = DIPENGINE_DEVICE_CUDA;
+  size_t bytes = 0;
+  dipengine_fit* fit = nullptr;
+  CHECK(dipengine_fit_memory(&params, &bytes) == DIPENGINE_UNSUPPORTED && one_sentence());
+  CHECK(dipengine_fit_create(&params, &fit) == DIPENGINE_UNSUPPORTED && fit == nullptr && one_sentence());
 }
 
 TEST(unusable_generators_have_no_canvas_and_no_parameters) {

@@ -55,7 +55,7 @@ Traffic traffic(const Graph& g, const Step& step) {
   const auto node = [&](int index) -> const dipengine::Node& { return g.nodes[static_cast<size_t>(index)]; };
   const auto read_parts = [&] { for (const auto& part : unit->parts) t.reads.push_back(node(part.node).raw); };
   switch (step.kind) {
-    case StepKind::perturb: t.writes = {g.nodes[0].raw}; break;
+    case StepKind::perturb: t.writes = {step.name == "perturb" ? g.nodes[0].raw : g.nodes[0].raw_again}; break;
     case StepKind::merge: read_parts(); break;
     case StepKind::forward:
       read_parts();
@@ -68,7 +68,7 @@ Traffic traffic(const Graph& g, const Step& step) {
     case StepKind::measure_backward: t = {{g.d_measured}, {g.d_image}}; break;
     case StepKind::image_backward: t = {{g.image, g.d_image}, {g.d_logits}}; break;
     case StepKind::backward:
-      read_parts();
+      for (const auto& part : unit->parts) t.reads.push_back(node(part.node).raw_again);
       if (unit->node < 0) t.reads.push_back(g.d_logits);
       else t.reads.insert(t.reads.end(), {node(unit->node).raw, node(unit->node).gradient});
       if (unit->wide_weight >= 0) t.reads.push_back(unit->wide_weight);
@@ -92,10 +92,10 @@ Traffic traffic(const Graph& g, const Step& step) {
 // An iteration's steps over memory of the test's own, which can be filled with NaN.
 class BarePlan {
  public:
-  // `apart`: every buffer has a place for itself all the time.
-  BarePlan(const FitProblem& problem, bool apart)
+  // `apart`: every buffer has a place for itself all the time. `remakes_z`: as a CUDA device does, for a look at the graph alone.
+  BarePlan(const FitProblem& problem, bool apart, bool remakes_z = false)
       : params_(problem.params),
-        graph_(dipengine::make_graph(params_)),
+        graph_(dipengine::make_graph(params_, 1, remakes_z)),
         layout_(params_, graph_),
         plan_(params_, graph_, layout_) {
     slots_ = graph_.arena.add_permanent(layout_.bytes());
@@ -194,8 +194,12 @@ TEST(arena_without_buffers_is_empty) {
 }
 
 TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
+  std::vector<std::pair<FitProblem, bool>> cases;
   for (const FitProblem& problem : check::every_task_and_precision()) {
-    BarePlan plan(problem, false);
+    for (const bool remakes_z : {false, true}) cases.emplace_back(problem, remakes_z);
+  }
+  for (const auto& [problem, remakes_z] : cases) {
+    BarePlan plan(problem, false, remakes_z);
     const Graph& graph = plan.graph();
     Owners owners(graph.arena);
     std::vector<bool> read(graph.steps.size() * 64, false);
@@ -211,6 +215,7 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
       }
     }
     CHECK(read[static_cast<size_t>(graph.logits)] && read[static_cast<size_t>(graph.d_logits)]);
+    CHECK(remakes_z == (graph.nodes[0].raw != graph.nodes[0].raw_again));
     CHECK(graph.steps.back().kind == StepKind::inspect && graph.judged > 0);
     CHECK(graph.arena.bytes() <= graph.arena.largest_sum() * 5 / 4);
   }

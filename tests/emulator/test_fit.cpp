@@ -203,6 +203,10 @@ TEST(fit_states_go_from_a_device_to_a_cpu_and_back) {
     CHECK(dipengine_fit_statistics(device.get(), 0, ours.data()) == DIPENGINE_OK);
     CHECK(dipengine_fit_statistics(cpu.get(), 0, theirs.data()) == DIPENGINE_OK);
     CHECK(distance(ours, theirs) < 0.02);
+    const std::string before = device.state();
+    for (TestFit* fit : {&cpu, &device}) fit->start(0, problem, 9, true);  // a new target on the old weights
+    CHECK(device.state() == cpu.state() && device.parameters() == weights);
+    device.load(before);
     std::string damaged = later;
     damaged[damaged.size() / 2] ^= 1;
     CHECK(dipengine_fit_load_state(device.get(), 0, damaged.data(), damaged.size()) == DIPENGINE_INVALID_ARGUMENT);
@@ -223,6 +227,34 @@ TEST(fit_step_by_step_and_replayed_gives_the_same_bits) {
   replayed.run(3);
   CHECK(stepped.state() == replayed.state());
   for (double second : seconds) CHECK(second > 0);
+}
+
+TEST(fit_on_a_device_can_be_ended_between_iterations) {
+  const FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
+  TestFit fit(problem, 3);
+  struct Asked {
+    int reports = 0, polls = 0;
+    int64_t iteration = 0;
+  } asked;
+  dipengine_fit_run_params run{};
+  run.struct_size = sizeof(run);
+  run.iterations = 9;
+  run.user = &asked;
+  run.report = [](void* user, const dipengine_fit_progress* progress) {
+    auto& self = *static_cast<Asked*>(user);
+    self.iteration = progress->iteration;
+    return ++self.reports == 2 ? 1 : 0;
+  };
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_OK && run.stopped == 1 && asked.iteration == 2);
+  CHECK(fit.progress().iteration == 2 && asked.reports == 2);
+  run.report = nullptr;
+  run.poll = [](void* user) { return ++static_cast<Asked*>(user)->polls == 3 ? 1 : 0; };
+  CHECK(dipengine_fit_run(fit.get(), &run) == DIPENGINE_OK && run.stopped == 1);
+  const int64_t done = fit.progress().iteration;
+  CHECK(done >= 4 && done < 11);
+  TestFit whole(problem, 3);
+  whole.run(done);
+  CHECK(whole.state() == fit.state());
 }
 
 TEST(fit_loop_on_a_device_decides_as_that_on_a_cpu) {
@@ -290,16 +322,27 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
   CHECK(bytes[1] < bytes[2] && bytes[2] < bytes[3] && bytes[3] < 3 * bytes[1] + 4096);
 }
 
-TEST(fit_on_a_device_refuses_what_it_has_no_kernels_for) {
-  for (FitProblem problem : check::every_task(DIPENGINE_FLOAT32)) {
-    const bool has = problem.params.operator_kind == DIPENGINE_OPERATOR_IDENTITY &&
-                     problem.params.data_term == DIPENGINE_DATA_SQUARED && problem.params.generator.downsample == 0;
-    problem.params.device = DIPENGINE_DEVICE_CUDA;
-    dipengine_fit* fit = nullptr;
-    CHECK(dipengine_fit_create(&problem.params, &fit) == (has ? DIPENGINE_OK : DIPENGINE_UNSUPPORTED));
-    CHECK((fit != nullptr) == has);
-    dipengine_fit_destroy(fit);
+// Two iterations: the second is of weights that the first's gradients have made.
+TEST(fit_of_every_task_agrees_with_the_plan_on_a_cpu_and_has_its_bits_among_others) {
+  for (const FitProblem& problem : check::every_task(DIPENGINE_FLOAT32)) {
+    const FitProblem small = check::resized(problem, 22, 29, 5), largest = check::resized(problem, 24, 32, 6);
+    TestFit cpu(small, 3), alone(on_device(small), 3), company(on_device(largest), nullptr, 2);
+    company.start(0, on_device(largest), 8);
+    company.start(1, on_device(small), 3);
+    for (int i = 0; i < 2; ++i) {
+      const double expected = cpu.run(1)[0], got = alone.run(1)[0];
+      company.run(1);
+      CHECK(std::fabs(got / expected - 1) <= 2e-3);
+      CHECK(distance(gradients(alone, small), gradients(cpu, small)) <= 0.2);  // see above
+      CHECK(distance(alone.average(), cpu.average()) <= 2e-3);
+      cpu.load(alone.state());
+    }
+    CHECK(company.state(1) == alone.state());
+    no_faults();
   }
+}
+
+TEST(fit_on_a_device_refuses_what_no_device_takes) {
   FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
   for (const auto& [device, index, slots] : {std::array<int32_t, 3>{2, 0, 1}, {1, -1, 1}, {1, 0, 65536}}) {
     problem.params.device = device;

@@ -15,6 +15,12 @@
  * same bits, with any number of threads, alone or among other slots, in a fit as large as the image or a larger one. Of one fit
  * one function runs at a time; several fits run in several threads.
  *
+ * On a CUDA device (params.device) all slots run side by side, an iteration of all of them recorded once and replayed; the arena lies
+ * in the device's memory, the host keeps room for two slots. There the bits are those of the device's architecture; a slot's state is
+ * of the same form, and goes on on either. A report is then of all slots behind each iteration, and costs a wait for the device;
+ * without one the device runs on for a twentieth of a second at a time, between which `poll` is called. float32 images are multiplied
+ * with 10 mantissa bits (tf32).
+ *
  * NULL is refused wherever something is needed (functions that return no status give 0 or ""), and so is a slot that was never
  * started by whatever shows or saves it. A refused call leaves the fit as it was.
  *
@@ -138,7 +144,8 @@ DIPENGINE_API void dipengine_fit_stop_rule(int64_t iterations, double average_de
 
 typedef struct dipengine_fit dipengine_fit;
 
-/* Bytes that a fit of `params` will hold: its one arena; code and threads apart. Each slot has room for the largest image. */
+/* Bytes that a fit of `params` will hold: its one arena; code and threads apart. Each slot has room for the largest image. For a
+ * CUDA device it has to be there to be asked. */
 DIPENGINE_API dipengine_status dipengine_fit_memory(const dipengine_fit_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_fit_create(const dipengine_fit_params* params, dipengine_fit** fit);
 DIPENGINE_API void dipengine_fit_destroy(dipengine_fit* fit);
@@ -202,7 +209,7 @@ typedef struct dipengine_fit_run_params {
   /* Called several times an iteration; other than 0 returns from the run as soon as no iteration is half done. */
   int (*poll)(void* user);
   void* user;
-  double* step_seconds; /* [dipengine_fit_steps()], optional: the time of each step is added */
+  double* step_seconds; /* [dipengine_fit_steps()], optional: the time of each step is added; a CUDA device then takes them one by one */
   int32_t stopped;      /* output: report or poll ended the run */
   const uint8_t* active; /* [slots], optional: where it is 0 the slot sits this run out */
 } dipengine_fit_run_params;

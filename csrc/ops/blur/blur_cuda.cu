@@ -36,6 +36,7 @@ struct Launch {
   int64_t from_fit_stride, to_fit_stride, kernel_fit_stride;
   const float* kernel;
   const uint8_t* active;
+  const int64_t* sizes;
   int32_t channels, kernel_height, kernel_width, tiles;  // tiles: along a row
   int32_t turned;                                        // the weights are the kernel turned by 180 degrees
 };
@@ -55,8 +56,8 @@ DIPENGINE_DEVICE void load_weights(const Launch& l, const float* kernel, const P
 }
 
 // The padded image from row `row` and element `element` on.
-DIPENGINE_DEVICE void load_patch(const Launch& l, const float* from, int64_t row, int64_t element, int width, float* patch) {
-  const BlurLayout& layout = l.layout;
+DIPENGINE_DEVICE void load_patch(const Launch& l, const BlurLayout& layout, const float* from, int64_t row, int64_t element,
+                                 int width, float* patch) {
   for (int j = cuda::thread_index() % kColumns; j < width; j += kColumns) {
     const int32_t all = static_cast<int32_t>(element) + j, pixel = all / l.channels - static_cast<int32_t>(layout.left);
     const bool inside = pixel >= 0 && pixel < layout.data_width;
@@ -119,6 +120,12 @@ DIPENGINE_KERNEL(kThreads, 2) blur_kernel(DIPENGINE_PARAMS(Launch) l) {
   const int64_t row = static_cast<int64_t>(cuda::block_x() / l.tiles) * kTileRows;
   const int64_t element = static_cast<int64_t>(cuda::block_x() % l.tiles) * kColumns;
   const int most = kHalo / l.channels + 1;
+  BlurLayout layout = l.layout;
+  if (l.sizes != nullptr) {
+    layout = blur_layout(l.sizes[2 * fit], l.sizes[2 * fit + 1] / l.channels, l.channels, l.kernel_height, l.kernel_width,
+                         l.turned == 0);
+    if (row >= layout.height || element >= layout.width * l.channels) return;
+  }
 
   Sums sums{};
   for (int a = 0; a < l.kernel_height; a += kTaps) {
@@ -126,20 +133,20 @@ DIPENGINE_KERNEL(kThreads, 2) blur_kernel(DIPENGINE_PARAMS(Launch) l) {
       const Patch patch = {a, b, l.kernel_width - b < most ? l.kernel_width - b : most};
       if (a + b > 0) cuda::sync_threads();  // the patch before has been read
       load_weights(l, kernel, patch, weights);
-      load_patch(l, from, row + a, element + static_cast<int64_t>(b) * l.channels, kColumns + (patch.columns - 1) * l.channels,
+      load_patch(l, layout, from, row + a, element + static_cast<int64_t>(b) * l.channels, kColumns + (patch.columns - 1) * l.channels,
                  image);
       cuda::sync_threads();
       add_patch(l, patch, image + group * kRows * kPitch + column, weights, sums);
     }
   }
   const int64_t own = element + column;
-  if (own >= l.layout.width * l.channels) return;
+  if (own >= layout.width * l.channels) return;
   const int32_t pixel = static_cast<int32_t>(own) / l.channels, channel = static_cast<int32_t>(own) % l.channels;
   float* to = static_cast<float*>(l.to.data) + fit * l.to_fit_stride + pixel * l.to.pixel_stride + channel;
   DIPENGINE_UNROLL
   for (int k = 0; k < kRows; ++k) {
     const int64_t y = row + group * kRows + k;
-    if (y < l.layout.height) to[y * l.to.row_stride] = sums.sum[k];
+    if (y < layout.height) to[y * l.to.row_stride] = sums.sum[k];
   }
 }
 
@@ -168,6 +175,7 @@ dipengine_status run(const Params& p, bool backward, const char* op) {
   l.kernel_fit_stride = p.kernel_fit_stride;
   l.kernel = p.kernel;
   l.active = p.active;
+  l.sizes = p.sizes;
   l.channels = static_cast<int32_t>(p.channels);
   l.kernel_height = static_cast<int32_t>(p.kernel_height);
   l.kernel_width = static_cast<int32_t>(p.kernel_width);

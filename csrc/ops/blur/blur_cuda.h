@@ -27,6 +27,7 @@ typedef struct dipengine_blur_cuda_params {
   dipengine_pixels image, out;     /* blur: input, output */
   dipengine_pixels d_out, d_image; /* blur_backward: input, output */
   int64_t image_fit_stride, out_fit_stride, d_out_fit_stride, d_image_fit_stride; /* elements */
+  const int64_t* sizes; /* [fits, 2]: each fit's own rows and elements of a row of out, at most those above; NULL: those above */
 } dipengine_blur_cuda_params;
 
 DIPENGINE_API dipengine_status dipengine_blur_cuda(const dipengine_blur_cuda_params* params);

@@ -38,13 +38,24 @@ struct Launch {
   DeviancePartial* sums;  // [fits, tiles]
 };
 
-Tiling make_tiling(int64_t rows, int64_t row_elements) {
+DIPENGINE_HD Tiling make_tiling(int64_t rows, int64_t row_elements) {
   const int64_t piece = row_elements < kTileElements ? row_elements : kTileElements;
   const int64_t pieces = (row_elements + piece - 1) / piece;
   const int64_t rows_per_tile = pieces > 1 ? 1 : kTileElements / row_elements;
   const int64_t row_blocks = (rows + rows_per_tile - 1) / rows_per_tile;
   return {static_cast<int32_t>(row_elements), static_cast<int32_t>(rows_per_tile), static_cast<int32_t>(row_blocks),
           static_cast<int32_t>(piece), static_cast<int32_t>(pieces)};
+}
+
+// Of one fit: its tiles are the same as in a call for it alone.
+struct FitSize {
+  int64_t rows;
+  Tiling tiling;
+};
+
+DIPENGINE_DEVICE FitSize size_of(const Launch& l, int64_t fit) {
+  if (l.p.sizes == nullptr) return {l.p.height, l.tiling};
+  return {l.p.sizes[2 * fit], make_tiling(l.p.sizes[2 * fit], l.p.sizes[2 * fit + 1])};
 }
 
 DIPENGINE_DEVICE float* at(const dipengine_pixels& image, int64_t fit_stride, int64_t row, int64_t pixel, int64_t channel) {
@@ -79,16 +90,18 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Fit& f, int64_t row, in
 
 DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
-  const Tiling& t = launch.tiling;
   const int64_t fit = cuda::block_y();
   if (p.active != nullptr && p.active[fit] == 0) return;
+  const FitSize size = size_of(launch, fit);
+  const Tiling& t = size.tiling;
+  if (cuda::block_x() >= static_cast<int64_t>(t.row_blocks) * t.pieces) return;
   const double scale = p.scale[fit];
   const Fit f = {scale, p.shift[fit], 2 * scale * p.grad_scale / p.normaliser[fit], {p.read_variance[fit], p.floor}};
   const int channels = static_cast<int>(p.channels);
   const int begin = cuda::block_x() % t.pieces * t.piece, left = t.row_elements - begin, width = left < t.piece ? left : t.piece;
   const int64_t first_row = static_cast<int64_t>(cuda::block_x() / t.pieces) * t.rows_per_tile;
   const int64_t past = first_row + t.rows_per_tile;
-  const int rows = static_cast<int>((past < p.height ? past : p.height) - first_row);
+  const int rows = static_cast<int>((past < size.rows ? past : size.rows) - first_row);
   DeviancePartial sums{};
   for (int k = cuda::thread_index(); k < rows * width; k += kThreads) {
     const int element = begin + k % width;
@@ -100,9 +113,11 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
 
 DIPENGINE_KERNEL(kThreads, 2) deviance_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
-  const int64_t fit = cuda::block_x(), tiles = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
+  const int64_t fit = cuda::block_x(), most = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
   if (p.active != nullptr && p.active[fit] == 0) return;
-  const DeviancePartial total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * tiles, tiles);
+  const Tiling t = size_of(launch, fit).tiling;
+  const DeviancePartial total =
+      cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, static_cast<int64_t>(t.row_blocks) * t.pieces);
   if (cuda::thread_index() != 0) return;
   p.loss[fit] = total.loss / p.normaliser[fit];
   if (p.discrepancy != nullptr) p.discrepancy[fit] = discrepancy_of(total, p.normaliser[fit]);

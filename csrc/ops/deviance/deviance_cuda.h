@@ -32,6 +32,7 @@ typedef struct dipengine_deviance_cuda_params {
   double grad_scale;
   double* loss;        /* [fits] */
   double* discrepancy; /* [fits]; optional */
+  const int64_t* sizes; /* [fits, 2]: each fit's own rows and elements of a row of image, at most those above; NULL: those above */
 } dipengine_deviance_cuda_params;
 
 /* Bytes of workspace; reads struct_size, fits and the size alone. */

@@ -25,11 +25,12 @@ struct Launch {
   float* rows;       // [fits, rows, between]
 };
 
-// What a thread makes: one element of one row.
+// What a thread makes: one element of one row; the axes are those of its fit.
 struct Place {
   int64_t fit, row;
   int32_t element, pixel, channel;
   bool there;
+  ResampleAxis vertical, horizontal;
 };
 
 DIPENGINE_DEVICE Place place_of(const Launch& l) {
@@ -42,6 +43,12 @@ DIPENGINE_DEVICE Place place_of(const Launch& l) {
   place.pixel = place.element / channels;
   place.channel = place.element % channels;
   place.there = place.element < elements && (l.p.active == nullptr || l.p.active[place.fit] != 0);
+  place.vertical = l.vertical;
+  place.horizontal = l.horizontal;
+  if (l.p.sizes != nullptr) {
+    place.vertical.size = l.p.sizes[2 * place.fit];
+    place.horizontal.size = l.p.sizes[2 * place.fit + 1] / l.p.channels;
+  }
   return place;
 }
 
@@ -55,11 +62,11 @@ DIPENGINE_DEVICE float* between(const Launch& l, int64_t fit, int64_t rows, int6
 
 DIPENGINE_KERNEL(kThreads, 4) downsample_rows_kernel(DIPENGINE_PARAMS(Launch) l) {
   const Place e = place_of(l);
-  if (!e.there) return;
+  if (!e.there || e.row >= outputs_of(e.vertical) || e.pixel >= e.horizontal.size) return;
   const int64_t fit = e.fit * l.p.image_fit_stride;
   float sum = 0;
   for (int64_t t = 0; t < l.p.taps_count; ++t) {
-    const int64_t y = sample_at(l.vertical, e.row * l.p.factor + t);
+    const int64_t y = sample_at(e.vertical, e.row * l.p.factor + t);
     sum += l.p.taps[t] * *at(l.p.image, fit, y, e.pixel, e.channel);
   }
   between(l, e.fit, outputs_of(l.vertical), e.row)[e.element] = sum;
@@ -67,30 +74,30 @@ DIPENGINE_KERNEL(kThreads, 4) downsample_rows_kernel(DIPENGINE_PARAMS(Launch) l)
 
 DIPENGINE_KERNEL(kThreads, 4) downsample_columns_kernel(DIPENGINE_PARAMS(Launch) l) {
   const Place e = place_of(l);
-  if (!e.there) return;
+  if (!e.there || e.row >= outputs_of(e.vertical) || e.pixel >= outputs_of(e.horizontal)) return;
   const float* row = between(l, e.fit, outputs_of(l.vertical), e.row) + e.channel;
   float sum = 0;
   for (int64_t t = 0; t < l.p.taps_count; ++t) {
-    sum += l.p.taps[t] * row[sample_at(l.horizontal, e.pixel * l.p.factor + t) * l.p.channels];
+    sum += l.p.taps[t] * row[sample_at(e.horizontal, e.pixel * l.p.factor + t) * l.p.channels];
   }
   *at(l.p.out, e.fit * l.p.out_fit_stride, e.row, e.pixel, e.channel) = sum;
 }
 
 DIPENGINE_KERNEL(kThreads, 4) upsample_rows_kernel(DIPENGINE_PARAMS(Launch) l) {
   const Place e = place_of(l);
-  if (!e.there) return;
-  const Span shown = positions_showing(l.vertical, e.row), reading = outputs_reading(l.vertical, shown);
+  if (!e.there || e.row >= e.vertical.size || e.pixel >= outputs_of(e.horizontal)) return;
+  const Span shown = positions_showing(e.vertical, e.row), reading = outputs_reading(e.vertical, shown);
   const int64_t fit = e.fit * l.p.d_out_fit_stride;
   float sum = 0;
   for (int64_t i = reading.first; i <= reading.last; ++i) {
-    sum += resample_weight<float>(l.vertical, l.p.taps, i, shown) * *at(l.p.d_out, fit, i, e.pixel, e.channel);
+    sum += resample_weight<float>(e.vertical, l.p.taps, i, shown) * *at(l.p.d_out, fit, i, e.pixel, e.channel);
   }
   between(l, e.fit, l.p.height, e.row)[e.element] = sum;
 }
 
 // The gradient of one position of the horizontal axis: outputs position / factor - m under taps position % factor + m factor.
-DIPENGINE_DEVICE float gradient_at(const Launch& l, const float* row, int64_t position) {
-  const int64_t quotient = position / l.p.factor, phase = position - quotient * l.p.factor, outputs = outputs_of(l.horizontal);
+DIPENGINE_DEVICE float gradient_at(const Launch& l, const ResampleAxis& axis, const float* row, int64_t position) {
+  const int64_t quotient = position / l.p.factor, phase = position - quotient * l.p.factor, outputs = outputs_of(axis);
   float sum = 0;
   for (int64_t m = 0, tap = phase; tap < l.p.taps_count && m <= quotient; ++m, tap += l.p.factor) {
     if (quotient - m < outputs) sum += l.p.taps[tap] * row[(quotient - m) * l.p.channels];
@@ -100,16 +107,16 @@ DIPENGINE_DEVICE float gradient_at(const Launch& l, const float* row, int64_t po
 
 DIPENGINE_KERNEL(kThreads, 4) upsample_columns_kernel(DIPENGINE_PARAMS(Launch) l) {
   const Place e = place_of(l);
-  if (!e.there) return;
+  if (!e.there || e.row >= e.vertical.size || e.pixel >= e.horizontal.size) return;
   const float* row = between(l, e.fit, l.p.height, e.row) + e.channel;
-  const Span q = positions_showing(l.horizontal, e.pixel);
+  const Span q = positions_showing(e.horizontal, e.pixel);
   float* to = at(l.p.d_image, e.fit * l.p.d_image_fit_stride, e.row, e.pixel, e.channel);
   if (q.first == q.last) {
-    *to = gradient_at(l, row, q.first);
+    *to = gradient_at(l, e.horizontal, row, q.first);
     return;
   }
   double sum = 0;
-  for (int64_t position = q.first; position <= q.last; ++position) sum += static_cast<double>(gradient_at(l, row, position));
+  for (int64_t position = q.first; position <= q.last; ++position) sum += static_cast<double>(gradient_at(l, e.horizontal, row, position));
   *to = static_cast<float>(sum);
 }
 

@@ -28,6 +28,7 @@ typedef struct dipengine_downsample_cuda_params {
   dipengine_pixels image, out;     /* downsample: input, output */
   dipengine_pixels d_out, d_image; /* downsample_backward: input, output */
   int64_t image_fit_stride, out_fit_stride, d_out_fit_stride, d_image_fit_stride; /* elements */
+  const int64_t* sizes; /* [fits, 2]: each fit's own rows and elements of a row of image, at most those above; NULL: those above */
 } dipengine_downsample_cuda_params;
 
 /* Bytes of workspace for both; reads struct_size, fits, the size, the factor and taps_count alone. */

@@ -97,7 +97,7 @@ class NativeCohort:
         """Take all memory; the image itself is not opened. Raises OutOfMemory where there is too little, InputError where the
         native plan cannot run such a fit."""
         if not supports(problem, recipe, placement):
-            raise InputError("A cohort takes built-in tasks on the CPU's native kernels alone; fit this image by itself.")
+            raise InputError("A cohort takes built-in tasks on native kernels alone; fit this image by itself.")
         if slots < 1:
             raise InputError(f"A cohort of {slots} slots holds no image; give it at least 1.")
         code, recipe = _resolved(problem, recipe, seed=0)
@@ -109,7 +109,8 @@ class NativeCohort:
         self._settings = _plan(problem, recipe, code, placement, stop, slots)
         self._open: list[CohortSlot | None] = [None] * slots
         pool.set_threads(placement.threads)
-        _check_memory(native.fit_memory(self._generator, self._settings, pool.get()))
+        if placement.device == "cpu":
+            _check_memory(native.fit_memory(self._generator, self._settings, pool.get()))
         self._make()
 
     @property
@@ -171,6 +172,9 @@ class NativeCohort:
     def set_threads(self, count: int) -> None:
         """CPU threads from the next run on. An arena has room for one number of threads: it is made anew."""
         if count == self.placement.threads:
+            return
+        if self.placement.device != "cpu":
+            self.placement = replace(self.placement, threads=count)
             return
         states = [(slot, slot.save_state()) for slot in self.open_slots]
         self._native = None  # its memory is needed for the next

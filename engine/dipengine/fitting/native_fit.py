@@ -33,23 +33,17 @@ _UPSAMPLE = {"nearest": 1, "bilinear": 2}
 
 
 def supports(problem: Problem, recipe: Recipe, placement: Placement) -> bool:
-    """True where the native plan can run the fit: built-in operators and data terms, up kernels of 3; on CUDA those it has
-    kernels for."""
+    """True where the native plan can run the fit: built-in operators and data terms, up kernels of 3."""
     generator = recipe.generator
     widest = max(generator.kernel_down) + (1 if generator.downsample == "average" else 0)
     return (
         placement.kernels == "native"
         and backend.native is not None
-        and (placement.device == "cpu" or _on_cuda(problem, generator))
         and all(kernel == 3 for kernel in generator.kernel_up)
         and widest <= 7
         and isinstance(problem.operator, (type(None), Downsampling, Blur))
         and isinstance(problem.data_term, (type(None), SensorLikelihood))
     )
-
-
-def _on_cuda(problem: Problem, generator: Hourglass) -> bool:
-    return problem.operator is None and problem.data_term is None and generator.downsample == "stride"
 
 
 def planned_bytes(problem: Problem, recipe: Recipe, placement: Placement, stop: str) -> tuple[int, int]:
