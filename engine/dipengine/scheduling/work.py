@@ -20,7 +20,7 @@ from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, atomic_path, check_writable, read_header, read_image, write_image, write_json
 from dipengine.restoration import Plan, RunningRestoration, begin_restoration, check_truth, plan_restoration
-from dipengine.scheduling.cohorts import Cohorts
+from dipengine.scheduling.cohorts import Cohorts, Room
 from dipengine.scheduling.jobs import FileFacts, facts_json
 from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
@@ -141,6 +141,7 @@ class Fit(Work):
         super().__init__(start)
         self._options = options
         self._cohorts = cohorts
+        self._room: Room | None = None
         self._fit: RunningRestoration | None = None
         self._saved = time.monotonic()
         self._pace = 0.0  # seconds an iteration
@@ -161,10 +162,10 @@ class Fit(Work):
         return 0 if self._fit is None else self._fit.run.iteration
 
     def begin(self, threads: int) -> bool:
-        room = self._cohorts.room_for(self._plan)
-        if room is None:
+        self._room = self._cohorts.room_for(self._plan)
+        if self._room is None:
             return False
-        self._fit = self._begin(room.cohort)
+        self._fit = self._begin(self._room.cohort)
         self.set_threads(threads)
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
@@ -198,10 +199,12 @@ class Fit(Work):
         return False
 
     def close(self) -> None:
-        fit, self._fit = self._fit, None
+        room, fit = self._room, self._fit
+        self._room = self._fit = None
         if fit is not None and isinstance(fit.run.fit, CohortSlot):
             fit.run.fit.close()
-            self._cohorts.left()
+        if room is not None:
+            self._cohorts.left(room)
 
     def save(self) -> None:
         if self.start.checkpoint is not None and self.iteration:

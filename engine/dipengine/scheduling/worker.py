@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -52,6 +52,7 @@ class Worker:
         """Until told to stop."""
         for task in (self._listen, self._live):
             threading.Thread(target=task, daemon=True).start()
+        self._options = replace(self._options, budget=self._options.budget or _budget_of(self._options.device))
         self._send(Ready(environment_of(self._options.device)))
         self._take_messages()
         while not self._leaving:
@@ -198,6 +199,17 @@ def failure_of(start: Start, error: Exception) -> Failed:
     elif ours and not isinstance(error, OutputError):
         kind = "final"
     return Failed(start.job, start.attempt, text, kind, error if ours else None)
+
+
+def _budget_of(device: str) -> int | None:
+    """Bytes that the fits of a GPU may hold, where nobody has said; None for the CPU, and where nobody can tell."""
+    if device == "cpu":
+        return None
+    from dipengine.fitting.device import cuda_memory
+    from dipengine.scheduling.devices import SHARE
+
+    there = cuda_memory(device)
+    return None if there is None else int(SHARE * there)
 
 
 def environment_of(device: str) -> dict[str, Any]:
