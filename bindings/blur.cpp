@@ -66,7 +66,8 @@ void blur_backward(py::handle d_out, py::handle kernel, py::handle d_image, py::
                    py::handle stream) {
   run({d_image, d_out, "d_image", "d_out", Access::write, Access::read, kernel},
       {&dipengine_blur_params::d_image, &dipengine_blur_params::d_out, dipengine_blur_backward},
-      {&dipengine_blur_cuda_params::d_image, &dipengine_blur_cuda_params::d_out, dipengine_blur_cuda_backward}, workspace, pool, stream);
+      {&dipengine_blur_cuda_params::d_image, &dipengine_blur_cuda_params::d_out, dipengine_blur_cuda_backward}, workspace, pool,
+      stream);
 }
 
 }  // namespace

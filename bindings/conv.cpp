@@ -189,7 +189,8 @@ void conv_backward(const Sources& sources, py::handle weight, py::handle gradien
 }  // namespace
 
 void bind_conv(py::module_& module) {
-  py::class_<Workspace>(module, "Workspace", py::module_local(), "Memory that ops work in; grows as they ask. Not for two threads at once.")
+  py::class_<Workspace>(module, "Workspace", py::module_local(),
+                        "Memory that ops work in; grows as they ask. Not for two threads at once.")
       .def(py::init<>())
       .def_property_readonly("bytes", &Workspace::bytes);
 

@@ -36,6 +36,13 @@ py::tuple cuda_devices() {
   return py::make_tuple(count, status == DIPENGINE_OK ? "" : dipengine_last_error());
 }
 
+// (bytes that can be had, bytes in all)
+py::tuple cuda_memory(int32_t device) {
+  size_t free_bytes = 0, total_bytes = 0;
+  check(dipengine_cuda_device_memory(device, &free_bytes, &total_bytes));
+  return py::make_tuple(free_bytes, total_bytes);
+}
+
 py::dict build_info() {
   dipengine_build_info info{};
   info.struct_size = sizeof(info);
@@ -67,6 +74,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info, "What the core was built from: version, ABI, compiler, instruction sets, CUDA.");
   module.def("cuda_devices", &cuda_devices,
              "(number of CUDA devices that the kernels could run on, what is missing where there are none).");
+  module.def("cuda_memory", &cuda_memory, py::arg("device"), "(bytes of a device's memory that can be had, all of them).");
   module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
   module.def("cpu_has_isa", [](const std::string& name) { return dipengine_cpu_has_isa(name.c_str()) != 0; },
              "Whether this CPU has the instruction set, used or not.");

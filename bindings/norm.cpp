@@ -104,7 +104,9 @@ Gradient fold_gradient(const GradientNumbers& given, double count, double eps, b
   const int64_t n = Tensor(given.mean, "mean", Access::read, place).count();
   if (given.coefficients.size() != 3) raise("InputError", "'coefficients' has places for A, B and C.");
   const auto read = [&](py::handle object, const char* name) { return per_channel<Number>(object, name, n, place); };
-  const auto write = [&](py::handle object, const char* name) { return per_channel<Number>(object, name, n, place, Access::write); };
+  const auto write = [&](py::handle object, const char* name) {
+    return per_channel<Number>(object, name, n, place, Access::write);
+  };
   g.struct_size = sizeof(g);
   g.channels = n;
   g.count = count;
@@ -153,8 +155,8 @@ void bind_norm(py::module_& module) {
              "d_x = leaky_relu'(inner(x)) (A g + B t + C), and its two sums.");
   module.def("norm_fold_gradient", &norm_fold_gradient, py::kw_only(), py::arg("count"), py::arg("mean"), py::arg("variance"),
              py::arg("gamma") = py::none(), py::arg("eps"), py::arg("sum"), py::arg("product"), py::arg("centred"),
-             py::arg("coefficients"), py::arg("d_gamma") = py::none(), py::arg("d_beta") = py::none(), py::arg("stream") = py::none(),
-             "BatchNorm's backward as d_v = A g + B v + C, [channels].");
+             py::arg("coefficients"), py::arg("d_gamma") = py::none(), py::arg("d_beta") = py::none(),
+             py::arg("stream") = py::none(), "BatchNorm's backward as d_v = A g + B v + C, [channels].");
 }
 
 }  // namespace dipengine_python

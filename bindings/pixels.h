@@ -63,7 +63,8 @@ inline dipengine_pixels pixels_of(py::handle object, const char* name, Access ac
   return pixels_of(tensor);
 }
 
-// An image operation (or its transpose) in one kind of memory: which of its params are the image and its output, or the gradients of both.
+// An image operation, or its transpose, in one kind of memory: which of its params are the image and its output, or the
+// gradients of both.
 template <typename Params>
 struct ImageOp {
   dipengine_pixels Params::*large;

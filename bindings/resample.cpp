@@ -71,8 +71,8 @@ void downsample(py::handle image, py::handle taps, int64_t factor, int64_t befor
                 py::handle pool, py::handle stream) {
   const Given given = {image, out, "image", "out", Access::read, Access::write, {taps, factor, before}};
   run(given, {&dipengine_downsample_params::image, &dipengine_downsample_params::out, dipengine_downsample},
-      {&dipengine_downsample_cuda_params::image, &dipengine_downsample_cuda_params::out, dipengine_downsample_cuda}, workspace, pool,
-      stream);
+      {&dipengine_downsample_cuda_params::image, &dipengine_downsample_cuda_params::out, dipengine_downsample_cuda}, workspace,
+      pool, stream);
 }
 
 void downsample_backward(py::handle d_out, py::handle taps, int64_t factor, int64_t before, py::handle d_image,

@@ -35,7 +35,8 @@ Number* per_channel(py::handle object, const char* name, int64_t channels, const
 template <typename Size>
 void set_side(Size& side, int64_t size, const char* name) {
   if (size > std::numeric_limits<Size>::max()) {
-    raise("InputError", "The tensor '%s' has a side of %lld, more than a device's kernels count.", name, static_cast<long long>(size));
+    raise("InputError", "The tensor '%s' has a side of %lld, more than a device's kernels count; cut it up.", name,
+          static_cast<long long>(size));
   }
   side = static_cast<Size>(size);
 }

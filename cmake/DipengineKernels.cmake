@@ -6,6 +6,7 @@
 # To add a set: a flags line here, a line in csrc/platform/cpu_dispatch.h.
 # DIPENGINE_PORTABLE_ONLY leaves all but the portable set out, for builds whose point is not speed.
 option(DIPENGINE_PORTABLE_ONLY "Compile the portable kernels alone" OFF)
+include(CheckCXXCompilerFlag)
 set(DIPENGINE_ISAS portable)
 set(DIPENGINE_FLAGS_portable "")
 if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -15,6 +16,11 @@ if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD6
     -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mavx2 -mfma -mf16c -mprefer-vector-width=512
     -Wno-maybe-uninitialized -Wno-uninitialized)  # GCC 12 warns of its own intrinsics
   set(DIPENGINE_FLAGS_avx512bf16 ${DIPENGINE_FLAGS_avx512} -mavx512bf16)
+  check_cxx_compiler_flag(-mavx512fp16 DIPENGINE_COMPILES_AVX512FP16)
+  if(DIPENGINE_COMPILES_AVX512FP16)
+    list(APPEND DIPENGINE_ISAS avx512fp16)
+    set(DIPENGINE_FLAGS_avx512fp16 ${DIPENGINE_FLAGS_avx512bf16} -mavx512fp16)
+  endif()
 endif()
 string(REPLACE ";" " " DIPENGINE_ISAS_TEXT "${DIPENGINE_ISAS}")
 

@@ -24,7 +24,9 @@ from dipengine.export.generator_file import FittedGenerator  # noqa: E402
 from dipengine.fitting import native_fit  # noqa: E402
 from dipengine.fitting.device import Placement  # noqa: E402
 from dipengine.images import namespaces  # noqa: E402
+from dipengine.kernels import backend  # noqa: E402
 
+SUPPORTS = native_fit.supports
 HEIGHT, WIDTH = 40, 52  # of no other array of the fit
 SETTINGS = {**TINY, "iterations": 4}
 KINDS = ("strict", "torch")
@@ -35,7 +37,9 @@ def given_to(kind, array):
 
 
 def kind_of(array):
-    return "strict" if type(array).__module__.startswith("array_api_strict") else "torch" if isinstance(array, torch.Tensor) else "numpy"
+    if isinstance(array, torch.Tensor):
+        return "torch"
+    return "strict" if type(array).__module__.startswith("array_api_strict") else "numpy"
 
 
 @pytest.fixture
@@ -110,7 +114,8 @@ CALLS = {
     "deblur": (lambda image, put, **s: dipengine.deblur(image, put(KERNEL), sigma=10.0, **s), noisy),
     "superres": (lambda image, put, **s: dipengine.super_resolve(image, 2, **s), noisy),
     "stops by itself": (lambda image, put, **s: dipengine.denoise(image, sigma=25.0, **{**s, "stop": "auto"}), noisy),
-    "kept best": (lambda image, put, **s: dipengine.denoise(image, **{**s, "stop": "auto", "iterations": 120}), lambda: noisy(channels=1)),
+    "kept best": (lambda image, put, **s: dipengine.denoise(image, **{**s, "stop": "auto", "iterations": 120}),
+                  lambda: noisy(channels=1)),
 }
 COMPARED = ("parameters", "value_map", "loss", "psnr_peak", "psnr", "ssim", "delivered_iteration", "stop_reason")
 
@@ -130,6 +135,19 @@ def test_an_array_on_a_device_is_restored_there(stand_in, name, kind):
             else result.record[key] == expected.record[key] or key == "parameters", key
     assert result.record["input"] | {"sha256": None} == expected.record["input"] | {"sha256": None}
     assert result.record["input"]["sha256"] is None and result.generator.source_sha256 is None
+
+
+@pytest.mark.skipif(backend.native is None, reason="needs the native core")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["denoise", "inpaint, mask there", "alpha kept", "stabilised", "superres", "kept best"])
+def test_the_native_plan_takes_an_array_of_a_device_and_gives_its_kind(stand_in, monkeypatch, name, kind):
+    monkeypatch.setattr(restoration, "place", lambda settings: Placement("cpu", "fp32", "native", 1))
+    monkeypatch.setattr(native_fit, "supports", SUPPORTS)
+    restore, make = CALLS[name]
+    expected = restore(make(), lambda array: array, **SETTINGS)
+    result = restore(given_to(kind, make()), lambda array: given_to(kind, array), **SETTINGS)
+    assert expected.record["path"] == result.record["path"] == "plan" and kind_of(result.image) == kind
+    np.testing.assert_array_equal(given_back(result.image), expected.image)
 
 
 def given_back(array):
@@ -231,7 +249,10 @@ def test_an_array_on_a_gpu_is_restored_there(name, library, monkeypatch):
     for module in [m for key, m in list(sys.modules.items()) if key.startswith("dipengine")]:
         if hasattr(module, "on_host"):
             monkeypatch.setattr(module, "on_host", lambda array, real=namespaces.on_host: trips.append(array.dtype) or real(array))
+    # On autograd the array stays; the native plan takes its target and gives its image by way of the host.
     result = restore(image, put, **SETTINGS)
+    if result.record["path"] == "plan":
+        trips.clear()
     assert type(result.image) is type(image) and result.image.dtype == image.dtype
     assert result.record["device"] == "cuda:0" and all("bool" in str(dtype) for dtype in trips)
     got, scale = back(result.image).astype(np.float64), float(expected.image.max()) - float(expected.image.min())

@@ -120,8 +120,8 @@ def test_arrays_enter_by_either_protocol_on_the_stream_and_are_written(module, m
 def test_the_norm_passes_take_arrays_on_their_stream(module, memory):
     values = {"x": drawn(1, 5, 6, 7), "g": drawn(2, 5, 6, 7), "gamma": drawn(3, 7) + 1.5, "beta": drawn(4, 7)}
     inner, triple = (drawn(5, 7) + 1.5, drawn(6, 7)), [drawn(7, 7), drawn(8, 7), drawn(9, 7)]
-    blank = {"d_x": np.zeros((5, 6, 7), np.float32)} | {
-        name: np.zeros(7, np.float32) for name in ("mean", "variance", "scale", "shift", "sum", "product", *"abc", "d_gamma", "d_beta")}
+    names = ("mean", "variance", "scale", "shift", "sum", "product", *"abc", "d_gamma", "d_beta")
+    blank = {"d_x": np.zeros((5, 6, 7), np.float32)} | {name: np.zeros(7, np.float32) for name in names}
 
     def passes(native, number, image, **named):
         one = {name: (image if name in ("x", "g", "d_x") else number)(value) for name, value in (values | blank).items()}
@@ -185,7 +185,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(module, memory):
         x, y, w = (DlpackArray(memory, drawn(1, *s).astype(np.float64)) for s in ((4, 4, 2), (4, 4, 3), (1, 1, 2, 3)))
         module.conv_forward([module.Source(x)], w, y, workspace=lambda n: DlpackArray(memory, np.zeros(n, np.uint8)))
     with pytest.raises(DeviceError, match="norm_apply has no CUDA kernel"):
-        module.norm_apply(module.Source(DlpackArray(memory, drawn(1, 4, 4, 2))), y=DlpackArray(memory, drawn(1, 4, 4, 2)), workspace=None)
+        x, y = (DlpackArray(memory, drawn(1, 4, 4, 2)) for _ in range(2))
+        module.norm_apply(module.Source(x), y=y, workspace=None)
     with pytest.raises(InputError, match="one or two"):
         module.conv_forward([], drawn(1, 1, 1, 2, 3), drawn(1, 4, 4, 3), workspace=None)
 
@@ -348,6 +349,31 @@ def test_a_fit_runs_wholly_on_the_kernels_and_learns(on_emulator):
     native, plain = losses["native"], losses["torch"]
     assert native[0] == pytest.approx(plain[0], rel=2e-3)  # before any update, in tf32
     assert native[-1] < 0.8 * native[0] and native[-1] == pytest.approx(plain[-1], rel=0.2)
+
+
+OTHERS = {
+    "superres": (lambda data: task_named("superres").problem(data, "balanced", factor=2), {"downsample", "downsample_backward"}),
+    "deblur": (lambda data: task_named("deblur").problem(data, "balanced", kernel=np.full((3, 3), 1 / 9)), {"blur", "blur_backward"}),
+    "sensor": (lambda data: task_named("denoise").problem(data, "balanced", noise="poisson", gain=300.0), {"deviance"}),
+}
+
+
+@emulated
+@pytest.mark.parametrize("name", OTHERS)
+def test_operators_and_data_terms_of_a_fit_run_on_the_kernels(on_emulator, name):
+    state, called = OTHERS[name]
+    data = TaskData(synthetic_picture(7, 8).astype(np.float32), None, None, ValueMap(0.0, 1.0))
+    problem = state(data)
+    recipe = replace(problem.recipe, generator=replace(SMALL, input_depth=8), iterations=3)
+    losses = {}
+    for kernels in ("native", "torch"):
+        on_emulator.clear()
+        loop = AutogradLoop(problem, recipe, 3, Placement("cpu", "fp32", kernels, 1), "fixed")
+        loop.run(3)
+        losses[kernels] = loop.losses
+        assert loop.fit.discrepancy() is None or loop.fit.discrepancy() > 0
+        assert (called <= set(on_emulator)) == (kernels == "native")  # initial weights are drawn by native ops at all times
+    assert losses["native"][0] == pytest.approx(losses["torch"][0], rel=5e-3)
 
 
 # ---- where a fit runs ------------------------------------------------------------------------------------------------

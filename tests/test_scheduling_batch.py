@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -120,6 +121,77 @@ def test_what_has_changed_is_done_again(folder, capsys):
     assert batch("--seed", "5") == 1
     assert all(images()[name] != after[name] for name in OUTPUTS)
     assert {rows()[name]["note"] for name in OUTPUTS} == {"its parameters have changed"}
+
+
+def test_a_failed_input_that_was_repaired_is_another_one(folder, capsys):
+    assert batch() == 1 and batch() == 1
+    assert rows()["broken.png"]["attempts"] == 1  # the same again would come to the same
+    picture(folder / "in" / "broken.png", 20, 20)
+    assert batch() == 1
+    row = rows()["broken.png"]
+    assert (row["state"], row["attempts"]) == ("done", 2) and row["note"].endswith("broken.png has changed")
+
+
+def test_a_folder_that_has_moved_is_not_done_again(folder):
+    batch()
+    (folder / "in").rename(folder / "elsewhere")
+    picture(folder / "elsewhere" / "a.png", 24, 30, seed=9)
+    assert batch(source="elsewhere") == 1
+    assert {name: rows()[name]["attempts"] for name in OUTPUTS} == {"a.png": 2, "b.png": 1, "deep/c.tif": 1, "deep/d.png": 1}
+    assert rows()["a.png"]["note"] == "its input is another file"
+    assert rows()["b.png"]["input"] == str(folder / "elsewhere" / "b.png")
+
+
+def test_what_is_begun_elsewhere_says_so_when_it_is_tried_again(folder, monkeypatch):
+    Path("in/jobs.csv").write_text("input\na.png\n")
+    assert batch("--limit-time", "0.0001", "--retries", "0", source="in/jobs.csv", fit=LONG) == 1
+    environment = rows()["a.png"]["environment"]
+    monkeypatch.setenv("DIPENGINE_ISA", "portable")
+    assert batch("--retry-failed", "--limit-time", "0.3", source="in/jobs.csv", fit=LONG) == 1
+    row = rows()["a.png"]
+    assert row["environment"] == environment and "begun elsewhere" in row["note"]
+    assert "begun anew: The checkpoint" in row["note"]  # another instruction set has other bits
+
+
+def test_an_image_that_changes_while_its_tiles_are_fitted_is_noticed(folder):
+    fit = ["--channels", "8", "--levels", "2", "--iterations", "400", "--stop", "fixed", "--tile", "16,4"]
+    picture(folder / "large" / "a.png", 60, 70)
+    before = hashlib.sha256((folder / "large" / "a.png").read_bytes()).hexdigest()
+    process = start(fit=fit, source="large")
+    wait_until(lambda: list(Path("out").glob(".dipengine/tiles/1/tile_*.npy")))
+    picture(folder / "large" / "a.png", 60, 70, seed=4)
+    assert process.wait() == 0
+    assert json.loads(rows()["a.png"]["files"])[0][3] == before
+    done = images()
+    assert batch(source="large", fit=fit) == 0
+    assert rows()["a.png"]["note"].endswith("a.png has changed") and images() != done
+
+
+def test_more_than_the_limit_of_memory_is_not_tried(folder, capsys):
+    assert batch("--limit-memory", "200K", source="in/a.png") == 1
+    assert "MB and the limit of memory is 0" in capsys.readouterr().err
+    assert rows()["a.png"]["attempts"] == 1
+
+
+def test_a_limit_of_time_is_of_all_tiles_together(folder, capsys):
+    picture(folder / "large" / "a.png", 60, 70)
+    fit = ["--channels", "8", "--levels", "2", "--iterations", "300", "--stop", "fixed", "--tile", "16,4"]
+    assert batch(source="large", fit=fit) == 0
+    seconds = rows()["a.png"]["seconds"]
+    assert batch("--limit-time", seconds / 4, source="large", out="limited", fit=fit) == 1
+    assert "was not done after" in capsys.readouterr().err
+    assert list(Path("limited").glob(".dipengine/tiles/1/tile_*.npy"))  # they are there when it goes on
+    assert batch("--retry-failed", source="large", out="limited", fit=fit) == 0
+    assert images("limited") == images()
+
+
+def test_a_pattern_is_resumed_though_it_names_its_outputs_too(folder):
+    monkey = ["**/*.png", "**/*.tif"]
+    for pattern in monkey:
+        assert batch(source=pattern, out="out") == 1
+        attempts = {name: row["attempts"] for name, row in rows().items()}
+        assert batch(source=pattern, out="out") == 1
+        assert {name: row["attempts"] for name, row in rows().items()} == attempts
 
 
 def test_no_resume_does_all_again(folder):
@@ -241,6 +313,27 @@ def test_workers_die_with_their_driver(folder):
     process.kill()
     process.communicate()
     wait_until(lambda: not any(map(alive, pids)), 10)
+
+
+def test_a_worker_that_says_nothing_any_more_is_replaced(folder, monkeypatch):
+    from dipengine.scheduling import pool
+
+    monkeypatch.setattr(pool, "_SILENCE", 7.0)
+    stopped = []
+
+    def stop_one():
+        wait_until(lambda: len(checkpoints()) == 2)
+        stopped.append(int(subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "scheduling.worker"], capture_output=True,
+                                          text=True).stdout.split()[0]))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_one)
+    thread.start()
+    Path("in/jobs.csv").write_text("input\na.png\nb.png\n")
+    assert batch("--checkpoint-every", "0.1", source="in/jobs.csv", fit=[*LONG[:4], "--iterations", "9000", *LONG[-2:]]) == 0
+    thread.join()
+    assert not alive(stopped[0])
+    assert sorted(row["attempts"] for row in rows().values()) == [1, 2]
 
 
 def test_a_dead_worker_is_replaced_and_its_job_goes_on_from_its_checkpoint(folder):
@@ -388,6 +481,9 @@ def test_an_image_in_tiles_has_no_generator_and_begins_with_nobody(folder, capsy
         (["in", "-o", "out", "--format", "xyz"], "names no format"),
         (["in", "-o", "out", "--tile", "big"], "The tile is 'big'"),
         (["in", "-o", "in/a.png"], "cannot be"),
+        (["in", "-o", "out", "--sigma", "nan"], "sigma is nan"),
+        (["in", "-o", "out", "--skips=-1"], "skips holds -1"),
+        (["in", "-o", "out", "--max-pixels", "0"], "max-pixels is 0"),
         (["in", "-o", "out", "--mask", "gone.png"], None),
     ],
 )
@@ -439,7 +535,7 @@ def test_frames_begin_with_the_one_before(frames):
     assert main(["denoise", "frames/f1.png", "-o", "s1.png", *FIT, "--quiet", "--init-from", "g0.safetensors"]) == 0
     for i in range(2):
         assert np.array_equal(read_image(f"s{i}.png").pixels, read_image(f"out/f{i}.png").pixels), i
-    assert not list(Path("out/.dipengine").glob("weights/*"))
+    assert len(list(Path("out/.dipengine").glob("weights/*"))) == 1  # of the last one, for frames to come
     before = images()
     assert batch(source="frames", fit=fit) == 0 and {row["attempts"] for row in rows().values()} == {1}
     # A frame that changes changes all that follow it.
@@ -447,6 +543,13 @@ def test_frames_begin_with_the_one_before(frames):
     assert batch(source="frames", fit=fit) == 0
     changed = {name for name, digest in images().items() if digest != before[name]}
     assert changed == {"f3.png", "f4.png"}
+    # One more is one fit more.
+    picture(frames / "frames" / "f5.png", 24, 30, seed=5)
+    assert batch(source="frames", fit=fit) == 0
+    assert begun("f5.png")["source"].endswith("f4.png")
+    assert {name: row["attempts"] for name, row in rows().items()} == {
+        "f0.png": 2, "f1.png": 2, "f2.png": 2, "f3.png": 2, "f4.png": 2, "f5.png": 1,
+    }
     assert batch(source="frames", fit=FIT) == 0  # and without a word no weights are taken over
     assert all(begun(f"f{i}.png") is None for i in range(5))
 

@@ -13,7 +13,7 @@ from dipengine.kernels import backend
 from dipengine.restoration import plan_restoration
 from dipengine.scheduling.batch import Batch
 from dipengine.scheduling.canvases import Canvases
-from dipengine.scheduling.cohorts import Cohorts
+from dipengine.scheduling.cohorts import Cohorts, Room
 from dipengine.scheduling.jobs import Request
 from dipengine.scheduling.pool import DevicePlan, Pool
 from dipengine.scheduling.sources import jobs_of
@@ -39,6 +39,12 @@ def opened(cohorts, plan):
     return room.cohort.open(plan.problem, plan.recipe, 0, plan.stop)
 
 
+def close(cohorts, slot):
+    room = Room(slot.cohort)
+    slot.close()
+    cohorts.left(room)
+
+
 def test_images_of_one_canvas_share_a_plan_and_others_do_not():
     cohorts = Cohorts(3, BUDGET)
     slots = [opened(cohorts, plan_of(height)) for height in (18, 20, 19)]
@@ -46,8 +52,7 @@ def test_images_of_one_canvas_share_a_plan_and_others_do_not():
     assert opened(cohorts, plan_of(17)).cohort is not slots[0].cohort  # it is full
     assert opened(cohorts, plan_of(40)).cohort is not slots[0].cohort  # another canvas
     cohort = slots[1].cohort
-    slots[1].close()
-    cohorts.left()
+    close(cohorts, slots[1])
     assert opened(cohorts, plan_of(20)).cohort is cohort
 
 
@@ -63,8 +68,7 @@ def test_another_plan_waits_where_it_has_no_room_beside_the_first():
     cohorts = Cohorts(2, needed)
     slot = opened(cohorts, first)
     assert cohorts.room_for(second) is None
-    slot.close()
-    cohorts.left()
+    close(cohorts, slot)
     assert cohorts.room_for(second).cohort.arena_bytes == needed
 
 
@@ -91,11 +95,21 @@ def test_a_worker_of_one_slot_keeps_a_small_plan_for_the_next_image():
     cohorts = Cohorts(1, BUDGET)
     slot = opened(cohorts, plan_of(20))
     cohort = slot.cohort
-    slot.close()
-    cohorts.left()
+    close(cohorts, slot)
     assert opened(cohorts, plan_of(19)).cohort is cohort
     assert Cohorts(1, cohort.arena_bytes * 10).room_for(plan_of(20)).cohort is None  # too large to be kept by nobody's count
     assert Cohorts(1, None).room_for(plan_of(20)).cohort is None
+
+
+def test_fits_that_nobody_knows_the_memory_of_run_one_at_a_time():
+    pytest.importorskip("torch")
+    plan = plan_of(20, settings=Settings(**FIT, device="cpu", threads=1, kernels="torch"))
+    cohorts = Cohorts(4, BUDGET)
+    room = cohorts.room_for(plan)
+    assert room.cohort is None and cohorts.room_for(plan) is None
+    assert cohorts.room_for(plan_of(20)).cohort is not None  # others share theirs beside it
+    cohorts.left(room)
+    assert cohorts.room_for(plan) is not None
 
 
 def test_headers_tell_who_can_share_a_plan(tmp_path):

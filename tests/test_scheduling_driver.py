@@ -52,6 +52,8 @@ class PlayedPool:
 
     def close(self, patience):
         self.closed = patience
+        said, self.said = self.said, []
+        return said
 
 
 class Scene:
@@ -417,6 +419,44 @@ def test_a_tile_that_fails_ends_the_others():
     assert scene.ended == [("done", 2), ("failed", 1, "Tile 0: It is not finite.")]
     assert any(isinstance(message, Drop) for message in second.sent)
     assert scene.driver.idle and len(first.starts()) == 2 and len(second.starts()) == 2
+
+
+def test_tiles_of_one_image_on_a_worker_that_dies():
+    scene = Scene(1, device=DevicePlan("cuda:0", 1, 2, None, 1), retries=0)
+    scene.driver._places = NoPlaces()
+    scene.ready()
+    worker = scene.workers[0]
+    start = worker.starts()[0]
+    worker.say(Tiled(start.job, start.attempt, (0, 1, 2), 3))
+    scene.driver.step()
+    assert [start.stage for start in worker.starts()] == ["image", "tile", "tile"]
+    worker.say(Died("boom"))
+    worker.say(Ready(HERE))
+    scene.driver.step()
+    assert scene.ended == [("failed", 1, "Tile 0: Tried once: boom")] and scene.driver.idle
+
+
+def test_what_is_done_while_the_workers_leave_is_done():
+    scene = Scene(2)
+    scene.ready()
+    first, second = scene.workers
+    start = scene.plan(first)
+    scene.plan(second)
+    first.say(Done(start.job, start.attempt, (), (), {"seconds": 1.0}))
+    scene.driver.stop(5)
+    assert scene.ended == [("done", 1)] and scene.ledger.counts() == {"done": 1, "queued": 1}
+
+
+def test_an_image_that_needs_more_than_the_limit_fails():
+    scene = Scene(2, device=DevicePlan("cpu", 1, 1, 50_000_000, 1, limited=True))
+    scene.ready()
+    worker = scene.workers[0]
+    scene.plan(worker, 60_000_000)
+    assert scene.ended == [("failed", 1, "It needs 60 MB and the limit of memory is 50; raise --limit-memory, or give smaller "
+                            "tiles with --tile.")]
+    assert any(isinstance(message, Drop) for message in worker.sent)
+    scene.plan(worker, 40_000_000)
+    assert worker.goes() == [2]
 
 
 def test_tiles_of_an_engine_that_stops_leave_their_image_queued():

@@ -134,6 +134,8 @@ def test_a_file_comes_back_as_an_array(engine, tmp_path):
         ({"task": "custom"}, "takes a function"),
         ({"task": "superres"}, "superres needs factor"),
         ({"iterations": 0}, "iterations is 0"),
+        ({"sigma": float("nan")}, "sigma is nan"),
+        ({"preset": "best"}, "preset"),
         ({"axes": "HW"}, "does not fit axes"),
         ({"threads": 3}, "threads is the engine's"),
         ({"device": "cpu"}, "device is the engine's"),
@@ -151,6 +153,44 @@ def test_weights_to_begin_with(engine):
     expected = dipengine.denoise(image, init_from=first.generator, **FIT)
     result = engine.submit(image, init_from=first.generator, **FIT).result(timeout=120)
     assert np.array_equal(result.image, expected.image) and result.record["init_from"] == expected.record["init_from"] is not None
+
+
+def test_callbacks_may_submit_and_close():
+    image, done = images(1)[0], []
+    engine = dipengine.Engine(workers=1, threads=1, queue=1)
+    finished = threading.Event()
+
+    def again(future):
+        done.append(future.result())
+        if len(done) == 1:
+            for _ in range(3):
+                engine.submit(image, **FIT).add_done_callback(again)
+        if len(done) == 4:
+            engine.close()
+            finished.set()
+
+    engine.submit(image, **FIT).add_done_callback(again)
+    assert finished.wait(60)
+    engine.close()
+
+
+def test_what_is_no_image_raises_from_its_future_alone(engine):
+    futures = list(engine.map([images(1)[0], np.zeros((0, 3)), images(1)[0]], **FIT))
+    assert sorted(future.index for future in futures) == [0, 1, 2]
+    bad = next(future for future in futures if future.index == 1)
+    with pytest.raises(dipengine.InputError, match="no pixels"):
+        bad.result()
+    with pytest.raises(dipengine.InputError, match="superres needs factor"):
+        next(engine.map(images(1), "superres", **FIT))
+
+
+def test_a_truth_in_a_file(engine, tmp_path):
+    from dipengine.images import Image, write_image
+
+    image = images(1)[0]
+    write_image(tmp_path / "t.png", image, Image(image))
+    record = engine.submit(image, truth=tmp_path / "t.png", **FIT).result(timeout=60).record
+    assert record["psnr"] == engine.submit(image, truth=image, **FIT).result(timeout=60).record["psnr"] > 5
 
 
 def test_leaving_by_an_error_gives_the_rest_up():

@@ -12,7 +12,7 @@ from dipengine.errors import InputError, OutputError
 from dipengine.fitting.settings import Settings
 from dipengine.scheduling import ledger as ledger_module
 from dipengine.scheduling.jobs import FileFacts, Job, Request
-from dipengine.scheduling.ledger import Ledger
+from dipengine.scheduling.ledger import FRAME_BEFORE, INPUT, REQUEST, Ledger
 
 BLIND = Request()
 
@@ -41,7 +41,7 @@ def test_jobs_keep_their_rows(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite")
     again = entered(ledger, jobs(4))
     assert [(row.id, row.state, row.attempts, changed) for row, changed in again] == [
-        (1, "done", 1, False), (2, "failed", 1, False), (3, "queued", 0, False), (4, "queued", 0, False),
+        (1, "done", 1, ""), (2, "failed", 1, ""), (3, "queued", 0, ""), (4, "queued", 0, ""),
     ]
     assert again[0][0].files == '[["/in/0.png", 3, 4, "ab"]]'
     assert ledger.error(again[1][0]) == "It is empty."
@@ -65,7 +65,55 @@ def test_jobs_keep_their_rows(tmp_path):
 def test_what_is_asked_otherwise_is_noticed(tmp_path, request_, changed):
     ledger = Ledger(tmp_path / "l.sqlite")
     entered(ledger, jobs(1))
-    assert [found for _, found in entered(ledger, jobs(1, request_))] == [changed]
+    assert [found for _, found in entered(ledger, jobs(1, request_))] == [REQUEST if changed else ""]
+
+
+def test_another_input_and_another_frame_before_are_told_apart(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    entered(ledger, jobs(2))
+    others = [Job("/other/0.png", "0.png", BLIND), Job("/in/1.png", "1.png", BLIND, after="0.png")]
+    assert [found for _, found in entered(ledger, others)] == [INPUT, FRAME_BEFORE]
+
+
+def test_what_the_first_start_has_fixed_stays_unless_it_is_another_job(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    (row, _), = entered(ledger, jobs(1))
+    with ledger.transaction():
+        row.attempts = 1
+        ledger.started(row, '{"device": "cpu"}', None)
+        ledger.failed(row, "It took too long.")
+        ledger.requeue(row, "once", anew=False)
+        ledger.requeue(row, "and again", anew=False)
+    line = next(ledger.rows())
+    assert (line["state"], line["environment"], line["note"]) == ("queued", '{"device": "cpu"}', "once; and again")
+    assert row.environment == '{"device": "cpu"}'
+    with ledger.transaction():
+        ledger.requeue(row, REQUEST)
+    line = next(ledger.rows())
+    assert (line["environment"], line["note"], row.environment) == (None, REQUEST, None)
+
+
+def test_a_ledger_that_is_damaged_behind_its_first_pages(tmp_path):
+    path = tmp_path / "l.sqlite"
+    ledger = Ledger(path)
+    entered(ledger, [Job(f"/in/{i}.png", f"{i}.png", BLIND) for i in range(2000)])
+    ledger.close()
+    bytes_ = bytearray(path.read_bytes())
+    middle = len(bytes_) // 2
+    bytes_[middle : middle + 9000] = b"\xa5" * 9000
+    path.write_bytes(bytes_)
+    with pytest.raises(InputError, match="damaged") as caught:
+        Ledger(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ledger_that_another_program_has_locked(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "l.sqlite")
+    ledger._db.execute("PRAGMA busy_timeout=10")
+    other = sqlite3.connect(tmp_path / "l.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(InputError, match="locked by another program"):
+        entered(ledger, jobs(1))
 
 
 def test_requests_survive_json():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -61,6 +62,51 @@ def test_outputs_of_another_batch_below_the_inputs_are_no_inputs(folder):
     assert "restored/frame2.png" not in outputs(folder / "in", folder / "out")
     (inside / ".dipengine").rmdir()
     assert "restored/frame2.png" in outputs(folder / "in", folder / "out")
+
+
+def test_patterns_leave_out_what_batches_have_written(folder):
+    inside = folder / "in" / "restored" / "deeper"
+    inside.mkdir(parents=True)
+    (inside.parent / ".dipengine").mkdir()
+    (inside / "frame2.png").write_bytes(b"x")
+    assert outputs(folder / "in" / "**" / "*.png", folder / "out") == ["frame2.png", "frame10.png"]
+
+
+def test_links_to_folders_are_followed_once(folder):
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "far.png").write_bytes(b"x")
+    (folder / "in" / "linked").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "back").symlink_to(folder / "in")
+    assert outputs(folder / "in", folder / "out") == [
+        "deep/photo.png", "deep/sky.fits.gz", "deep/stack.tif", "frame2.png", "frame10.png", "linked/far.png",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_nobody_may_read(folder):
+    (folder / "in" / "deep").chmod(0)
+    with pytest.raises(InputError, match="deep' cannot be read"):
+        outputs(folder / "in", folder / "out")
+
+
+def test_digits_that_are_no_numbers(folder):
+    (folder / "in" / "10\u00b23.png").write_bytes(b"x")
+    assert "10\u00b23.png" in outputs(folder / "in", folder / "out")
+
+
+def test_a_name_that_is_no_text(folder):
+    with open(os.path.join(os.fsencode(folder / "in"), b"caf\xe9.png"), "wb") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        outputs(folder / "in", folder / "out")
+
+
+def test_many_rows_are_listed_in_moderate_time(folder):
+    """Most of it used to be resolving each path from the root on; the bound is for busy machines."""
+    lines = "\n".join(f"{i}.png" for i in range(20_000))
+    begin = time.perf_counter()
+    assert len(manifest(folder, f"input\n{lines}\n")) == 20_000
+    assert time.perf_counter() - begin < 20
 
 
 def test_zero_is_given_and_nothing_is_not():
@@ -138,6 +184,22 @@ def test_json_lines(folder):
     assert jobs[1].request.settings.seed == 7
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"input": "frame2.png", "priority": 1e999}', "priority is inf"),
+        ('{"input": "frame2.png", "iterations": 1e999}', "iterations is inf"),
+        ('{"input": "a\\u0000.png"}', "can be no file's name"),
+        ('{"input": "a\\ud800.png"}', "can be no file's name"),
+    ],
+)
+def test_values_that_json_can_hold_and_nobody_else(folder, row, said):
+    path = folder / "in" / "jobs.jsonl"
+    path.write_text(row)
+    with pytest.raises(InputError, match=said):
+        jobs_of(str(path), folder / "out", BLIND)
+
+
 def test_parquet(folder):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -170,6 +232,10 @@ def test_equal_rows_share_one_request(folder):
         ("input,output\nframe2.png,a.png\nframe10.png,a.png\n", "would both be written"),
         ("input,sigma\nframe2.png\n", "another number of cells"),
         ("input,preset\nframe2.png,best\n", "preset"),
+        ("input,priority\nframe2.png,99999999999999999999\n", "priority is '9+'; give a whole number"),
+        ("input,sigma\nframe2.png,inf\n", "sigma is 'inf'; give a number"),
+        ("input,sigma\nframe2.png,nan\n", "sigma is 'nan'; give a number"),
+        ("input,output\nframe2.png,.dipengine/staging/x.png\n", "among the batch's own files"),
         ("input\n", "There is no image"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import tempfile
 
 import pytest
 
@@ -31,6 +32,20 @@ def disk_full():
         return error
 
 
+def hidden_disk_full():
+    """As safetensors says it, through the writing of a file."""
+    from safetensors import SafetensorError
+
+    from dipengine.images import atomic_path
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with atomic_path(f"{folder}/a.safetensors"):
+                raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        except OutputError as error:
+            return error
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
@@ -41,13 +56,14 @@ def disk_full():
         (MemoryError(), "memory", "The memory is used up."),
         (OutputError("Not there."), "accident", "Not there."),
         (disk_full(), "disk", "It cannot be written."),
+        (hidden_disk_full(), "disk", None),
         (Strange(1, 2), "accident", "Strange: odd"),
     ],
 )
 def test_what_is_said_of_an_error(error, kind, said):
     failed = failure_of(START, error)
-    assert (failed.job, failed.attempt, failed.kind, failed.error) == (3, 2, kind, said)
-    assert pickle.loads(pickle.dumps(failed)).error == said  # whatever it was, it reaches the driver
+    assert (failed.job, failed.attempt, failed.kind, failed.error) == (3, 2, kind, said or str(error))
+    assert pickle.loads(pickle.dumps(failed)).error == failed.error  # whatever it was, it reaches the driver
     assert (failed.cause is error) == isinstance(error, (InputError, FitError, OutOfMemory, OutputError))
 
 

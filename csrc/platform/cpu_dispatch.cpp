@@ -11,7 +11,7 @@
 namespace dipengine {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16"};
+constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "avx512fp16"};
 constexpr int kUndecided = -1;
 constexpr int kBadEnvironment = -2;
 
@@ -31,9 +31,14 @@ Isa detect() {
   if ((low & 0x6u) != 0x6u) return Isa::portable;  // SSE and AVX state
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, 5)) return Isa::portable;
   const unsigned subleaves = a;
+#if defined(DIPENGINE_WITH_AVX512FP16)
+  const bool fp16 = has(d, 23);
+#else
+  const bool fp16 = false;
+#endif
   const bool avx512 = has(b, 16) && has(b, 17) && has(b, 28) && has(b, 30) && has(b, 31);  // F, DQ, CD, BW, VL
   if (!avx512 || (low & 0xe0u) != 0xe0u) return Isa::avx2;                                  // opmask and upper state
-  if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5)) return Isa::avx512bf16;
+  if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5)) return fp16 ? Isa::avx512fp16 : Isa::avx512bf16;
   return Isa::avx512;
 #else
   return Isa::portable;
@@ -53,7 +58,8 @@ int capped(int level) {
 }
 
 // AMD's cores do vdpbf16ps at the rate of a float32 FMA, for twice the products; Intel's at a quarter of it (measured on
-// Emerald Rapids: 120 against 340 GFLOP/s on two cores), so there bf16 numbers are multiplied in float32.
+// Emerald Rapids: 120 against 340 GFLOP/s on two cores), so there bf16 numbers are multiplied in float32, or in
+// float16 by cores that have it.
 bool bf16_products_are_fast() {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -83,7 +89,8 @@ dipengine_status current_isa(Isa* isa) {
     chosen.store(level, std::memory_order_relaxed);
   }
   DIPENGINE_REQUIRE(level != kBadEnvironment,
-                    "DIPENGINE_ISA holds an unknown word; set it to portable, avx2, avx512 or avx512bf16, or unset it.");
+                    "DIPENGINE_ISA holds an unknown word; set it to portable, avx2, avx512, avx512bf16 or avx512fp16,"
+                    " or unset it.");
   *isa = static_cast<Isa>(level);
   return DIPENGINE_OK;
 }
@@ -115,7 +122,7 @@ dipengine_status dipengine_set_cpu_isa(const char* name) {
   }
   const int level = dipengine::level_named(name);
   DIPENGINE_REQUIRE(level != dipengine::kBadEnvironment,
-                    "There is no instruction set '%s'; choose portable, avx2, avx512 or avx512bf16.", name);
+                    "There is no instruction set '%s'; choose portable, avx2, avx512, avx512bf16 or avx512fp16.", name);
   dipengine::chosen.store(dipengine::capped(level), std::memory_order_relaxed);
   return DIPENGINE_OK;
 }

@@ -5,8 +5,8 @@
 
 namespace dipengine {
 
-enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
-constexpr int kIsaCount = 4;
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3, avx512fp16 = 4 };
+constexpr int kIsaCount = 5;
 
 // The set in use, in *isa; fails where DIPENGINE_ISA holds an unknown word.
 dipengine_status current_isa(Isa* isa);
@@ -52,10 +52,19 @@ struct Tables {
 #define DIPENGINE_DECLARE_AVX512BF16(Type, name)
 #define DIPENGINE_TABLE_AVX512BF16(name) nullptr
 #endif
+#if defined(DIPENGINE_WITH_AVX512FP16)
+#define DIPENGINE_DECLARE_AVX512FP16(Type, name) namespace avx512fp16 { extern const Type name; }
+#define DIPENGINE_TABLE_AVX512FP16(name) &avx512fp16::name
+#else
+#define DIPENGINE_DECLARE_AVX512FP16(Type, name)
+#define DIPENGINE_TABLE_AVX512FP16(name) nullptr
+#endif
 #define DIPENGINE_TABLES(Type, name, tables)               \
   namespace portable { extern const Type name; }           \
   DIPENGINE_DECLARE_AVX2(Type, name)                       \
   DIPENGINE_DECLARE_AVX512(Type, name)                     \
   DIPENGINE_DECLARE_AVX512BF16(Type, name)                 \
+  DIPENGINE_DECLARE_AVX512FP16(Type, name)                 \
   static constexpr Tables<Type> tables{                    \
-      {&portable::name, DIPENGINE_TABLE_AVX2(name), DIPENGINE_TABLE_AVX512(name), DIPENGINE_TABLE_AVX512BF16(name)}};
+      {&portable::name, DIPENGINE_TABLE_AVX2(name), DIPENGINE_TABLE_AVX512(name), DIPENGINE_TABLE_AVX512BF16(name), \
+       DIPENGINE_TABLE_AVX512FP16(name)}};

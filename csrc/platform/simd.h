@@ -28,6 +28,10 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 template <typename Real>
 struct Vec;
 
+struct Half {  // a float16
+  uint16_t bits;
+};
+
 #if defined(__AVX512F__)
 
 template <>
@@ -58,6 +62,9 @@ struct Vec<float> {
   DIPENGINE_MEMBER void store_part(uint16_t* p, Register x, int n) { _mm256_mask_storeu_epi16(p, lanes(n), narrow(x)); }
   DIPENGINE_MEMBER Register rounded(Register x, const float*) { return x; }
   DIPENGINE_MEMBER Register rounded(Register x, const uint16_t*) { return widen(narrow(x)); }
+  DIPENGINE_MEMBER __m256i halves(Register x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  DIPENGINE_MEMBER Register load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  DIPENGINE_MEMBER void store(Half* p, Register x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves(x)); }
 
  private:
   DIPENGINE_MEMBER Register widen(__m256i x) {

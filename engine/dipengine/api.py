@@ -253,7 +253,7 @@ def _tuple(value: Any) -> tuple | None:
 
 
 def device_beside(image: Any, device: str) -> tuple[str, bool]:
-    """Where to run a fit of `image` that is to run on `device`, and whether the image stays where it is: on a GPU, for a fit on one."""
+    """Where a fit of `image` runs that is to run on `device`, and whether the image stays where it is: on a GPU, beside its fit."""
     home = device_of(image)
     if home == "cpu" or device == "cpu" or home not in cuda_devices():
         return device, False

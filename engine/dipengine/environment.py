@@ -3,7 +3,7 @@
 | variable | meaning | default |
 |---|---|---|
 | `DIPENGINE_THREADS` | threads of native ops and of PyTorch on the CPU | the cores this process may use |
-| `DIPENGINE_ISA` | highest instruction set of native ops: `portable`, `avx2`, `avx512`, `avx512bf16` (read by the core itself) | the fastest that the CPU has |
+| `DIPENGINE_ISA` | highest instruction set of native ops: `portable`, `avx2`, `avx512`, `avx512bf16`, `avx512fp16` (read by the core itself) | the fastest that the CPU has |
 | `XDG_CACHE_HOME` | folder of caches (TensorRT engines lie below it) | `~/.cache` |
 | `DIPENGINE_KERNELS` | default of `--kernels`: `auto`, `native`, `torch` | `auto` |
 """

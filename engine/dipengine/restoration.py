@@ -23,7 +23,7 @@ from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, ValueMap
 from dipengine.images.arrays import digest
 from dipengine.images.image import opaque
-from dipengine.images.namespaces import any_true, beside, cast, extremes, namespace, on_host
+from dipengine.images.namespaces import any_true, beside, cast, choose, extremes, namespace, on_host
 from dipengine.tasks import Problem, Recipe, TaskData, apply_overrides, apply_preset, task_named
 from dipengine.tasks.presets import preset_named
 
@@ -153,7 +153,7 @@ class RunningRestoration:
         outcome = self.run.outcome(reason_if_unfinished)
         pixels = values.from_unit(outcome.image, image.pixels.dtype)
         if problem.keep_known and problem.known is not None:
-            pixels = namespace(pixels).where(problem.known[:, :, None], image.pixels, pixels)
+            pixels = choose(problem.known[:, :, None], image.pixels, pixels)
         generator = FittedGenerator(
             task=self.task,
             architecture=fit.recipe.generator,

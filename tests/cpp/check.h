@@ -38,7 +38,7 @@ inline void report(const char* file, int line, const char* what) {
 
 // Calls body(threads' pool, name) on every instruction set that this CPU has and on 1, 2, 3 and 7 threads.
 inline void on_every_set_and_pool(const std::function<void(dipengine_pool*, const std::string&)>& body) {
-  for (const char* isa : {"portable", "avx2", "avx512", "avx512bf16"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "avx512bf16", "avx512fp16"}) {
     dipengine_set_cpu_isa(isa);
     if (std::string(dipengine_cpu_isa()) != isa) continue;  // this CPU has it not
     for (int threads : {1, 2, 3, 7}) {

@@ -49,6 +49,12 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
   return DIPENGINE_OK;
 }
 
+dipengine_status dipengine_cuda_device_memory(int32_t, size_t* free_bytes, size_t* total_bytes) {
+  *free_bytes = 3 << 20;
+  *total_bytes = 4 << 20;
+  return DIPENGINE_OK;
+}
+
 // What has been asked for since the last call.
 DIPENGINE_API const char* emulator_happened() {
   static std::string text;

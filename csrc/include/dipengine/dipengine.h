@@ -60,10 +60,10 @@ DIPENGINE_API const char* dipengine_status_string(dipengine_status status);
 /* The sentence of this thread's last failure ("" before any); valid until this thread's next call. */
 DIPENGINE_API const char* dipengine_last_error(void);
 
-/* The instruction set in use: "portable", "avx2", "avx512" or "avx512bf16". It is the one that the environment variable
+/* The instruction set in use: "portable", "avx2", "avx512", "avx512bf16" or "avx512fp16". It is the one that the environment variable
  * DIPENGINE_ISA names (read once), or the highest below it that the CPU and the operating system have; without the
- * variable the fastest: the highest, but avx512 on Intel, whose bfloat16 products are slower than float32 ones. NULL, with
- * a last error, where the variable holds another word; ops then fail the same way. An op without kernels for a set uses
+ * variable the fastest: the highest, but avx512 on Intel without float16, as bfloat16 products are slower than float32 ones there.
+ * NULL, with a last error, where the variable holds another word; ops then fail the same way. An op without kernels for a set uses
  * the next lower. */
 DIPENGINE_API const char* dipengine_cpu_isa(void);
 
@@ -93,9 +93,12 @@ DIPENGINE_API dipengine_status dipengine_get_build_info(dipengine_build_info* in
  * headers and flags; SILICON is the hash that it had when it last ran on a GPU with its tests passing, or "none". */
 DIPENGINE_API const char* dipengine_cuda_manifest(void);
 
-/* CUDA devices that the kernels could run on, in *count. Where there are none: 0 and DIPENGINE_UNSUPPORTED, and the last error
- * says what is missing, the kernels or a driver. */
+/* CUDA devices, in *count. Where the kernels can run on none: 0 and DIPENGINE_UNSUPPORTED, and the last error says what is missing:
+ * the kernels, a driver, or a device of compute capability 8.0 or more. */
 DIPENGINE_API dipengine_status dipengine_cuda_device_count(int32_t* count);
+
+/* Bytes of a device's memory that can be had, by anybody, and all of them. Takes a context on the device. */
+DIPENGINE_API dipengine_status dipengine_cuda_device_memory(int32_t device, size_t* free_bytes, size_t* total_bytes);
 
 /* A fixed set of threads for ops. The calling thread works too, so a pool of n starts n - 1 threads. Results never
  * depend on n. Where several threads share one pool, one job at a time is spread and the others run on their callers. */

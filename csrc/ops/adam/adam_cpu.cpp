@@ -1,6 +1,6 @@
 // Adam's update on a CPU; compiled once per instruction set, and in float64 for the portable one.
 //
-// One loop over five streams, vectorised by the compiler; a root and two divisions per parameter hide behind 28 bytes of
+// One loop over five streams, vectorised by the compiler; a root and a division per parameter hide behind 28 bytes of
 // memory traffic. Elements are independent, so tiles and threads cannot change a bit.
 #include "ops/adam/adam_kernels.h"
 

@@ -8,9 +8,9 @@ namespace dipengine {
 template <typename Real>
 struct AdamScalars {
   Real one_minus_beta1, beta2, one_minus_beta2;
-  Real negative_step;    // -lr / (1 - beta1^t)
-  Real root_correction;  // sqrt(1 - beta2^t)
-  Real eps;
+  // With r = sqrt(1 - beta2^t), m / (sqrt(v) / r + eps) is r m / (sqrt(v) + r eps): one division a parameter.
+  Real negative_step;  // -r lr / (1 - beta1^t)
+  Real eps;            // r eps
 };
 
 // base^n by repeated squaring: the same bits on every device, which a library's pow does not promise.
@@ -27,13 +27,12 @@ DIPENGINE_HD double integer_power(double base, int64_t n) {
 template <typename Real>
 DIPENGINE_HD AdamScalars<Real> adam_scalars(int64_t t, double learning_rate, double beta1, double beta2, double eps) {
   const double correction1 = 1 - integer_power(beta1, t);
-  const double correction2 = 1 - integer_power(beta2, t);
+  const double root = square_root(1 - integer_power(beta2, t));
   return {static_cast<Real>(1 - beta1),
           static_cast<Real>(beta2),
           static_cast<Real>(1 - beta2),
-          static_cast<Real>(-learning_rate / correction1),
-          static_cast<Real>(square_root(correction2)),
-          static_cast<Real>(eps)};
+          static_cast<Real>(-learning_rate * root / correction1),
+          static_cast<Real>(eps * root)};
 }
 
 // One parameter; m and v are updated in place, the new parameter is returned.
@@ -41,8 +40,7 @@ template <typename Real>
 DIPENGINE_HD Real adam_update(const AdamScalars<Real>& s, Real p, Real g, Real& m, Real& v) {
   m = m + s.one_minus_beta1 * (g - m);
   v = v * s.beta2 + s.one_minus_beta2 * g * g;
-  const Real denominator = square_root(v) / s.root_correction + s.eps;
-  return p + s.negative_step * m / denominator;
+  return p + s.negative_step * m / (square_root(v) + s.eps);
 }
 
 }  // namespace dipengine

@@ -13,12 +13,12 @@
 namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 
 constexpr int64_t kColumns = 128;       // of a block, about
-constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least, where there are more than two chunks
+constexpr int64_t kChunkPixels = 2048;  // of a chunk, at least
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kMostBatchRows = 16;
 constexpr int64_t kMergedChannels = 16;  // of the weights, of a task that merges the chunks' sums
 constexpr int64_t kTileColumns = 65;    // of a block of tiles: 128 samples in pairs, and one more at each end
-constexpr int64_t kBatchTiles = 136;    // whose products are taken at once, at most
+constexpr int64_t kBatchTiles = 153;    // whose products are taken at once, at most
 constexpr int kMargin = DIPENGINE_CONV_MAX_KERNEL - 1;  // columns of d_raw beside a block
 
 template <typename Stored>
@@ -42,7 +42,8 @@ struct BackwardLayout {
     bool narrow;       // few channels: all taps of a kernel row share the lanes of one product
     bool together;     // so few that the taps of a kernel row also share a register of the weights' gradient
     bool swapped;      // weight gradient as [channels out][channels in]: fewer idle lanes where few come out
-    int64_t tap_size;  // elements of one tap's weight gradient
+    bool direct;       // the only chunk's weight gradient is the layer's, and written where that goes
+    int64_t tap_size;  // elements from one tap's weight gradient to the next one's
     Real* d_weight;    // [chunks][taps][tap_size]
     double *sum, *product;  // [chunks][padded]
     bool wants_data() const { return source->d_x.data != nullptr; }
@@ -60,6 +61,7 @@ struct BackwardLayout {
   int groups, taps;
   int tap_order[kMaxSegments];                                       // taps by phase: (ky % stride, kx % stride)
   GradientMap<Real> map;
+  Real* largest;     // of each row of g, in size
   double* bias_sum;  // [chunks][padded]
   Element* zeros;    // a row of d_raw outside the image
   AxisTerms *rows_map, *columns_map;  // [height][3], [width][3], transposed maps of an upsampled source
@@ -79,7 +81,8 @@ struct BackwardLayout {
     Element *d_tiles, *d_tile_pairs, *x_tiles;               // of TilePlanes
     Real* products;                                          // [planes][batch tiles][kBlock]
     Real* plane_weights;                                     // [planes][channels][padded], sums of a chunk
-    bool added;                                              // whether there are any in them
+    bool added;                                              // whether there is anything in the chunk's sums
+    bool weights, data;                                      // which gradients the task makes
     Element* mapped;                                         // E_t: [9][padded / V::size][batch pixels][V::size]
     Element* mapped_packed;                                  // [9] packed pixels
     Fetch fetch;                                             // of the next rows
@@ -102,16 +105,21 @@ struct BackwardLayout {
                  p.kernel * s.source->channels <= kBlock<Real>;
       s.swapped = p.channels < V::size && s.source->channels > p.channels;
       s.together = s.narrow && !s.swapped && kPair == 1 && p.kernel * s.source->channels <= V::size;
-      s.tap_size = s.swapped ? p.channels * s.padded : s.source->channels * padded;
       inputs += s.source->channels;
       if (s.source->upsample != DIPENGINE_UPSAMPLE_NONE) up = &s;
     }
     cut();
+    for (int i = 0; i < p.sources_count; ++i) {
+      Prepared& s = sources[i];
+      s.direct = chunks == 1 && padded == p.channels && !s.swapped && !s.together && (tiled(s) || !kScaled<Element>);
+      s.tap_size = s.direct ? inputs * p.channels : s.swapped ? p.channels * s.padded : s.source->channels * padded;
+    }
     order_taps();
     carve(p.workspace);
   }
 
   bool tiled() const { return winograd || paired || strided; }
+  bool tiled(const Prepared& s) const { return tiled() && &s == &tiled_source(); }
   const Prepared& tiled_source() const { return paired ? *up : sources[0]; }
   int planes() const { return paired ? kPairedGradientPlanes : strided ? kStridedPlanes : wide ? kWidePlanes : kWinogradPlanes; }
   int d_planes() const { return strided ? 16 : planes(); }
@@ -125,7 +133,7 @@ struct BackwardLayout {
     const int64_t height = up != nullptr ? up->source->height : p.height, width = up != nullptr ? up->source->width : p.width;
     grid_height = wide ? WideAxis{height}.tiles() : paired || strided ? height / 2 + 1 : winograd ? height / 2 : height;
     grid_width = wide ? WideAxis{width}.tiles() : paired || strided ? width / 2 + 1 : winograd ? width / 2 : width;
-    chunks = least(grid_height, least(kMostChunks, most(2, height * width / kChunkPixels)));
+    chunks = least(grid_height, least(kMostChunks, most(1, height * width / kChunkPixels)));
     const int64_t most_rows = ceil_divide(grid_height, chunks);
     if (tiled()) {
       columns = ceil_divide(grid_width, ceil_divide(grid_width, kTileColumns));
@@ -139,6 +147,14 @@ struct BackwardLayout {
   }
 
   int64_t chunk_top(int64_t chunk) const { return grid_height * chunk / chunks; }
+
+  // Tasks of a chunk: one, or where there are fewer chunks than threads one a gradient, each of which forms d_raw for itself. It
+  // changes no bit.
+  int parts() const {
+    bool data = false;
+    for (int i = 0; i < p.sources_count; ++i) data = data || sources[i].wants_data();
+    return data && p.d_weight != nullptr && chunks < dipengine_pool_size(p.pool) ? 2 : 1;
+  }
 
   // Rows (or columns) of d_raw before row i of a grid of n that yields `side` of them.
   int64_t outputs_before(int64_t i, int64_t n, int64_t side) const {
@@ -185,13 +201,20 @@ struct BackwardLayout {
       s.prologue.carve(carver, s.padded);
       s.centre = carver.take<Real>(s.padded);
       s.panels = s.wants_data() ? carver.take<Element>(s.panel_size * s.blocks) : nullptr;
-      s.d_weight = p.d_weight != nullptr ? carver.take<Real>(chunks * taps * s.tap_size) : nullptr;
+      if (p.d_weight == nullptr) {
+        s.d_weight = nullptr;
+      } else if (s.direct) {
+        s.d_weight = static_cast<Real*>(p.d_weight) + s.first * p.channels;
+      } else {
+        s.d_weight = carver.take<Real>(chunks * taps * s.tap_size);
+      }
       s.sum = carver.take<double>(chunks * s.padded);
       s.product = carver.take<double>(chunks * s.padded);
     }
     const bool transforms = tiled() && tiled_source().wants_data();
     transposed = carver.take<Real>(transforms ? 9 * p.channels * tiled_source().padded : 0);
     map.carve(carver, padded);
+    largest = carver.take<Real>(kScaled<Element> ? p.height : 0);
     bias_sum = carver.take<double>(chunks * padded);
     zeros = carver.take<Element>(d_columns() * padded);
     if (up != nullptr && !paired) {
@@ -284,7 +307,7 @@ struct BackwardLayout {
     const bool summed = source.sum != nullptr;
     for (int v = 0; v < vectors_of(s, block); ++v) {
       const int64_t c = static_cast<int64_t>(block) * kBlock<Real> + v * V::size;
-      store_gradient_lanes(source, s.prologue, s.centre, du + v * V::size, kBlock<Real>, pixels, c,
+      store_gradient_lanes(source, s.prologue, s.centre, du + v * V::size, map.inverse, kBlock<Real>, pixels, c,
                            static_cast<int>(least(V::size, source.channels - c)), from, to,
                            summed ? s.sum + chunk * s.padded : nullptr, summed ? s.product + chunk * s.padded : nullptr);
     }
@@ -292,13 +315,13 @@ struct BackwardLayout {
 
   // One tap's weight gradient over packed pixels.
   void add_weight(const Prepared& s, int64_t chunk, int tap, const Segments<Element>& x, const Segments<Element>& d,
-                  int64_t pixel_groups) const {
+                  int64_t pixel_groups, bool accumulate) const {
     Real* to = s.d_weight + (chunk * taps + tap) * s.tap_size;
     const int channels = static_cast<int>(s.source->channels), outputs = static_cast<int>(p.channels);
     if (s.swapped) {
-      multiply_outer<Element>(outputs, channels, d, x, static_cast<int>(pixel_groups), to, s.padded);
+      multiply_outer<Element>(outputs, channels, d, x, static_cast<int>(pixel_groups), to, s.padded, accumulate);
     } else {
-      multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(pixel_groups), to, padded);
+      multiply_outer<Element>(channels, outputs, x, d, static_cast<int>(pixel_groups), to, padded, accumulate);
     }
   }
 };

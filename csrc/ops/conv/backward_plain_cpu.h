@@ -44,7 +44,7 @@ struct PlainBackward : TiledBackward<Stored> {
         const Source& s = *sources[i].source;
         for (int64_t y = r * p.stride; y < least((r + 1) * p.stride, s.height); ++y) {
           area.fetch.add(s.x, sizeof(Stored), y, begin * p.stride, least(end * p.stride, s.width));
-          if (sources[i].wants_data()) area.fetch.add(s.d_x, sizeof(Stored), y, begin * p.stride, least(end * p.stride, s.width));
+          if (area.data && sources[i].wants_data()) area.fetch.add(s.d_x, sizeof(Stored), y, begin * p.stride, least(end * p.stride, s.width));
         }
       }
     }
@@ -53,13 +53,14 @@ struct PlainBackward : TiledBackward<Stored> {
   void run_plain_rows(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     if (fetches(p)) fetch_rows(area, row + rows, rows, begin, end);
     for (int i = 0; i < p.sources_count; ++i) {
-      if (sources[i].d_weight != nullptr) add_plain_weights(area, i, chunk, row, rows, begin, end);
-      for (int64_t r = row; r < row + rows && sources[i].wants_data(); ++r) add_plain_rows(area, sources[i], chunk, r, begin, end);
+      if (area.weights) add_plain_weights(area, i, chunk, row, rows, begin, end, area.added);
+      add_plain_rows(area, sources[i], chunk, row, row + rows, begin, end);
     }
   }
 
   // Weight gradient of source i from output rows [row, row + rows) and columns [begin, end).
-  void add_plain_weights(Scratch& area, int i, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+  void add_plain_weights(Scratch& area, int i, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end,
+                         bool accumulate) const {
     const Prepared& s = sources[i];
     const int64_t width = end - begin, pixel_groups = ceil_divide(width, kPair);
     const int64_t d_pixels = round_up(out_columns(), kPair), x_pixels = x_copy_pixels(), x_size = x_pixels * s.padded;
@@ -103,7 +104,7 @@ struct PlainBackward : TiledBackward<Stored> {
       for (int64_t r = 0; r < rows; ++r) x.start[r] = area.x_packed[i] + x_place(row + r - p.pad + ky) * x_size;
       Real* to = s.d_weight + (chunk * taps + ky * p.kernel) * s.tap_size;
       const int lanes = p.kernel * static_cast<int>(s.source->channels);
-      multiply_outer<Element>(lanes, static_cast<int>(p.channels), x, d, static_cast<int>(width), to, padded);
+      multiply_outer<Element>(lanes, static_cast<int>(p.channels), x, d, static_cast<int>(width), to, padded, accumulate);
     }
     for (int ky = 0; ky < p.kernel && !s.together; ++ky) {
       for (int kx = 0; kx < p.kernel; ++kx) {
@@ -111,7 +112,7 @@ struct PlainBackward : TiledBackward<Stored> {
           const Element* copy = area.x_packed[i] + (x_place((row + r) * p.stride - p.pad + ky) * copies + kx % copies) * x_size;
           x.start[r] = copy + kx / copies * V::size;
         }
-        add_weight(s, chunk, ky * p.kernel + kx, x, d, pixel_groups);
+        add_weight(s, chunk, ky * p.kernel + kx, x, d, pixel_groups, accumulate);
       }
     }
   }
@@ -128,8 +129,13 @@ struct PlainBackward : TiledBackward<Stored> {
 
   int64_t x_place(int64_t y) const { return (y + 2 * x_capacity()) % x_capacity(); }
 
-  // Data gradient of the source rows that belong to output row r, columns of [begin, end).
-  void add_plain_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
+  // Data gradient of the source rows that belong to output rows [top, bottom), columns of [begin, end).
+  void add_plain_rows(Scratch& area, const Prepared& s, int64_t chunk, int64_t top, int64_t bottom, int64_t begin, int64_t end) const {
+    if (!area.data || !s.wants_data()) return;
+    for (int64_t r = top; r < bottom; ++r) add_plain_row(area, s, chunk, r, begin, end);
+  }
+
+  void add_plain_row(Scratch& area, const Prepared& s, int64_t chunk, int64_t r, int64_t begin, int64_t end) const {
     const Source& source = *s.source;
     // The borders belong to the blocks and rows next to them; so does what stride leaves over at the far side.
     const int64_t step = up != nullptr ? 1 : p.stride;

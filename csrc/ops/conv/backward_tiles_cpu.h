@@ -10,7 +10,7 @@ template <typename Stored>
 struct TiledBackward : BackwardLayout<Stored> {
   using Base = BackwardLayout<Stored>;
   using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
-  using Base::p, Base::sources, Base::padded, Base::groups, Base::taps, Base::zeros, Base::grid_width, Base::kPair,
+  using Base::p, Base::sources, Base::padded, Base::groups, Base::taps, Base::zeros, Base::grid_width, Base::kPair, Base::map,
       Base::vectors_of, Base::d_row, Base::d_columns, Base::store_gradient, Base::out_column;
   using Base::Base;
 
@@ -18,13 +18,13 @@ struct TiledBackward : BackwardLayout<Stored> {
   void run_winograd(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const Prepared& s = sources[0];
     const int64_t tiles = end - begin;
-    TilePlanes<Element, kWinogradPlanes> d(area.d_tiles, s.d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, kWinogradPlanes> d(area.d_tiles, area.weights ? area.d_tile_pairs : nullptr, tiles, rows, padded);
     TilePlanes<Element, kWinogradPlanes> x(nullptr, area.x_tiles, tiles, rows, s.padded);
     for (int64_t i = 0; i < rows; ++i) {
       d.begin_row(i);
       transform_gradient(area, 2 * (row + i), begin, end, d);
     }
-    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+    for (int block = 0; block < s.blocks && area.data && s.wants_data(); ++block) {
       multiply_planes(kWinogradPlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block),
                       area.products);
       for (int64_t i = 0; i < rows; ++i) {
@@ -35,13 +35,13 @@ struct TiledBackward : BackwardLayout<Stored> {
         store_gradient(s, chunk, second, 2 * (row + i) + 1, 2 * begin, 2 * tiles, block);
       }
     }
-    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+    for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 2>(*s.source, s.prologue, p.padding, 2 * (row + i) + 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 2>(*s.source, s.prologue, p.padding, 2 * (row + i) + 1, 2 * begin, 2 * end, [&](const auto& samples) {
         winograd_samples<Real>(samples, 2 * begin, tiles, s.padded, x);
       });
     }
-    for (int k = 0; k < kWinogradPlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d, k);
+    for (int k = 0; k < kWinogradPlanes && area.weights; ++k) add_plane_weight(area, s, k, x, k, d, k);
   }
 
   // V of the data gradient of rows r and r + 1.
@@ -63,7 +63,7 @@ struct TiledBackward : BackwardLayout<Stored> {
       d.begin_row(i);
       transform_wide_gradient(area, down.start(row + i) - 1, begin, end, d);
     }
-    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+    for (int block = 0; block < s.blocks && area.data && s.wants_data(); ++block) {
       multiply_planes(kWidePlanes, d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block),
                       area.products);
       for (int64_t i = 0; i < rows; ++i) {
@@ -71,14 +71,15 @@ struct TiledBackward : BackwardLayout<Stored> {
                       d.total * kBlock<Real>);
       }
     }
-    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+    for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, down.start(row + i) + 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, down.start(row + i) + 1, across.start(begin),
+                                    across.start(end - 1) + 4, [&](const auto& samples) {
         wide_samples<Real>(samples, [&](int64_t t) { return across.start(begin + t); }, down.taken(row + i),
                            [&](int64_t t) { return across.taken(begin + t); }, tiles, s.padded, x);
       });
     }
-    for (int k = 0; k < kWidePlanes && s.d_weight != nullptr; ++k) add_plane_weight(area, s, k, x, k, d, k);
+    for (int k = 0; k < kWidePlanes && area.weights; ++k) add_plane_weight(area, s, k, x, k, d, k);
   }
 
   // V of the data gradient from row `top` of d_raw on.
@@ -113,27 +114,27 @@ struct TiledBackward : BackwardLayout<Stored> {
   void run_strided(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const Prepared& s = sources[0];
     const int64_t tiles = end - begin;
-    TilePlanes<Element, 16> d(area.d_tiles, s.d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows, padded);
+    TilePlanes<Element, 16> d(area.d_tiles, area.weights ? area.d_tile_pairs : nullptr, tiles, rows, padded);
     TilePlanes<Element, kStridedPlanes> x(nullptr, area.x_tiles, tiles, rows, s.padded);
     for (int64_t i = 0; i < rows; ++i) {
       d.begin_row(i);
       const int64_t left = out_column(begin);
       strided_gradient_input<Real>(this->template rows_of_d<3>(area, 2 * (row + i) - 1, left), 2 * begin - 1, tiles, padded, d);
     }
-    for (int block = 0; block < s.blocks && s.wants_data(); ++block) {
+    for (int block = 0; block < s.blocks && area.data && s.wants_data(); ++block) {
       multiply_pairs(d.rows, d.plane, d.total, groups, s.panels + block * s.panel_size, vectors_of(s, block), area.products);
       for (int64_t i = 0; i < rows; ++i) {
         add_strided_rows(area, chunk, row + i, begin, end, block, area.products + i * d.pitch(tiles) * kBlock<Real>,
                          d.total * kBlock<Real>);
       }
     }
-    for (int64_t i = 0; i < rows && s.d_weight != nullptr; ++i) {
+    for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, 4 * (row + i) - 1, [&](const auto& samples) {
+      with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, 4 * (row + i) - 1, 4 * begin - 2, 4 * end - 2, [&](const auto& samples) {
         strided_samples<Real>(samples, 4 * begin - 2, tiles, s.padded, x);
       });
     }
-    for (int k = 0; k < kStridedPlanes && s.d_weight != nullptr; ++k) {
+    for (int k = 0; k < kStridedPlanes && area.weights; ++k) {
       add_plane_weight(area, s, k, x, k, d, 4 * kPairedInput[k / 5] + kPairedInput[k % 5]);
     }
   }
@@ -188,7 +189,7 @@ struct TiledBackward : BackwardLayout<Stored> {
         axis(u, w);
         for (int x = 0; x < 3; ++x) {
           const int tap = turned ? 8 - (3 * y + x) : 3 * y + x;
-          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, w[x]);
+          V::store(s.d_weight + (chunk * taps + tap) * s.tap_size + c, V::mul(w[x], V::set(map.inverse)));
         }
       }
     }

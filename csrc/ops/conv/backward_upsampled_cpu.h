@@ -28,7 +28,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
     segments.count = 9;
     segments.block_stride = batch_pixels() * V::size;
     for (int t = 0; t < 9; ++t) segments.start[t] = area.mapped + t * plane;
-    if (up->wants_data()) {
+    if (area.data && up->wants_data()) {
       for (int block = 0; block < up->blocks; ++block) {
         multiply<Element>(pixels, segments, V::size, groups, up->panels + block * up->panel_size, vectors_of(*up, block), area.sums,
                           kBlock<Real>, false);
@@ -37,7 +37,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
         }
       }
     }
-    if (up->d_weight != nullptr) {
+    if (area.weights) {
       const int i = static_cast<int>(up - sources);
       const int64_t block = batch_pixels() * V::size;
       const RowLayout layout = in_blocks<Real>(batch_pixels());
@@ -53,14 +53,14 @@ struct UpsampledBackward : PlainBackward<Stored> {
       for (int t = 0; t < 9; ++t) {
         d.start[0] = kPair == 1 ? area.mapped + t * plane : area.mapped_packed + t * plane;
         pack_pixels(area.mapped + t * plane, layout, pixels, padded, area.mapped_packed + t * plane, block);
-        add_weight(*up, chunk, t, x, d, ceil_divide(pixels, kPair));
+        add_weight(*up, chunk, t, x, d, ceil_divide(pixels, kPair), area.added);
       }
     }
     if (p.sources_count > 1) {
       const int other = up == &sources[0] ? 1 : 0;
       for (int64_t r = 2 * row; r < 2 * (row + rows); ++r) {
-        if (sources[other].d_weight != nullptr) add_plain_weights(area, other, chunk, r, 1, 2 * begin, 2 * end);
-        if (sources[other].wants_data()) add_plain_rows(area, sources[other], chunk, r, 2 * begin, 2 * end);
+        if (area.weights) add_plain_weights(area, other, chunk, r, 1, 2 * begin, 2 * end, area.added || r > 2 * row);
+        add_plain_rows(area, sources[other], chunk, r, r + 1, 2 * begin, 2 * end);
       }
     }
   }
@@ -68,7 +68,7 @@ struct UpsampledBackward : PlainBackward<Stored> {
   // The same from two by two samples: tile rows [row, row + rows), tiles [begin, end) of them.
   void run_paired(Scratch& area, int64_t chunk, int64_t row, int64_t rows, int64_t begin, int64_t end) const {
     const int64_t tiles = end - begin;
-    TilePlanes<Element, kPairedGradientPlanes> d(area.d_tiles, up->d_weight != nullptr ? area.d_tile_pairs : nullptr, tiles, rows,
+    TilePlanes<Element, kPairedGradientPlanes> d(area.d_tiles, area.weights ? area.d_tile_pairs : nullptr, tiles, rows,
                                                  padded);
     TilePlanes<Element, 9> x(nullptr, area.x_tiles, tiles, rows, up->padded);
     for (int64_t i = 0; i < rows; ++i) {
@@ -77,11 +77,11 @@ struct UpsampledBackward : PlainBackward<Stored> {
       transform_pairs(area, r, begin, end, d);
       for (int s = 0; s < p.sources_count; ++s) {
         if (&sources[s] == up) continue;
-        if (sources[s].d_weight != nullptr) add_plain_weights(area, s, chunk, top, bottom - top, left, right);
-        for (int64_t y = top; y < bottom && sources[s].wants_data(); ++y) add_plain_rows(area, sources[s], chunk, y, left, right);
+        if (area.weights) add_plain_weights(area, s, chunk, top, bottom - top, left, right, area.added || i > 0);
+        add_plain_rows(area, sources[s], chunk, top, bottom, left, right);
       }
     }
-    for (int block = 0; block < up->blocks && up->wants_data(); ++block) {
+    for (int block = 0; block < up->blocks && area.data && up->wants_data(); ++block) {
       multiply_paired_gradient(d.rows, d.plane, d.total, groups, up->panels + block * up->panel_size, vectors_of(*up, block),
                                area.products);
       for (int64_t i = 0; i < rows; ++i) {
@@ -89,13 +89,13 @@ struct UpsampledBackward : PlainBackward<Stored> {
                         d.total * kBlock<Real>);
       }
     }
-    for (int64_t i = 0; i < rows && up->d_weight != nullptr; ++i) {
+    for (int64_t i = 0; i < rows && area.weights; ++i) {
       x.begin_row(i);
-      with_samples<Real, Stored, 2>(*up->source, up->prologue, p.padding, 2 * (row + i), [&](const auto& samples) {
+      with_samples<Real, Stored, 2>(*up->source, up->prologue, p.padding, 2 * (row + i), 2 * begin - 1, 2 * end - 1, [&](const auto& samples) {
         paired_gradient_samples<Real>(samples, 2 * begin - 1, tiles, up->padded, x);
       });
     }
-    for (int k = 0; k < kPairedGradientPlanes && up->d_weight != nullptr; ++k) {
+    for (int k = 0; k < kPairedGradientPlanes && area.weights; ++k) {
       add_plane_weight(area, *up, k, x, 3 * kPairedSums[k / 5] + kPairedSums[k % 5], d, k);
     }
   }

@@ -26,8 +26,9 @@
  * stride 1 in 16 products for four outputs or 36 for sixteen (winograd_cpu.h, winograd_wide_cpu.h), of stride 2 in 25 for four
  * (strided_cpu.h).
  *
- * Images are [height, width, channels], channels contiguous. The products run in bfloat16 with float32 sums where the
- * images are bfloat16 and the CPU has such products, else in float32 (float64). Same bits at any number of threads.
+ * Images are [height, width, channels], channels contiguous. Where they are bfloat16, the products run in what the CPU is fastest
+ * in: in bfloat16 with float32 sums, in float16 (product_cpu.h), or in float32 as those of float32 images do (float64). Same bits
+ * at any number of threads.
  */
 #ifndef DIPENGINE_OPS_CONV_H_
 #define DIPENGINE_OPS_CONV_H_

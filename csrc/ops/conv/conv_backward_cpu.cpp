@@ -3,7 +3,10 @@
 // A task is a chunk of rows: output rows r (and the source rows they start at), or low-resolution rows where a source is
 // upsampled. It goes through its chunk in blocks of columns, forms d_raw once per row in a ring, and from there makes both
 // the data gradient (rows times transposed weights) and its share of the weight gradient (pixels packed in pairs), the
-// latter summed per chunk and merged in a fixed order. Chunks follow from the shape alone.
+// latter summed per chunk and merged in a fixed order. Chunks follow from the shape alone; where they are fewer than the
+// threads, each gradient is a task of its own.
+
+#include <type_traits>
 
 #include "ops/conv/backward_upsampled_cpu.h"
 #include "platform/kernel_table.h"
@@ -17,10 +20,10 @@ struct Backward : UpsampledBackward<Stored> {
   using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Prepared, typename Base::Scratch;
   using Base::p, Base::sources, Base::up, Base::winograd, Base::wide, Base::strided, Base::paired, Base::tiled, Base::tiled_source,
       Base::planes, Base::chunk_top, Base::out_row, Base::transposed, Base::groups, Base::inputs, Base::padded, Base::grid_height,
-      Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map,
+      Base::grid_width, Base::chunks, Base::columns, Base::batch_rows, Base::taps, Base::tap_order, Base::map, Base::largest,
       Base::bias_sum, Base::zeros, Base::rows_map, Base::columns_map, Base::d_columns, Base::scratch_of, Base::vectors_of,
       Base::pack_narrow, Base::fill_map, Base::run_up, Base::run_paired, Base::run_winograd, Base::run_wide,
-      Base::run_strided, Base::run_plain_rows;
+      Base::run_strided, Base::run_plain_rows, Base::parts;
   using Base::Base;
 
   static constexpr ConvKernels kernels() {
@@ -43,6 +46,7 @@ struct Backward : UpsampledBackward<Stored> {
       jobs[i] = s.wants_data() ? s.blocks : 0;
       total += jobs[i];
     }
+    if constexpr (kScaled<Element>) scale_gradient();
     map.fill(p, padded);
     const Real* weight = static_cast<const Real*>(p.weight);
     if (paired) pack_tiled<PairedGradientWeights>(false);
@@ -67,8 +71,55 @@ struct Backward : UpsampledBackward<Stored> {
       fill_map(rows_map, grid_height);
       fill_map(columns_map, grid_width);
     }
-    run_tasks_with_scratch(p.pool, chunks, [&](int64_t chunk, int slot) { run_chunk(chunk, slot); });
+    const int tasks = parts();
+    run_tasks_with_scratch(p.pool, chunks * tasks, [&](int64_t task, int slot) {
+      Scratch area = scratch_of(slot);
+      area.weights = p.d_weight != nullptr && task % tasks == 0;
+      area.data = task % tasks == tasks - 1;
+      run_chunk(area, task / tasks);
+    });
     finish();
+  }
+
+  // Puts the largest of A g near 1/4: then d_raw stays below 2^14 and the differences of transforms within a float16's range, as the
+  // other terms of d_raw are at most as many times its size as a channel has pixels, to the root.
+  void scale_gradient() {
+    run_tasks(p.pool, p.height, [&](int64_t y) {
+      const int64_t bytes = y * p.gradient.row_stride;
+      largest[y] = p.gradient_dtype == p.dtype ? largest_of(static_cast<const Stored*>(p.gradient.data) + bytes)
+                                               : largest_of(static_cast<const Real*>(p.gradient.data) + bytes);
+    });
+    Real widest = 0, factor = p.raw_scale == nullptr ? Real(1) : Real(0);
+    for (int64_t y = 0; y < p.height; ++y) widest = largest[y] > widest ? largest[y] : widest;
+    for (int64_t c = 0; c < p.channels && p.raw_scale != nullptr; ++c) {
+      const Real size = static_cast<Real>(__builtin_fabs(p.gradient_scale[c]));
+      factor = size > factor ? size : factor;
+    }
+    const Real size = widest * factor;
+    if (!(size > 0) || !__builtin_isfinite(size)) return;
+    const int exponent = static_cast<int>(least(100, most(-100, -2 - __builtin_ilogbf(size))));
+    map.unit = static_cast<Real>(__builtin_ldexp(1.0, exponent));
+    map.inverse = static_cast<Real>(__builtin_ldexp(1.0, -exponent));
+  }
+
+  // The largest size in a row of g, from the bits.
+  template <typename Gradient>
+  Real largest_of(const Gradient* row) const {
+    using Bits = typename std::conditional<sizeof(Gradient) == 2, uint16_t, uint32_t>::type;
+    constexpr Bits sign = static_cast<Bits>(Bits(1) << (8 * sizeof(Bits) - 1));
+    Bits greatest = 0;
+    for (int64_t x = 0; x < p.width; ++x, row += p.gradient.pixel_stride) {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        Bits bits;
+        memcpy(&bits, row + c, sizeof(bits));
+        bits = static_cast<Bits>(bits & ~sign);
+        greatest = bits > greatest ? bits : greatest;
+      }
+    }
+    const uint32_t word = static_cast<uint32_t>(greatest) << (32 - 8 * sizeof(Bits));
+    float value;
+    memcpy(&value, &word, sizeof(value));
+    return static_cast<Real>(value);
   }
 
   // The weights of the tiles' data gradients.
@@ -92,27 +143,24 @@ struct Backward : UpsampledBackward<Stored> {
     });
   }
 
-  void run_chunk(int64_t chunk, int slot) const {
-    Scratch area = scratch_of(slot);
-    for (int i = 0; i < p.sources_count; ++i) {
+  void run_chunk(Scratch& area, int64_t chunk) const {
+    for (int i = 0; i < p.sources_count && area.data; ++i) {
       const Prepared& s = sources[i];
-      if (s.d_weight != nullptr && !(tiled() && &s == &tiled_source())) {  // which fold_weights() writes
-        memset(s.d_weight + chunk * taps * s.tap_size, 0, static_cast<size_t>(taps * s.tap_size) * sizeof(Real));
-      }
       memset(s.sum + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
       memset(s.product + chunk * s.padded, 0, static_cast<size_t>(s.padded) * sizeof(double));
     }
     area.added = false;
     const int64_t top = chunk_top(chunk), bottom = chunk_top(chunk + 1);
-    add_bias(chunk, out_row(top), out_row(bottom));
+    if (area.data) add_bias(chunk, out_row(top), out_row(bottom));
     for (int64_t begin = 0; begin < grid_width; begin += columns) {
       const int64_t end = least(begin + columns, grid_width);
       for (int64_t& row : area.d_held) row = -(int64_t{1} << 40);
       for (auto& rows : area.x_held) {
         for (int64_t& row : rows) row = -(int64_t{1} << 40);
       }
-      for (int64_t row = top; row < bottom; row += batch_rows) {
-        const int64_t rows = least(batch_rows, bottom - row);
+      // Batches of nearly equal height: in a last one of a few rows the weights would be read for little.
+      for (int64_t row = top, batches = ceil_divide(bottom - top, batch_rows), rows; batches > 0; --batches, row += rows) {
+        rows = ceil_divide(bottom - row, batches);
         if (paired) {
           run_paired(area, chunk, row, rows, begin, end);
         } else if (strided) {
@@ -129,7 +177,7 @@ struct Backward : UpsampledBackward<Stored> {
         area.added = true;
       }
     }
-    if (tiled() && p.d_weight != nullptr) fold_weights(area, chunk);
+    if (tiled() && area.weights) fold_weights(area, chunk);
   }
 
   void fold_weights(const Scratch& area, int64_t chunk) const {
@@ -168,6 +216,7 @@ struct Backward : UpsampledBackward<Stored> {
     if (p.d_weight != nullptr) {
       for (int i = 0; i < p.sources_count; ++i) {
         const Prepared& s = sources[i];
+        if (s.direct) continue;
         run_tasks(p.pool, taps * ceil_divide(s.source->channels, kMergedChannels), [&](int64_t task) {
           const int64_t first = task / taps * kMergedChannels;
           merge_weights(s, static_cast<int>(task % taps), first, least(first + kMergedChannels, s.source->channels));
@@ -177,7 +226,7 @@ struct Backward : UpsampledBackward<Stored> {
     for (int64_t c = 0; p.d_bias != nullptr && c < p.channels; ++c) {
       double sum = 0;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += bias_sum[chunk * padded + c];
-      static_cast<Real*>(p.d_bias)[c] = static_cast<Real>(sum);
+      static_cast<Real*>(p.d_bias)[c] = static_cast<Real>(sum) * map.inverse;
     }
     for (int i = 0; i < p.sources_count; ++i) {
       const Prepared& s = sources[i];
@@ -197,17 +246,19 @@ struct Backward : UpsampledBackward<Stored> {
   // Channels in [first, last) of one tap.
   void merge_weights(const Prepared& s, int tap, int64_t first, int64_t last) const {
     const int64_t chunk_size = taps * s.tap_size;
+    const Real inverse = this->tiled(s) ? Real(1) : map.inverse;  // fold_plane_weights() has seen to it
     for (int64_t c = first; c < last; ++c) {
       Real* to = static_cast<Real*>(p.d_weight) + (tap * inputs + s.first + c) * p.channels;
       const Real* from = s.d_weight + tap * s.tap_size + (s.swapped ? c : c * padded);
       for (int64_t o = 0; o < p.channels && s.swapped; ++o) {
         to[o] = from[o * s.padded];
         for (int64_t chunk = 1; chunk < chunks; ++chunk) to[o] += from[o * s.padded + chunk * chunk_size];
+        to[o] *= inverse;
       }
       for (int64_t o = 0; o < p.channels && !s.swapped; o += V::size) {
         typename V::Register sum = V::load(from + o);
         for (int64_t chunk = 1; chunk < chunks; ++chunk) sum = V::add(sum, V::load(from + o + chunk * chunk_size));
-        V::store_part(to + o, sum, static_cast<int>(least(V::size, p.channels - o)));
+        V::store_part(to + o, V::mul(sum, V::set(inverse)), static_cast<int>(least(V::size, p.channels - o)));
       }
     }
   }

@@ -12,14 +12,15 @@ namespace {
 template <typename Stored>
 struct Forward : UpsampledForward<Stored> {
   using Base = UpsampledForward<Stored>;
-  using typename Base::Element, typename Base::Real, typename Base::Prepared, typename Base::Scratch, typename Base::Piece;
+  using typename Base::Element, typename Base::Real, typename Base::Prepared, typename Base::Scratch, typename Base::Piece,
+      typename Base::Task;
   using Base::p, Base::sources, Base::up, Base::paired, Base::winograd, Base::wide, Base::strided, Base::blocks, Base::padded,
       Base::inputs, Base::tiled, Base::tiled_source, Base::product_planes,
       Base::grid_height, Base::grid_width, Base::chunk_rows, Base::chunk_columns, Base::row_chunks, Base::column_chunks,
       Base::bias, Base::chunk_mean, Base::chunk_m2, Base::low, Base::rows_map, Base::columns_map,
       Base::weight_planes, Base::vectors_of, Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments,
       Base::piece_of, Base::transform_row, Base::tile_rows, Base::tile_side, Base::winograd_planes, Base::fill_map,
-      Base::run_up, Base::run_paired;
+      Base::run_up, Base::run_paired, Base::block_parts, Base::task_of;
   using Base::Base;
 
   static constexpr ConvKernels kernels() {
@@ -60,14 +61,17 @@ struct Forward : UpsampledForward<Stored> {
       fill_map(columns_map, grid_width);
       run_tasks_with_scratch(p.pool, row_chunks * column_chunks * blocks,
                              [&](int64_t task, int slot) { run_up(task / blocks, static_cast<int>(task % blocks), slot); });
-    } else {
-      run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t task, int slot) {
-        paired     ? run_paired(task, slot)
-        : strided  ? run_strided(task, slot)
-        : wide     ? run_wide(task, slot)
-        : winograd ? run_winograd(task, slot)
-                   : run_plain(task, slot);
+    } else if (tiled()) {
+      const int parts = block_parts();
+      run_tasks_with_scratch(p.pool, row_chunks * column_chunks * parts, [&](int64_t index, int slot) {
+        const Task task = task_of(index, parts);
+        paired    ? run_paired(task, slot)
+        : strided ? run_strided(task, slot)
+        : wide    ? run_wide(task, slot)
+                  : run_winograd(task, slot);
       });
+    } else {
+      run_tasks_with_scratch(p.pool, row_chunks * column_chunks, [&](int64_t chunk, int slot) { run_plain(chunk, slot); });
     }
     if (p.mean != nullptr) finish_moments();
   }
@@ -118,19 +122,20 @@ struct Forward : UpsampledForward<Stored> {
 
   // ---- Winograd -----------------------------------------------------------------------------------------------------
 
-  void run_winograd(int64_t chunk, int slot) const {
+  void run_winograd(const Task& task, int slot) const {
     run_tiles<kWinogradPlanes>(
-        chunk, slot, [&](int64_t r, int64_t left, auto& planes) { transform_row(sources[0], r, left, planes); },
+        task, slot, [&](int64_t r, int64_t left, auto& planes) { transform_row(sources[0], r, left, planes); },
         [&](const Real* products, int64_t size, int64_t tiles, int vectors, Real* rows, int64_t row_size) {
           winograd_outputs(products, size, tiles, vectors, rows, rows + row_size);
         });
   }
 
-  void run_wide(int64_t chunk, int slot) const {
+  void run_wide(const Task& task, int slot) const {
     run_tiles<kWidePlanes>(
-        chunk, slot,
+        task, slot,
         [&](int64_t r, int64_t left, auto& planes) {
-          with_samples<Real, Stored, 6>(*sources[0].source, sources[0].prologue, p.padding, r, [&](const auto& samples) {
+          with_samples<Real, Stored, 6>(*sources[0].source, sources[0].prologue, p.padding, r, left - 1, left + 4 * planes.tiles + 1,
+                                        [&](const auto& samples) {
             wide_input<Real>(samples, [&](int64_t t) { return left + 4 * t - 1; }, planes.tiles, sources[0].padded, planes);
           });
         },
@@ -139,11 +144,12 @@ struct Forward : UpsampledForward<Stored> {
         });
   }
 
-  void run_strided(int64_t chunk, int slot) const {
+  void run_strided(const Task& task, int slot) const {
     run_tiles<kStridedPlanes>(
-        chunk, slot,
+        task, slot,
         [&](int64_t r, int64_t left, auto& planes) {
-          with_samples<Real, Stored, 5>(*sources[0].source, sources[0].prologue, p.padding, 2 * r, [&](const auto& samples) {
+          with_samples<Real, Stored, 5>(*sources[0].source, sources[0].prologue, p.padding, 2 * r, 2 * left - 1, 2 * left + 4 * planes.tiles,
+                                        [&](const auto& samples) {
             strided_input<Real>(samples, 2 * left - 1, planes.tiles, sources[0].padded, planes);
           });
         },
@@ -155,11 +161,11 @@ struct Forward : UpsampledForward<Stored> {
   // A chunk tile by tile: transform(r, left, planes) fills a row of tiles whose outputs begin at row r and column `left`,
   // outputs(products, size, tiles, vectors, rows, row_size) makes one block of their rows.
   template <int kPlanes, typename Transform, typename Outputs>
-  void run_tiles(int64_t chunk, int slot, const Transform& transform, const Outputs& outputs) const {
+  void run_tiles(const Task& task, int slot, const Transform& transform, const Outputs& outputs) const {
     Scratch area = scratch_of(slot);
-    const Piece piece = piece_of(chunk);
+    const Piece piece = piece_of(task.chunk);
     const int64_t side = tile_side(), columns = piece.right - piece.left, tiles = columns / side, row_size = columns * kBlock<Real>;
-    clear_moments(chunk, 0, padded);
+    clear_moments(task);
     for (int64_t r = piece.top; r < piece.bottom; r += side * tile_rows()) {
       const int64_t rows = least(tile_rows(), (piece.bottom - r) / side);
       TilePlanes<Element, kPlanes> planes(area.tiles, nullptr, tiles, rows, sources[0].padded);
@@ -167,7 +173,7 @@ struct Forward : UpsampledForward<Stored> {
         planes.begin_row(i);
         transform(r + side * i, piece.left, planes);
       }
-      each_tile_row(area, piece, chunk, r, rows, planes, [&](int block, const Real* products, int64_t size) {
+      each_tile_row(area, piece, task, r, rows, planes, [&](int block, const Real* products, int64_t size) {
         outputs(products, size, tiles, vectors_of(block), area.sums, row_size);
       });
     }
@@ -176,11 +182,11 @@ struct Forward : UpsampledForward<Stored> {
   // Takes the products of `rows` rows of tiles, lets outputs(block, a row's products, size) put rows of sums together from
   // them and stores those from output row `top` on.
   template <typename Planes, typename Outputs>
-  void each_tile_row(Scratch& area, const Piece& piece, int64_t chunk, int64_t top, int64_t rows, const Planes& planes,
+  void each_tile_row(Scratch& area, const Piece& piece, const Task& task, int64_t top, int64_t rows, const Planes& planes,
                      const Outputs& outputs) const {
     const Prepared& s = sources[0];
     const int64_t columns = piece.right - piece.left, side = tile_side();
-    for (int block = 0; block < blocks; ++block) {
+    for (int block = task.first; block < task.last; ++block) {
       const Element* panel = s.panels + block * s.panel_size;
       if (strided) {
         multiply_paired_gradient(planes.rows, planes.plane, planes.total, s.groups, panel, vectors_of(block), area.products);
@@ -191,7 +197,7 @@ struct Forward : UpsampledForward<Stored> {
         outputs(block, area.products + i * planes.pitch(planes.tiles) * kBlock<Real>, planes.total * kBlock<Real>);
         for (int64_t y = 0; y < side; ++y) {
           const int64_t r = top + side * i + y;
-          store_row(area.sums + y * columns * kBlock<Real>, r, piece.left, columns, block, (r - piece.top) * columns, chunk);
+          store_row(area.sums + y * columns * kBlock<Real>, r, piece.left, columns, block, (r - piece.top) * columns, task.chunk);
         }
       }
     }

@@ -92,8 +92,11 @@ struct ForwardLayout {
     chunk_rows = up != nullptr && !paired ? least(kUpRows, grid_height)
                                : most(1, least(ceil_divide(grid_height, 16), ceil_divide(kChunkPixels, chunk_columns)));
     if (tiled()) {
-      chunk_rows = round_up(chunk_rows, tile_side());
+      // A whole batch of tiles at least: the weights of all planes are read once a batch.
       chunk_columns = round_up(chunk_columns, tile_side());
+      const int64_t tile_rows = ceil_divide(grid_height, tile_side()), least_rows = ceil_divide(kBatchTiles, chunk_columns / tile_side());
+      const int64_t rows = most(ceil_divide(chunk_rows, tile_side()), least_rows);
+      chunk_rows = tile_side() * ceil_divide(tile_rows, ceil_divide(tile_rows, rows));
     }
     row_chunks = ceil_divide(grid_height, chunk_rows);
     column_chunks = ceil_divide(grid_width, chunk_columns);
@@ -216,10 +219,32 @@ struct ForwardLayout {
     return {top, least(top + chunk_rows, grid_height), left, least(left + chunk_columns, grid_width)};
   }
 
+  // A chunk, and the blocks of output channels that a task makes of it.
+  struct Task {
+    int64_t chunk;
+    int first, last;
+  };
+
+  // In how many tasks the blocks of a chunk are made, each of which transforms the chunk's samples for itself: one, but for
+  // small layers, that there is something to do for every thread. It changes no bit.
+  int block_parts() const {
+    const int64_t threads = dipengine_pool_size(p.pool), chunks = row_chunks * column_chunks;
+    int parts = 1;
+    while (parts < blocks && chunks * parts % threads != 0 && chunks * parts < 2 * threads) ++parts;
+    return parts;
+  }
+  Task task_of(int64_t task, int parts) const {
+    const int64_t part = task % parts;
+    return {task / parts, static_cast<int>(part * blocks / parts), static_cast<int>((part + 1) * blocks / parts)};
+  }
+  void clear_moments(const Task& task) const {
+    clear_moments(task.chunk, task.first * kBlock<Real>, (task.last - task.first) * kBlock<Real>);
+  }
+
   // V of a row of tiles from source row r on, from column `first` on.
   template <typename Planes>
   void transform_row(const Prepared& s, int64_t r, int64_t first, Planes& planes) const {
-    with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, r, [&](const auto& samples) {
+    with_samples<Real, Stored, 4>(*s.source, s.prologue, p.padding, r, first - 1, first + 2 * planes.tiles + 1, [&](const auto& samples) {
       winograd_input<Real>(samples, first, planes.tiles, {false, false}, {false, false}, s.padded, planes);
     });
   }

@@ -12,7 +12,8 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 template <typename Stored>
 struct UpsampledForward : ForwardLayout<Stored> {
   using Base = ForwardLayout<Stored>;
-  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Scratch, typename Base::Piece;
+  using typename Base::Element, typename Base::Real, typename Base::V, typename Base::Scratch, typename Base::Piece,
+      typename Base::Task;
   using Base::p, Base::sources, Base::up, Base::blocks, Base::padded, Base::grid_height, Base::grid_width,
       Base::chunk_columns, Base::low, Base::rows_map, Base::columns_map, Base::out_columns, Base::vectors_of,
       Base::scratch_of, Base::add_plain, Base::store_row, Base::clear_moments, Base::piece_of, Base::transform_row,
@@ -169,11 +170,11 @@ struct UpsampledForward : ForwardLayout<Stored> {
   }
 
   // The same from 2x2 low-resolution samples at a time.
-  void run_paired(int64_t chunk, int slot) const {
+  void run_paired(const Task& task, int slot) const {
     Scratch area = scratch_of(slot);
-    const Piece piece = piece_of(chunk);
+    const Piece piece = piece_of(task.chunk);
     const int64_t tiles = (piece.right - piece.left) / 2, row_size = out_columns() * kBlock<Real>;
-    clear_moments(chunk, 0, padded);
+    clear_moments(task);
     for (int64_t r = piece.top; r < piece.bottom; r += 2 * tile_rows()) {
       const int64_t rows = least(tile_rows(), (piece.bottom - r) / 2);
       TilePlanes<Element, kWinogradPlanes> planes(area.tiles, nullptr, tiles, rows, up->padded);
@@ -182,13 +183,13 @@ struct UpsampledForward : ForwardLayout<Stored> {
         transform_row(*up, r + 2 * i, piece.left, planes);
       }
       fetch_rows(area.fetch, 2 * r, 2 * (r + 2 * rows), 2 * piece.left, 2 * piece.right);
-      for (int block = 0; block < blocks; ++block) {
+      for (int block = task.first; block < task.last; ++block) {
         multiply_pairs(planes.rows, planes.plane, planes.total, up->groups, up->panels + block * up->panel_size, vectors_of(block),
                        area.products, &area.fetch);
         for (int64_t i = 0; i < rows; ++i) {
           paired_rows(area.products + i * planes.pitch(tiles) * kBlock<Real>, planes.total * kBlock<Real>, tiles,
                       vectors_of(block), area.sums, row_size);
-          store_paired_rows(area, piece, chunk, 2 * (r + 2 * i), block, row_size);
+          store_paired_rows(area, piece, task.chunk, 2 * (r + 2 * i), block, row_size);
         }
       }
     }

@@ -9,6 +9,7 @@ namespace dipengine::DIPENGINE_ISA_NAMESPACE {
 template <typename Real>
 struct GradientMap {
   bool folded;
+  Real unit = 1, inverse = 1;  // what d_raw is multiplied by for operands of a small range, a power of two, and to have it back
   Real *gradient_scale, *raw_scale, *shift;
 
   void carve(Carver& carver, int64_t padded) {
@@ -19,9 +20,9 @@ struct GradientMap {
     folded = p.raw_scale != nullptr;
     for (int64_t c = 0; c < padded; ++c) {
       const bool given = folded && c < p.channels;
-      gradient_scale[c] = given ? static_cast<Real>(p.gradient_scale[c]) : Real(0);
-      raw_scale[c] = given ? static_cast<Real>(p.raw_scale[c]) : Real(0);
-      shift[c] = given ? static_cast<Real>(p.gradient_shift[c]) : Real(0);
+      gradient_scale[c] = given ? unit * static_cast<Real>(p.gradient_scale[c]) : Real(0);
+      raw_scale[c] = given ? unit * static_cast<Real>(p.raw_scale[c]) : Real(0);
+      shift[c] = given ? unit * static_cast<Real>(p.gradient_shift[c]) : Real(0);
     }
   }
 };
@@ -32,7 +33,7 @@ DIPENGINE_INLINE typename Vec<Real>::Register d_raw_lanes(const GradientMap<Real
   using V = Vec<Real>;
   const bool whole = lanes == V::size;
   const typename V::Register gradient = whole ? V::load(g + c) : V::load_part(g + c, lanes);
-  if (!map.folded) return gradient;
+  if (!map.folded) return V::mul(gradient, V::set(map.unit));
   const typename V::Register x = whole ? V::load(raw + c) : V::load_part(raw + c, lanes);
   return V::fma(V::load(map.gradient_scale + c), gradient, V::fma(V::load(map.raw_scale + c), x, V::load(map.shift + c)));
 }
@@ -81,11 +82,11 @@ static void add_gradient_row(const dipengine_conv_params& p, const GradientMap<R
   }
 }
 
-// One register's columns of a row of du. x: the source's raw values; sums in float64 per chunk, or null.
+// One register's columns of a row of du, in parts of `unit`. x: the source's raw values; sums in float64 per chunk, or null.
 template <typename Real, typename Stored>
 DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const Prologue<Real>& prologue, const Real* centre,
-                                           const Real* du, ptrdiff_t stride, int64_t pixels, int64_t c, int lanes, const Stored* x,
-                                           Stored* d_x, double* sum, double* product) {
+                                           const Real* du, Real unit, ptrdiff_t stride, int64_t pixels, int64_t c, int lanes,
+                                           const Stored* x, Stored* d_x, double* sum, double* product) {
   using V = Vec<Real>;
   const bool whole = lanes == V::size;
   const typename V::Register scale = V::load(prologue.inner_scale + c), shift = V::load(prologue.inner_shift + c);
@@ -93,7 +94,7 @@ DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const
   typename V::Register first = V::zero(), second = V::zero();
   const bool needs_x = sum != nullptr || (!prologue.has_outer && prologue.has_inner);
   for (int64_t w = 0; w < pixels; ++w) {
-    typename V::Register g = V::load(du + w * stride);
+    typename V::Register g = V::mul(V::load(du + w * stride), V::set(unit));
     typename V::Register other = V::zero();
     if (needs_x) {
       const Stored* at = x + w * s.x.pixel_stride + c;
@@ -133,7 +134,7 @@ DIPENGINE_INLINE void store_gradient_lanes(const dipengine_conv_source& s, const
 template <typename Element>
 static void pack_pixels([[maybe_unused]] const Element* from, [[maybe_unused]] RowLayout layout, [[maybe_unused]] int64_t pixels,
                         [[maybe_unused]] int64_t padded, [[maybe_unused]] Element* to, [[maybe_unused]] int64_t block_stride) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__)  // which the set of float16 has too
   if constexpr (Mac<Element>::kPair == 2) {
     for (int64_t c = 0; c < padded; c += 16, from += layout.block_stride, to += block_stride) {
       for (int64_t w = 0; w < pixels; w += 2) {

@@ -138,7 +138,12 @@ static void load_row(const dipengine_conv_source& s, const Prologue<Real>& p, in
 template <typename Element>
 DIPENGINE_INLINE void store_pair([[maybe_unused]] Element* to, [[maybe_unused]] typename Vec<typename Mac<Element>::Real>::Register one,
                                  [[maybe_unused]] typename Vec<typename Mac<Element>::Real>::Register two) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512FP16__)
+  if constexpr (Mac<Element>::kPair == 2) {
+    const __m512i low = _mm512_cvtepu16_epi32(Vec<float>::halves(one)), high = _mm512_cvtepu16_epi32(Vec<float>::halves(two));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+#elif defined(__AVX512BF16__)
   if constexpr (Mac<Element>::kPair == 2) {
     alignas(64) static constexpr uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};

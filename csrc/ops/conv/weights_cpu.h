@@ -63,7 +63,13 @@ DIPENGINE_INLINE void transpose_words(__m512i* rows) {
 DIPENGINE_INLINE __m512i load_words(const float* from, int64_t left, float*) {
   return _mm512_castps_si512(Vec<float>::load_part(from, static_cast<int>(least(left, 16))));
 }
-#if defined(__AVX512BF16__)
+#if defined(__AVX512FP16__)
+DIPENGINE_INLINE __m512i load_words(const float* from, int64_t left, Half*) {
+  const __m512 low = Vec<float>::load_part(from, static_cast<int>(least(left, 16)));
+  const __m512 high = left > 16 ? Vec<float>::load_part(from + 16, static_cast<int>(least(left - 16, 16))) : Vec<float>::zero();
+  return _mm512_inserti64x4(_mm512_castsi256_si512(Vec<float>::halves(low)), Vec<float>::halves(high), 1);
+}
+#elif defined(__AVX512BF16__)
 DIPENGINE_INLINE __m512i load_words(const float* from, int64_t left, uint16_t*) {
   const __m512 low = Vec<float>::load_part(from, static_cast<int>(least(left, 16)));
   const __m512 high = left > 16 ? Vec<float>::load_part(from + 16, static_cast<int>(least(left - 16, 16))) : Vec<float>::zero();

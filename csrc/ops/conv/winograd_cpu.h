@@ -225,17 +225,27 @@ struct TileRows {
 template <typename Real, typename Stored, int kRowsRead, bool kOuter>
 struct TileSamples {
   using V = Vec<Real>;
+  static constexpr int64_t kMostColumns = 272;
   const dipengine_conv_source& source;
   const Prologue<Real>& prologue;
   int padding;
-  const Stored* rows[kRowsRead];
+  bool gaps = false;             // some samples lie outside the image and are zero
+  const Stored* rows[kRowsRead];  // null outside the image
+  int64_t first;                  // column
+  int64_t places[kMostColumns];   // where the samples of columns from `first` on lie in their rows; negative outside the image
 
-  // Of source rows r - 1 on.
-  TileSamples(const dipengine_conv_source& source_, const Prologue<Real>& prologue_, int padding_, int64_t r)
-      : source(source_), prologue(prologue_), padding(padding_) {
+  // Of source rows r - 1 on, columns [begin, end).
+  TileSamples(const dipengine_conv_source& source_, const Prologue<Real>& prologue_, int padding_, int64_t r, int64_t begin, int64_t end)
+      : source(source_), prologue(prologue_), padding(padding_), first(begin) {
     for (int i = 0; i < kRowsRead; ++i) {
       const int64_t y = place(r - 1 + i, source.height);
       rows[i] = y < 0 ? nullptr : static_cast<const Stored*>(source.x.data) + y * source.x.row_stride;
+      gaps = gaps || y < 0;
+    }
+    for (int64_t u = begin; u < end; ++u) {
+      const int64_t x = place(u, source.width);
+      places[u - begin] = x * source.x.pixel_stride;
+      gaps = gaps || x < 0;
     }
   }
 
@@ -253,9 +263,9 @@ struct TileSamples {
     typename V::Register inner_scale, inner_shift, outer_scale, outer_shift, slope;
 
     __attribute__((always_inline)) inline typename V::Register operator()(int row, int64_t u) const {
-      const int64_t x = of.place(u, of.source.width);
-      if (of.rows[row] == nullptr || x < 0) return V::zero();
-      const Stored* at = of.rows[row] + x * of.source.x.pixel_stride + c;
+      const int64_t x = of.places[u - of.first];
+      if (of.gaps && (of.rows[row] == nullptr || x < 0)) return V::zero();
+      const Stored* at = of.rows[row] + x + c;
       typename V::Register value = lanes == V::size ? V::load(at) : V::load_part(at, lanes);
       value = V::fma(value, inner_scale, inner_shift);
       value = V::where_positive(value, value, V::mul(value, slope));
@@ -268,13 +278,14 @@ struct TileSamples {
   }
 };
 
-// use(samples) with the tiles' samples of kRowsRead source rows from r - 1 on.
+// use(samples) with the tiles' samples of kRowsRead source rows from r - 1 on, columns [begin, end).
 template <typename Real, typename Stored, int kRowsRead, typename Use>
-static void with_samples(const dipengine_conv_source& source, const Prologue<Real>& prologue, int padding, int64_t r, const Use& use) {
+static void with_samples(const dipengine_conv_source& source, const Prologue<Real>& prologue, int padding, int64_t r, int64_t begin,
+                         int64_t end, const Use& use) {
   if (prologue.has_outer) {
-    use(TileSamples<Real, Stored, kRowsRead, true>(source, prologue, padding, r));
+    use(TileSamples<Real, Stored, kRowsRead, true>(source, prologue, padding, r, begin, end));
   } else {
-    use(TileSamples<Real, Stored, kRowsRead, false>(source, prologue, padding, r));
+    use(TileSamples<Real, Stored, kRowsRead, false>(source, prologue, padding, r, begin, end));
   }
 }
 

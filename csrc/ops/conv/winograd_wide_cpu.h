@@ -117,9 +117,11 @@ static void wide_samples(const Load& load, const Start& start, int64_t down, con
     const auto at = load.at(c);
     for (int64_t t = 0; t < tiles; ++t) {
       typename V::Register columns[6][4], row[6];  // [vertical][column]
+      const int64_t begin = start(t), taken = across(t);
+      const bool whole = down == 4 && taken == 4;
       for (int i = 0; i < 4; ++i) {
         typename V::Register x[4], out[6];
-        for (int y = 0; y < 4; ++y) x[y] = y < down && i < across(t) ? at(y, start(t) + i) : V::zero();
+        for (int y = 0; y < 4; ++y) x[y] = whole || (y < down && i < taken) ? at(y, begin + i) : V::zero();
         axis(x, out);
         for (int y = 0; y < 6; ++y) columns[y][i] = out[y];
       }

@@ -49,6 +49,8 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
   return absent();
 }
 
+dipengine_status dipengine_cuda_device_memory(int32_t, size_t*, size_t*) { return absent(); }
+
 #define DIPENGINE_ABSENT(name, params) \
   dipengine_status name(const params*) { return absent(); }
 #define DIPENGINE_ABSENT_SIZE(name, params) \

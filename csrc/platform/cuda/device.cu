@@ -2,6 +2,12 @@
 
 #include "platform/cuda/launch.h"
 
+namespace {
+
+constexpr int kLeastCapability = 8;  // tensor cores with bf16 and tf32, asynchronous copies
+
+}  // namespace
+
 namespace dipengine::cuda {
 
 dipengine_status enter_device(int device, int* before) {
@@ -45,8 +51,21 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
   DIPENGINE_REQUIRE(count != nullptr, "dipengine_cuda_device_count was given no place for its answer.");
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
-  *count = devices;
-  if (error == cudaSuccess && devices > 0) return DIPENGINE_OK;
+  *count = 0;
+  int most = 0;
+  for (int device = 0; device < devices; ++device) {
+    int major = 0;
+    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    most = major > most ? major : most;
+  }
+  if (error == cudaSuccess && devices > 0) {
+    if (most < kLeastCapability) {
+      return fail(DIPENGINE_UNSUPPORTED, "The CUDA kernels need a device of compute capability %d.0 or more, and here it is %d.",
+                  kLeastCapability, most);
+    }
+    *count = devices;
+    return DIPENGINE_OK;
+  }
   (void)cudaGetLastError();
   if (error != cudaErrorInsufficientDriver) {
     return fail(DIPENGINE_UNSUPPORTED, "No CUDA device can be used here: %s.",
@@ -59,6 +78,16 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
   return fail(DIPENGINE_UNSUPPORTED,
               "No CUDA device can be used here: the NVIDIA driver is for CUDA %d.%d, and this library for %d.%d; update the driver.",
               driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
+dipengine_status dipengine_cuda_device_memory(int32_t device, size_t* free_bytes, size_t* total_bytes) {
+  using namespace dipengine;
+  DIPENGINE_REQUIRE(free_bytes != nullptr && total_bytes != nullptr, "dipengine_cuda_device_memory was given no place for its answer.");
+  int before = 0;
+  DIPENGINE_TRY(cuda::enter_device(device, &before));
+  const dipengine_status status = cuda::check(cudaMemGetInfo(free_bytes, total_bytes), "Asking for a device's memory");
+  cuda::leave_device(before);
+  return status;
 }
 
 }  // extern "C"

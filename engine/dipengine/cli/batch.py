@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipengine.cli import arguments, restore, tiles
-from dipengine.errors import InputError
+from dipengine.errors import InputError, OutputError
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.tasks import TASKS
 
@@ -55,7 +55,8 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
     engine.add_argument("--retries", type=int, default=2, metavar="N", help="after accidents, of each image (default: 2)")
     engine.add_argument("--workers", type=int, metavar="N", help="images at once on the CPU (default: one a core)")
     engine.add_argument("--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds (default: 60)")
-    engine.add_argument("--limit-memory", type=arguments.memory_size, metavar="8G", help="of all fits of a device together")
+    engine.add_argument("--limit-memory", type=arguments.memory_size, metavar="8G", help="of all fits of a device together; an image that needs more "
+                        "goes in tiles, or fails")
     engine.add_argument("--limit-time", type=float, metavar="S", help="seconds of fitting, of each image")
     engine.add_argument("--dry-run", action="store_true", help="list what would be done, and do nothing")
     engine.add_argument("--quiet", action="store_true", help="no progress; failures are shown all the same")
@@ -76,7 +77,7 @@ def _task_named(words: Sequence[str]) -> str:
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit status: 0 all done, 1 some failed, 130 interrupted."""
     from dipengine.cli.main import INTERRUPTED
-    from dipengine.scheduling.batch import Batch
+    from dipengine.scheduling.batch import SUMMARY, Batch
     from dipengine.scheduling.devices import plan_devices
     from dipengine.scheduling.jobs import Request, given
     from dipengine.scheduling.pool import Pool
@@ -105,12 +106,20 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         show = _Progress(batch.tally, parsed.quiet)
         options = WorkerOptions(checkpoint_every=parsed.checkpoint_every, limit_time=parsed.limit_time)
-        with _signals(show), show:
-            tally = batch.run(Pool(devices, options), retries=parsed.retries, progress=show)
-        summary = batch.write_summary()
+        summary, trouble = batch.places.folder / SUMMARY, None
+        try:
+            with _signals(show), show:
+                batch.run(Pool(devices, options), retries=parsed.retries, progress=show)
+            batch.write_summary()
+        except OutputError as error:
+            trouble = error
+        tally = batch.tally
     finally:
         batch.close()
     _report(tally, summary, parsed.quiet)
+    if trouble is not None:
+        print(f"dipengine: {trouble}", file=sys.stderr)
+        return 1
     if tally.halted is not None:
         print(f"dipengine: stopped: {tally.halted} Run the same command again to go on.", file=sys.stderr)
     if tally.interrupted:

@@ -145,6 +145,16 @@ def cuda_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(count)]
 
 
+def cuda_memory(device: str) -> int | None:
+    """Bytes that can be had on "cuda:N"; None where nobody can tell."""
+    index = int(device.partition(":")[2])
+    if not backend.cuda_missing():
+        return backend.native.cuda_memory(index)[0]
+    if find_spec("torch") is None:
+        return None
+    return require_torch().cuda.mem_get_info(index)[0]
+
+
 def _nvidia_driver() -> bool:
     """True where CUDA could be: its driver library can be loaded."""
     try:

@@ -101,7 +101,7 @@ class Fit:
             if self.problem.data_term is None:
                 loss = masked_mse(data, self._target, self._mask, activation="none", kernels=kernels)
             else:
-                loss = self.problem.data_term.loss(data, self._target, self._mask)
+                loss = self.problem.data_term.loss(data, self._target, self._mask, kernels)
         self.iteration += 1
         value = loss.item()
         # Judged before the update: a snapshot then holds weights whose own loss was seen to be good.
@@ -153,7 +153,7 @@ class Fit:
         if problem.data_term is not None:
             with self._torch.no_grad():
                 data = self._measured(self.statistics.average)
-                return problem.data_term.discrepancy(data, self._target, self._mask)
+                return problem.data_term.discrepancy(data, self._target, self._mask, self.placement.kernels)
         return self.residual() / problem.sigma**2 if problem.knows_noise else None
 
     def render(self) -> Any:
@@ -173,7 +173,10 @@ class Fit:
 
     def _measured(self, image):
         """A of an image [1, C, H, W] in [0, 1]."""
-        return image if self.problem.operator is None else self.problem.operator.apply(image)
+        operator = self.problem.operator
+        if operator is None:
+            return image
+        return operator.apply(image, self.placement.kernels) if getattr(operator, "has_kernels", False) else operator.apply(image)
 
     def _forward(self, z):
         bf16 = self.placement.precision == "bf16"

@@ -14,7 +14,7 @@ from dipengine.fitting.device import Placement
 from dipengine.fitting.stopping import StopRule
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
-from dipengine.images.namespaces import on_host
+from dipengine.images.namespaces import beside, on_host
 from dipengine.kernels import backend, pool
 from dipengine.kernels.backend import native
 from dipengine.noise.likelihood import SensorLikelihood
@@ -195,23 +195,24 @@ class NativeFit:
         """The names of an iteration's steps, in their order."""
         return self._native.steps()
 
-    def average(self) -> np.ndarray:
-        """The exponential average of the outputs, float32 [H, W, C] in [0, 1]."""
+    def average(self) -> Any:
+        """The exponential average of the outputs, float32 [H, W, C] in [0, 1]; an array like the problem's target, as all images
+        that the fit gives (the core takes and gives them in the host's memory)."""
         out = self._image()
         self._native.average(self._slot, out)
-        return out
+        return beside(out, self.problem.target)
 
-    def render(self) -> np.ndarray:
+    def render(self) -> Any:
         """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
         out = self._image()
         self._native.render(self._slot, out)
-        return out
+        return beside(out, self.problem.target)
 
-    def deliver(self) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    def deliver(self) -> tuple[Any, dict[str, np.ndarray], int]:
         """The image that the fit delivers, the weights it stems from, and its iteration."""
         image, flat = self._image(), self._flat()
         iteration = self._native.deliver(self._slot, image, flat)
-        return image, self._named(flat), iteration
+        return beside(image, self.problem.target), self._named(flat), iteration
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters by name, float32, copied."""

@@ -9,6 +9,8 @@ from dipengine.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 STOPS = ("auto", "fixed")
+_MOST_LEVELS = 12
+_MOST_CHANNELS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Settings:
                 raise InputError(f"{name} is {value!r}; give a whole number.")
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; ask for at least 1.")
+        if self.levels is not None and not 1 <= self.levels <= _MOST_LEVELS:
+            raise InputError(f"levels is {self.levels}; a generator has 1 to {_MOST_LEVELS}.")
+        for name, least in (("channels", 1), ("skips", 0)):
+            for value in getattr(self, name) or ():
+                if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= _MOST_CHANNELS:
+                    raise InputError(f"{name} holds {value!r}; each is a whole number from {least} to {_MOST_CHANNELS}.")
         if self.stop is not None and self.stop not in STOPS:
             raise InputError(f"stop is {self.stop!r}; it takes {' or '.join(STOPS)}.")
         if not 0 <= self.seed < 2**64:

@@ -19,7 +19,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The file is flushed to disk before it is renamed. On any error, KeyboardInterrupt included, it is removed and
     the target stays as it was. A target that is a symbolic link keeps its name and its file is replaced. The new
-    file has the old one's permissions, or those of the umask. Raises OutputError for every OSError inside.
+    file has the old one's permissions, or those of the umask. Raises OutputError for every OSError inside, and for errors of
+    libraries that stand for one: its cause is the system's.
     """
     target = Path(os.path.realpath(path))
     temporary = _beside(target)
@@ -33,9 +34,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _flush_folder(target.parent)
     except DipEngineError:
         raise
-    except OSError as error:
-        said = (error.strerror or str(error).partition(". ")[0]).replace(str(temporary), target.name)
-        raise OutputError(f"{path} cannot be written ({said}); free some space or choose another place.") from error
+    except Exception as error:
+        cause = _of_the_system(error, target.parent)
+        if cause is None:
+            raise
+        said = (cause.strerror or str(cause).partition(". ")[0]).replace(str(temporary), target.name)
+        raise OutputError(f"{path} cannot be written ({said}); free some space or choose another place.") from cause
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -48,13 +52,33 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         file.write("\n")
 
 
+_NOBODY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_FULL = 64 << 10  # bytes free: whoever writes a file finds a disk full
+
+
 def nobody_can_write(error: BaseException | None) -> bool:
     """True where an error, or what it came from, says that the disk is full or read-only: the next file will fare no better."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(error, OSError) and error.errno in _NOBODY:
             return True
         error = error.__cause__
     return False
+
+
+def _of_the_system(error: Exception, folder: Path) -> OSError | None:
+    """What the system said, where a library has put it into words of its own or kept it to itself; None for other errors."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    for number in _NOBODY:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    if not isinstance(error, OSError):
+        return None
+    with contextlib.suppress(OSError):
+        room = os.statvfs(folder)
+        if room.f_bavail * room.f_frsize < _FULL:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
 
 
 def check_target(path: str | os.PathLike) -> None:
@@ -96,13 +120,18 @@ def remove_leftovers(path: str | os.PathLike) -> None:
     target = Path(os.path.realpath(path))
     with contextlib.suppress(OSError):
         for name in os.listdir(target.parent):
-            if re.fullmatch(re.escape(f".{target.stem[:100]}.") + "[0-9a-f]{12}" + re.escape(target.suffix), name):
+            if re.fullmatch(re.escape(f".{_start_of(target.stem)}.") + "[0-9a-f]{12}" + re.escape(target.suffix), name):
                 os.unlink(target.with_name(name))
 
 
 def _beside(target: Path) -> Path:
     """A new name in the target's folder, with its suffix."""
-    return target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}{target.suffix}")
+    return target.with_name(f".{_start_of(target.stem)}.{secrets.token_hex(6)}{target.suffix}")
+
+
+def _start_of(stem: str) -> str:
+    """As much of a name as leaves room for what is put around it: names are limited in bytes."""
+    return os.fsencode(stem)[:100].decode(errors="ignore")
 
 
 def _create(path: Path) -> None:

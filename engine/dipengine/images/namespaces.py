@@ -1,5 +1,5 @@
-"""One way to write array code for NumPy, CuPy, torch tensors and whatever else keeps to the array API standard: the namespace of the
-array at hand, the few things that libraries name differently, and the ways from one library to another.
+"""One way to write array code for NumPy, CuPy, torch tensors and whatever else keeps to the array API standard: the namespace of
+the array at hand, the few things that libraries name differently, and the ways from one library to another.
 
 Nothing here imports a library: whoever gives one of its arrays has done so.
 """
@@ -60,26 +60,26 @@ def integers(xp: Any, dtype: Any) -> bool:
 # ---- what libraries name differently ---------------------------------------------------------------------------------
 
 
-def on_device_of(array: Any) -> AbstractContextManager:
-    """Within: where new arrays of CuPy are made, which takes a context and no argument."""
+def _there(array: Any) -> tuple[AbstractContextManager, dict[str, Any]]:
+    """How a library is told to make an array on the device of `array`: within a context (CuPy), or by arguments."""
     device = getattr(array, "device", None)
-    return device if hasattr(device, "__enter__") else nullcontext()
+    if isinstance(array, np.ndarray) or device is None:
+        return nullcontext(), {}
+    return (device, {}) if hasattr(device, "__enter__") and not is_tensor(array) else (nullcontext(), {"device": device})
 
 
 def empty_beside(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     """An unset array of the library, and on the device, of `array`."""
-    xp, device = namespace(array), getattr(array, "device", None)
-    if xp is np or device is None or hasattr(device, "__enter__"):
-        with on_device_of(array):
-            return xp.empty(shape, dtype=dtype)
-    return xp.empty(shape, dtype=dtype, device=device)
+    context, arguments = _there(array)
+    with context:
+        return namespace(array).empty(shape, dtype=dtype, **arguments)
 
 
 def extremes(array: Any) -> tuple[float, float]:
     """The smallest and the largest value."""
     xp = namespace(array)
-    if is_tensor(array) and dtype_name(array.dtype) in ("uint16", "uint32", "uint64"):
-        array = cast(array, xp.float64)  # PyTorch compares none of these
+    if is_tensor(array) and dtype_name(array.dtype) in _SIGNED:
+        array = cast(array, xp.float64)
     return float(xp.min(array)), float(xp.max(array))
 
 
@@ -94,10 +94,29 @@ def any_true(array: Any) -> bool:
     return bool(namespace(array).any(array))
 
 
+_SIGNED = {"uint16": "int16", "uint32": "int32", "uint64": "int64"}  # dtypes that PyTorch stores and hardly computes with
+
+
+def _movable(array: Any) -> Any:
+    """The same bits in a dtype whose elements every library can choose and put together."""
+    name = dtype_name(array.dtype)
+    return array.view(getattr(namespace(array), _SIGNED[name])) if is_tensor(array) and name in _SIGNED else array
+
+
+def _as_before(moved_bits: Any, dtype: Any) -> Any:
+    return moved_bits.view(dtype) if moved_bits.dtype != dtype else moved_bits
+
+
+def choose(condition: Any, array: Any, other: Any) -> Any:
+    """`array` where the condition [H, W, 1] is True, else `other`; both [H, W, C] of one dtype."""
+    return _as_before(namespace(array).where(condition, _movable(array), _movable(other)), array.dtype)
+
+
 def joined(arrays: list[Any], axis: int) -> Any:
-    """Arrays one behind the other along an axis."""
+    """Arrays of one dtype, one behind the other along an axis."""
     xp = namespace(arrays[0])
-    return (xp.concat if hasattr(xp, "concat") else xp.concatenate)(arrays, axis=axis)
+    concat = xp.concat if hasattr(xp, "concat") else xp.concatenate
+    return _as_before(concat([_movable(array) for array in arrays], axis=axis), arrays[0].dtype)
 
 
 def interpolated(x: Any, places: np.ndarray, values: np.ndarray) -> Any:
@@ -153,11 +172,9 @@ def beside(values: np.ndarray, array: Any) -> Any:
     """NumPy values in the library, and on the device, of `array`."""
     if isinstance(array, np.ndarray):
         return values
-    xp, device = namespace(array), getattr(array, "device", None)
-    if device is None or hasattr(device, "__enter__"):
-        with on_device_of(array):
-            return xp.asarray(values)
-    return xp.asarray(values, device=device)
+    context, arguments = _there(array)
+    with context:
+        return namespace(array).asarray(values, **arguments)
 
 
 def to_tensor(array: Any) -> Any:
@@ -176,7 +193,7 @@ def from_tensor(tensor: Any, array: Any) -> Any:
     there = tensor.to(to_tensor(array).device)
     if is_tensor(array):
         return there
-    with on_device_of(array):
+    with _there(array)[0]:
         return namespace(array).from_dlpack(there)
 
 

@@ -20,7 +20,7 @@ else:
 
 BUILD_COMMAND = "pip install --force-reinstall --no-deps -e .   (in the source tree)"
 KERNELS = ("auto", "native", "torch")
-_ORDER = ("portable", "avx2", "avx512", "avx512bf16")
+_ORDER = ("portable", "avx2", "avx512", "avx512bf16", "avx512fp16")
 
 
 def native_available() -> bool:

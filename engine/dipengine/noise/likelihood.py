@@ -40,22 +40,23 @@ class SensorLikelihood:
     sensor: Sensor
     values: ValueMap
 
-    def loss(self, image, target, mask=None):
+    def loss(self, image, target, mask=None, kernels="torch"):
         """Mean deviance over the known elements, a 0-dim tensor differentiable with respect to `image`.
 
         image, target: tensors [1, C, h, w] in [0, 1] by the value map; mask: [1, 1, h, w] of 0 and 1, None for all.
+        kernels: as `kernels.deviance.deviance` takes them.
         """
         from dipengine.kernels.deviance import Electrons, deviance
 
-        return deviance(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels="torch")
+        return deviance(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels=kernels)
 
-    def discrepancy(self, image, target, mask=None) -> float:
+    def discrepancy(self, image, target, mask=None, kernels="torch") -> float:
         """Mean squared residual in standard deviations of the noise, over all elements or over the bright ones less their
         allowance, whichever is larger: 1 where `image` is the clean image.
         """
         from dipengine.kernels.deviance import Electrons, discrepancy
 
-        return discrepancy(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels="torch")
+        return discrepancy(image, target, mask, Electrons(*self.electrons(), FLOOR), kernels=kernels)
 
     def to_dict(self) -> dict[str, Any]:
         return {"data_term": "likelihood", **self.sensor.to_dict()}

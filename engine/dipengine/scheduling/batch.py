@@ -14,14 +14,15 @@ from dipengine._version import __version__
 from dipengine.errors import InputError
 from dipengine.images.atomic import remove_leftovers, write_json
 from dipengine.scheduling.driver import Driver
-from dipengine.scheduling.jobs import FileFacts, Job
-from dipengine.scheduling.ledger import Ledger, Row
+from dipengine.scheduling.jobs import FileFacts, Job, facts_json
+from dipengine.scheduling.ledger import INPUT, Ledger, Row
 from dipengine.scheduling.messages import Done
 from dipengine.scheduling.places import Places
 from dipengine.scheduling.pool import Executors
 from dipengine.scheduling.series import Series
 from dipengine.scheduling.work import facts_of
 
+SUMMARY = "summary.json"
 _PATIENCE = 3600  # seconds in which a worker may end its iteration and write a checkpoint
 _LOOK = 0.2  # seconds between looks at the workers where nothing happens, so that progress shows
 
@@ -78,14 +79,12 @@ class Batch:
                 rows.append(row)
                 why = self._why_again(row, changed, resume, retry_failed)
                 if why is not None:
-                    if changed:
-                        self.places.forget(row.name)
-                    self._again(row, why)
+                    self._again(row, *why)
                 if row.state == "running":
                     self.ledger.back(row, "The engine ended while it ran.")
             self._series = Series(rows, self.places)
             for row, why in self._series.again():
-                self._again(row, why)
+                self._again(row, why, anew=False)
             for row in rows:
                 if row.state == "done":
                     self.places.forget(row.name)  # an engine that was killed in between has left its checkpoint
@@ -94,27 +93,42 @@ class Batch:
         self.tally.total, self.tally.already_done, self.tally.failed = len(rows), done, failed
         return [row for row in rows if row.state == "queued"]
 
-    def _again(self, row: Row, why: str) -> None:
+    def _again(self, row: Row, why: str, anew: bool) -> None:
         if row.state == "done":
             self.tally.changed.append(f"{row.job.input}: {why}")
+        if row.state == "done" or anew:
             self.places.forget(row.name)
-        self.ledger.requeue(row, why or None)
+        self.ledger.requeue(row, why, anew=anew)
 
-    def _why_again(self, row: Row, changed: bool, resume: bool, retry_failed: bool) -> str | None:
-        """The reason to queue a job that is in the ledger already; None leaves it as it is."""
+    def _why_again(self, row: Row, changed: str, resume: bool, retry_failed: bool) -> tuple[str, bool] | None:
+        """The reason to queue a job that is in the ledger already, and whether it is another job now; None leaves it as it is."""
         if row.attempts == 0 and not changed:
             return None
         if not resume:
-            return "asked to do all again"
+            return "asked to do all again", True
+        if changed == INPUT and row.state == "done" and self._moved(row):
+            changed = ""
         if changed:
-            return "its parameters have changed"
+            return changed, True
+        if row.state in ("done", "failed") and (touched := self._changed_file(row)) is not None:
+            return touched, True
         if row.state == "failed" and retry_failed:
-            return ""
-        if row.state == "done":
-            if not (self.places.folder / row.job.output).exists():
-                return "its output is gone"
-            return self._changed_file(row)
+            return "", False
+        if row.state == "done" and not (self.places.folder / row.job.output).exists():
+            return "its output is gone", False
         return None
+
+    def _moved(self, row: Row) -> bool:
+        """Whether the input that a job has now is the one that it had, in another place: the ledger is told so."""
+        files = [FileFacts(*values) for values in json.loads(row.files or "[]")]
+        try:
+            now = facts_of(row.job.input)
+        except InputError:
+            return False
+        if not files or now.sha256 != files[0].sha256:
+            return False
+        self.ledger.moved(row, facts_json([now, *files[1:]]))
+        return True
 
     def _changed_file(self, row: Row) -> str | None:
         """Sizes and times first; where these differ, digests."""
@@ -127,6 +141,8 @@ class Batch:
                 continue  # what was restored stays restored when its input is cleared away
             if (status.st_size, status.st_mtime_ns) == (old.size, old.modified_ns):
                 continue
+            if not old.sha256:
+                return f"{old.path} has changed"  # nobody has read it to its end
             try:
                 new = facts_of(old.path)
             except InputError:
@@ -135,7 +151,7 @@ class Batch:
                 return f"{old.path} has changed"
             files[place], touched = new, True
         if touched:
-            self.ledger.set_files(row, json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files]))
+            self.ledger.set_files(row, facts_json(files))
         return None
 
     # ---- running ------------------------------------------------------------------------------------------------
@@ -161,7 +177,8 @@ class Batch:
                     driver.add(row)
             while driver is not None and not driver.idle and not tally.interrupted:
                 driver.step(_LOOK)
-                tally.interrupted = progress is not None and bool(progress(tally, driver.progress()))
+                asked_to_end = progress is not None and bool(progress(tally, driver.progress()))
+                tally.interrupted = asked_to_end and not driver.idle
             if driver is not None:
                 driver.stop(_PATIENCE)
                 tally.halted = driver.halted
@@ -194,11 +211,11 @@ class Batch:
         for row in self.ledger.rows():
             result = json.loads(row["result"]) if row["result"] else {}
             files = json.loads(row["files"]) if row["files"] else []
-            jobs.append({**{name: row[name] for name in names}, **result, "sha256": files[0][3] if files else None})
+            jobs.append({**{name: row[name] for name in names}, **result, "sha256": files[0][3] or None if files else None})
         return {"format": 1, "version": __version__, "counts": self.ledger.counts(), "jobs": jobs}
 
     def write_summary(self) -> Path:
-        path = self.places.folder / "summary.json"
+        path = self.places.folder / SUMMARY
         remove_leftovers(path)
         write_json(path, self.summary())
         return path
@@ -206,5 +223,3 @@ class Batch:
     def close(self) -> None:
         self.places.leave()
         self.ledger.close()
-
-

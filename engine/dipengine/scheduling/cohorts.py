@@ -19,7 +19,7 @@ _KEPT = 32  # an idle plan takes no more than this part of the budget: nobody co
 
 @dataclass(frozen=True)
 class Room:
-    """What a fit is told when it asks for memory. cohort: None, memory of its own."""
+    """What a fit is given when it asks for memory. cohort: None, memory of its own."""
 
     cohort: NativeCohort | None = None
 
@@ -32,6 +32,7 @@ class Cohorts:
         self._slots = slots
         self._budget = budget
         self._cohorts: list[NativeCohort] = []
+        self._lone = 0  # fits with memory of their own
 
     def bytes_of(self, plan: Plan) -> int:
         """That a fit will hold: its share of a plan that is full, and the images around it."""
@@ -44,6 +45,9 @@ class Cohorts:
         """Where a fit can run; None: it has to wait until others have left. Raises OutOfMemory."""
         key = self._key(plan)
         if key is None or (self._slots == 1 and not self._is_small(self._bytes(plan, 1))):
+            if self._lone and self._slots > 1:
+                return None  # nobody knows what such a fit takes: one at a time
+            self._lone += 1
             return Room()
         for cohort in self._cohorts:
             if cohort.key == key and cohort.free:
@@ -68,8 +72,9 @@ class Cohorts:
         self._slots = slots // 2
         return self._made(plan, slots // 2)
 
-    def left(self) -> None:
-        """A fit has closed its slot."""
+    def left(self, room: Room) -> None:
+        """A fit has closed its slot, or given back what it had."""
+        self._lone -= room.cohort is None
         self._cohorts = [cohort for cohort in self._cohorts if cohort.open_slots or self._is_small(cohort.arena_bytes)]
 
     def _is_small(self, needed: int) -> bool:

@@ -8,7 +8,8 @@ from dipengine.fitting.device import cuda_devices, place
 from dipengine.fitting.settings import Settings
 from dipengine.scheduling.pool import DevicePlan
 
-_SHARE = 0.9  # of the memory: the rest is the system's, the driver's, and the images' being read
+_SLOTS = 32  # of a GPU, at most: so many fits share a plan, where the memory has room for them
+SHARE = 0.9  # of the memory: the rest is the system's, the driver's, and the images' being read
 
 
 def plan_devices(
@@ -33,8 +34,9 @@ def plan_devices(
     for name in names or ["cpu"]:
         if name == "cpu":
             there = environment.memory()
-            budget = limit_memory or (None if there is None else int(_SHARE * there))
-            plans.append(DevicePlan("cpu", workers or cores, 1, budget, max(cores, workers or 1)))
+            budget = limit_memory or (None if there is None else int(SHARE * there))
+            plans.append(DevicePlan("cpu", workers or cores, 1, budget, max(cores, workers or 1), limit_memory is not None))
         else:
-            plans.append(DevicePlan(name, 1, 1, limit_memory, max(1, cores // len(names))))
+            # Its worker finds out how much memory there is: a look from here would be a second process on the device.
+            plans.append(DevicePlan(name, 1, _SLOTS, limit_memory, max(1, cores // len(names)), limit_memory is not None))
     return plans

@@ -18,8 +18,9 @@ from dipengine.images import Image
 from dipengine.images.atomic import nobody_can_write
 from dipengine.scheduling.backlog import Backlog
 from dipengine.scheduling.canvases import Canvases
+from dipengine.scheduling.jobs import facts_json, seen_facts
 from dipengine.scheduling.ledger import Ledger, Row
-from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
+from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Noted, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.places import Places
 from dipengine.scheduling.pool import DevicePlan, Executor, Executors
 
@@ -39,6 +40,7 @@ class Parent:
     row: Row
     total: int
     pending: set[int]  # tiles
+    seconds: float  # of fitting, so far
 
 
 @dataclass(slots=True)
@@ -182,24 +184,39 @@ class Driver:
             self._writes = []
         for executor, message in orders:
             executor.send(message)
+        self._tell()
+
+    def _tell(self) -> None:
         said, self._said = self._said, []
         for say in said:
             say()
 
     def stop(self, patience: float) -> None:
-        """Ctrl-C: workers write checkpoints and leave; their jobs wait in the ledger."""
-        self._pool.close(patience)
+        """Ctrl-C: workers write checkpoints and leave; their jobs wait in the ledger. What has been done by then is done."""
+        for executor, message in self._pool.close(patience):
+            if isinstance(message, (Done, Failed)):
+                self._hear(executor, message)
         rows = {held.row.id: held.row for jobs in self._held.values() for held in jobs.values() if held.row.parent is None}
         rows |= {number: parent.row for number, parent in self._parents.items()}
         with self._ledger.transaction():
+            for write in self._writes:
+                write()
             for row in rows.values():
                 self._ledger.back(row)
+        self._writes = []
+        self._tell()
         self._parents = {}
         self._held = {executor: {} for executor in self._executors}
 
     # ---- hearing ------------------------------------------------------------------------------------------------
 
     def _hear(self, executor: Executor, message: Any) -> None:
+        if isinstance(message, Noted):
+            held = self._held[executor].get(message.job)
+            if held is not None and held.row.parent is None:
+                row = held.row
+                self._writes.append(lambda: self._ledger.note(row, message.note))
+            return
         if isinstance(message, Ready):
             self._environments[executor] = json.dumps(message.environment, sort_keys=True)
             executor.send(Threads(self._devices[executor.device].threads))
@@ -207,6 +224,8 @@ class Driver:
         if isinstance(message, Died):
             self._environments.pop(executor, None)
             for held in list(self._held[executor].values()):
+                if held.row.id not in self._held[executor]:
+                    continue  # a tile that went with its image
                 self._release(held)
                 if message.memory and self._fewer_slots(executor.device):
                     self._again(held.row, message.reason)
@@ -218,6 +237,13 @@ class Driver:
             return  # of an attempt that was given up
         if isinstance(message, Planned):
             held.bytes, held.ceiling = message.bytes, message.iterations
+            plan = self._devices[executor.device].plan
+            if plan.limited and message.bytes > plan.budget and held.row.stage != "blend":
+                self._release(held)
+                executor.send(Drop(held.row.id))
+                self._give_up(held.row, f"It needs {message.bytes / 1e6:.0f} MB and the limit of memory is {plan.budget / 1e6:.0f}; "
+                              f"raise --limit-memory, or give smaller tiles with --tile.", None, keep=False)
+                return
             self._devices[executor.device].deferred.append(held)
             if held.row.stage == "image":
                 self._planned(held.row, "none")
@@ -245,7 +271,7 @@ class Driver:
             self._writes.append(lambda: self._ledger.note(row, note))
 
     def _in_tiles(self, row: Row, message: Tiled) -> None:
-        self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending))
+        self._parents[row.id] = Parent(row, max(1, message.total), set(message.pending), message.seconds)
         for tile in message.pending:
             self._tiles += 1
             # Attempts go on where those of earlier engines cannot have been.
@@ -255,10 +281,11 @@ class Driver:
             ))
         self._blend_if_complete(row)
 
-    def _tile_done(self, row: Row) -> None:
+    def _tile_done(self, row: Row, seconds: float) -> None:
         parent = self._parents.get(row.parent.id)
         if parent is not None:
             parent.pending.discard(row.tile)
+            parent.seconds += seconds
             self._places.forget(row.name)
             self._accidents.pop(row.id, None)
             self._blend_if_complete(parent.row)
@@ -271,7 +298,7 @@ class Driver:
     def _done(self, held: Held, message: Done) -> None:
         row = held.row
         if row.parent is not None:
-            self._tile_done(row)
+            self._tile_done(row, message.result.get("seconds", 0.0))
             return
         if self._places is not None:
             try:
@@ -419,6 +446,8 @@ class Driver:
         # Now, not with the write: what the worker answers is compared with it.
         row.state, row.attempts = "running", attempt
         if row.stage == "image":
+            if self._places is not None:
+                row.seen = facts_json(seen_facts([row.job.input, *row.job.request.side_files()]))
             self._writes.append(lambda: self._ledger.started(row, here, note))
         files: dict[str, Any] = {"output": None, "staging": None, "checkpoint": None, "resume": None}
         if self._places is not None:
@@ -430,6 +459,8 @@ class Driver:
                 "tiles": self._places.tiles(str(row.order)),
             }
         more = self._more(row)
+        if row.parent is not None:
+            more = {**more, "spent": self._parents[row.parent.id].seconds}
         return Start(row.id, attempt, row.job.input, row.job.request, **files, stage=row.stage, tile=row.tile, **more)
 
     def _share_threads(self) -> list[tuple[Executor, Any]]:

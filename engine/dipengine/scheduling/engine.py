@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
+from queue import SimpleQueue
 from typing import Any
 
 from dipengine.api import Result, checked_options, given_settings, warm_start
@@ -25,6 +27,7 @@ from dipengine.scheduling.worker import WorkerOptions
 from dipengine.tasks import task_named
 from dipengine.tasks.option_files import file_options
 
+_OF_SUBMIT = ("priority", "axes", "alpha", "truth", "init_from")  # that are no options of a task or a fit
 _LOOK = 0.05  # seconds until the driver sees what was submitted
 
 
@@ -86,7 +89,11 @@ class Engine:
         self._unfinished = 0
         self._closing: str | None = None  # "finish" or "now"
         self._error: BaseException | None = None
+        # Futures are settled on a thread of their own: their callbacks may take long, submit, wait and close.
+        self._settled: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._settling = threading.Thread(target=self._settle_all, name="dipengine futures", daemon=True)
         self._thread = threading.Thread(target=self._run, name="dipengine", daemon=True)
+        self._settling.start()
         self._thread.start()
 
     # ---- the caller's side --------------------------------------------------------------------------------------
@@ -102,22 +109,16 @@ class Engine:
         init_from: as there. priority: higher ones first. Waits while `queue` images are waiting. Raises InputError for options
         that make no sense, DipEngineError after `close`.
         """
-        for name in ("device", "threads"):
-            if name in options:
-                raise InputError(f"{name} is the engine's, for all images; give it to dipengine.Engine.")
-        settings, own = given_settings(options)
-        if task_named(task).python_only:
-            raise InputError(f"The task {task!r} takes a function, which no worker can be sent; use dipengine.restore.")
-        own = checked_options(task, own, axes)
-        sides = {name: own.pop(name) for name in file_options(task_named(task)) if own.get(name) is not None}
+        request, sides = self._request(task, axes, options)
         more: dict[str, Any] = {"sides": sides, "init": warm_start(init_from)}
-        request = Request(task, given(own), settings)
         if isinstance(image, (str, os.PathLike)):
             source, back = os.path.abspath(image), lambda pixels: pixels
         else:
             more["image"], back = from_array(image, axes=axes, alpha=alpha)
             source = "array"
-        if truth is not None:
+        if isinstance(truth, (str, os.PathLike)):
+            request = replace(request, truth=os.path.abspath(truth))
+        elif truth is not None:
             more["truth"] = from_array(truth, axes=axes, alpha=alpha)[0]
         future: Future = Future()
         future.set_running_or_notify_cancel()  # from here on it cannot be taken back
@@ -128,15 +129,35 @@ class Engine:
             self._inbox.append((Job(source, str(next(self._numbers)), request, priority), _Asked(future, back, alpha, more)))
         return future
 
+    def _request(self, task: str, axes: str | None, options: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
+        """What is asked by keyword arguments, and the arrays among them. Raises InputError."""
+        for name in ("device", "threads"):
+            if name in options:
+                raise InputError(f"{name} is the engine's, for all images; give it to dipengine.Engine.")
+        settings, own = given_settings(options)
+        if task_named(task).python_only:
+            raise InputError(f"The task {task!r} takes a function, which no worker can be sent; use dipengine.restore.")
+        own = checked_options(task, own, axes)
+        sides = {name: own.pop(name) for name in file_options(task_named(task)) if own.get(name) is not None}
+        request = Request(task, given(own), settings)
+        request.check_options()
+        return request, sides
+
     def map(self, images: Iterable[Any], task: str = "denoise", **options: Any) -> Iterator[Future]:
         """Restore all images by the same options; yields their futures in the order of completion, each with its `index`.
 
-        images: taken one by one, no faster than they are worked on. Options as of `submit`; an image that fails raises from its
-        future's `result()` alone.
+        images: taken one by one, no faster than they are worked on. Options as of `submit`; an image that fails, or is none, raises
+        from its future's `result()` alone.
         """
+        own = {name: value for name, value in options.items() if name not in _OF_SUBMIT}
+        self._request(task, options.get("axes"), own)
         pending: set[Future] = set()
         for index, image in enumerate(images):
-            future = self.submit(image, task, **options)
+            try:
+                future = self.submit(image, task, **options)
+            except InputError as error:
+                future = Future()
+                future.set_exception(error)
             future.index = index
             pending.add(future)
             room = self._queue + self._at_once - len(pending)
@@ -153,7 +174,10 @@ class Engine:
             if not finish:
                 self._closing = "now"
             self._changed.notify_all()
+        if threading.current_thread() is self._settling:
+            return  # a future's callback: the threads end when it has returned
         self._thread.join()
+        self._settling.join()
 
     def __enter__(self) -> "Engine":
         return self
@@ -188,9 +212,15 @@ class Engine:
                 asked = list(self._asked.values())
                 self._asked.clear()
                 self._changed.notify_all()
+            error = self._error or DipEngineError("The engine was closed before this image was done.")
             for one in asked:
-                one.future.set_exception(self._error or DipEngineError("The engine was closed before this image was done."))
+                self._settled.put(partial(one.future.set_exception, error))
+            self._settled.put(None)
             self._ledger.close()
+
+    def _settle_all(self) -> None:
+        while (settle := self._settled.get()) is not None:
+            settle()
 
     def _goes_on(self) -> bool:
         with self._changed:
@@ -209,14 +239,20 @@ class Engine:
         if not self._inbox:
             return
         jobs, self._inbox = list(self._inbox), deque()
-        with self._ledger.transaction():
-            rows = [row for row, _ in self._ledger.enter(job for job, _ in jobs)]
+        try:
+            with self._ledger.transaction():
+                rows = [row for row, _ in self._ledger.enter(job for job, _ in jobs)]
+        except Exception:
+            self._asked |= {-number: asked for number, (_, asked) in enumerate(jobs, 1)}  # so that they are told
+            raise
         for row, (_, asked) in zip(rows, jobs):
             self._asked[row.id] = asked
             self._driver.add(row, asked.more.get("image"))
 
     def done(self, row: Row, message: Done) -> None:
-        asked, restored = self._settle(row), message.value
+        self._settled.put(partial(self._deliver, self._settle(row), message.value))
+
+    def _deliver(self, asked: _Asked, restored: Any) -> None:
         pixels = with_alpha(restored.pixels, restored.alpha) if asked.alpha else restored.pixels
         try:
             asked.future.set_result(Result(asked.back(pixels), restored.history, restored.generator, restored.record))
@@ -224,7 +260,8 @@ class Engine:
             asked.future.set_exception(error)
 
     def failed(self, row: Row, error: str, cause: BaseException | None) -> None:
-        self._settle(row).future.set_exception(cause if isinstance(cause, DipEngineError) else FitError(error))
+        exception = cause if isinstance(cause, DipEngineError) else FitError(error)
+        self._settled.put(partial(self._settle(row).future.set_exception, exception))
 
     def _settle(self, row: Row) -> _Asked:
         with self._ledger.transaction():

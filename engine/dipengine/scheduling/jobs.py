@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -53,14 +56,24 @@ class Request:
             raise InputError(f"{task.name} has no option {unknown[0]!r}; it has {', '.join(sorted(known)) or 'none'}.")
 
     def check_complete(self) -> None:
-        """Raises InputError where an option is missing that the task needs, or a setting names nothing."""
+        """Raises InputError where an option is missing that the task needs, or one makes no sense whatever the image."""
+        for option in self.described.options:
+            if option.required and self.options.get(option.keyword) is None:
+                raise InputError(f"{self.task} needs {option.name}: {option.help}.")
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Raises InputError for options that make no sense whatever the image."""
         from dipengine.tiling import TileRequest
 
         preset_named(self.settings.preset)
         TileRequest.parse(self.tile)
+        if self.max_pixels < 1:
+            raise InputError(f"max-pixels is {self.max_pixels}; give at least 1.")
         for option in self.described.options:
-            if option.required and self.options.get(option.keyword) is None:
-                raise InputError(f"{self.task} needs {option.name}: {option.help}.")
+            value = self.options.get(option.keyword)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{option.name} is {value}; give a finite number.")
 
     @property
     def described(self) -> Task:
@@ -116,4 +129,19 @@ class FileFacts:
     path: str
     size: int
     modified_ns: int
-    sha256: str
+    sha256: str  # empty: nobody has read it to its end
+
+
+def facts_json(files: Iterable[FileFacts]) -> str:
+    """As the ledger keeps them."""
+    return json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files])
+
+
+def seen_facts(paths: Iterable[str]) -> list[FileFacts]:
+    """Size and time of those that are there."""
+    found = []
+    for path in paths:
+        with suppress(OSError, ValueError):
+            status = os.stat(path)
+            found.append(FileFacts(path, status.st_size, status.st_mtime_ns, ""))
+    return found

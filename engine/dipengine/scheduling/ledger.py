@@ -7,8 +7,8 @@
 | state | queued, running, done, failed |
 | attempts, error | starts so far; why the last one failed |
 | queued_at, started_at, finished_at, seconds | Unix times; of the fit alone |
-| files | JSON [[path, size, modified_ns, sha256], ...] of the image and the files beside it, as they were when it was done |
-| environment, note | JSON of what the bits depend on, fixed at the first start; what was different in a later one |
+| files | JSON [[path, size, modified_ns, sha256], ...] of the image and the files beside it, as they were when it was done; of jobs that failed without the digests |
+| environment, note | JSON of what the bits depend on, fixed at the first start; what was different in a later one, and why it was done again |
 | after | output of the job whose weights it begins with (frames in order) |
 | result | JSON: iterations, stop reason, PSNR where the truth was given |
 
@@ -29,12 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from dipengine.errors import InputError, OutputError
-from dipengine.scheduling.jobs import FileFacts, Job, Request
+from dipengine.scheduling.jobs import FileFacts, Job, Request, facts_json
 
 FORMAT = 1
 _APPLICATION = 0x44495031  # "DIP1"
 # On these WAL's shared memory or its locks do not work, or not always.
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "fuse.sshfs", "beegfs"}
+
+# What may have changed of a job.
+REQUEST, INPUT, FRAME_BEFORE = "its parameters have changed", "its input is another file", "the frame before it is another one"
 
 _SCHEMA = """
 CREATE TABLE requests (id INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE, digest TEXT NOT NULL);
@@ -67,6 +70,7 @@ class Row:
     stage: str = "image"  # what is to be done next; "tile" and "blend" of an image in tiles
     parent: "Row | None" = None  # of a tile, which has no row in the ledger: the image's
     tile: int = -1
+    seen: str | None = None  # as `files`, from the last start
 
     @property
     def name(self) -> str:
@@ -108,6 +112,9 @@ class Ledger:
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if tables and application != _APPLICATION:
             raise InputError(f"{self.path} is no ledger of dipengine; choose another --ledger.")
+        if tables and (said := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise InputError(f"The ledger {self.path} is damaged ({said.splitlines()[0]}); restore a copy of it, or choose another "
+                             f"--ledger to begin anew.")
         if found > FORMAT:
             raise InputError(f"{self.path} is a ledger of format {found} and this version reads {FORMAT}; use the version "
                              f"of dipengine that wrote it, or choose another --ledger.")
@@ -126,6 +133,8 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             if "not a database" in str(error) or "malformed" in str(error):
                 raise InputError(f"{self.path} is no ledger of dipengine, or damaged ({error}); choose another --ledger.") from error
+            if "locked" in str(error):
+                raise InputError(f"The ledger {self.path} is locked by another program; end that, then run again.") from error
             raise OutputError(f"The ledger {self.path} cannot be written ({error}); free some space, then run again: nothing "
                               f"that was done is lost.") from error
 
@@ -144,10 +153,11 @@ class Ledger:
 
     # ---- jobs coming in -----------------------------------------------------------------------------------------
 
-    def enter(self, jobs: Iterable[Job]) -> Iterator[tuple[Row, bool]]:
-        """Enter the jobs that are new; the rows of all in their order, each with whether its request changed since.
+    def enter(self, jobs: Iterable[Job]) -> Iterator[tuple[Row, str]]:
+        """Enter the jobs that are new; the rows of all in their order, each with what has changed since: empty, or `REQUEST`,
+        `INPUT`, `FRAME_BEFORE`.
 
-        A changed request is not written before `requeue`. To be used up within `transaction`.
+        What has changed is not written before `requeue`. To be used up within `transaction`.
         """
         now = time.time()
         for job in jobs:
@@ -160,20 +170,39 @@ class Ledger:
                     "INSERT INTO jobs (input, output, request, priority, state, queued_at, after) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
                     (job.input, job.output, number, job.priority, now, job.after),
                 )
-                yield Row(cursor.lastrowid, job, "queued", 0), False
+                yield Row(cursor.lastrowid, job, "queued", 0), ""
                 continue
             identity, state, attempts, files, environment, request, source, after = found
-            changed = self._request(request).digest != job.request.digest or (source, after) != (job.input, job.after)
+            changed = ""
+            if self._request(request).digest != job.request.digest:
+                changed = REQUEST
+            elif source != job.input:
+                changed = INPUT
+            elif after != job.after:
+                changed = FRAME_BEFORE
             yield Row(identity, job, state, attempts, files, environment), changed
 
-    def requeue(self, row: Row, note: str | None = None) -> None:
-        """Queue a job again, with the request that it has now. Attempts go on counting: each has names of its own."""
+    def requeue(self, row: Row, note: str = "", *, anew: bool = True) -> None:
+        """Queue a job again, with the request that it has now. Attempts go on counting: each has names of its own.
+
+        anew: it has become another job, and what its first start fixed counts no more; else the note is put behind what is noted.
+        """
         self._db.execute(
-            "UPDATE jobs SET state='queued', input=?, request=?, priority=?, after=?, error=NULL, note=?, finished_at=NULL, seconds=NULL, "
-            "files=NULL, environment=NULL, result=NULL, queued_at=? WHERE id=?",
-            (row.job.input, self._request_id(row.job.request), row.job.priority, row.job.after, note, time.time(), row.id),
+            "UPDATE jobs SET state='queued', input=?, request=?, priority=?, after=?, error=NULL, finished_at=NULL, seconds=NULL, "
+            "files=NULL, result=NULL, queued_at=? WHERE id=?",
+            (row.job.input, self._request_id(row.job.request), row.job.priority, row.job.after, time.time(), row.id),
         )
-        row.state, row.files, row.environment = "queued", None, None
+        row.state, row.files = "queued", None
+        if anew:
+            row.environment = None
+            self._db.execute("UPDATE jobs SET environment=NULL, note=NULL WHERE id=?", (row.id,))
+        if note:
+            self.note(row, note)
+
+    def moved(self, row: Row, files: str) -> None:
+        """The input of a job lies elsewhere now, as it was."""
+        row.files = files
+        self._db.execute("UPDATE jobs SET input=?, files=? WHERE id=?", (row.job.input, files, row.id))
 
     def _request_id(self, request: Request) -> int:
         known = self._request_ids.get(request.json)
@@ -211,17 +240,17 @@ class Ledger:
 
     def done(self, row: Row, files: list[FileFacts], result: dict[str, Any]) -> None:
         row.state = "done"
-        row.files = json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files])
+        row.files = facts_json(files)
         self._db.execute(
             "UPDATE jobs SET state='done', error=NULL, finished_at=?, seconds=?, files=?, result=?, environment=? WHERE id=?",
             (time.time(), result.get("seconds"), row.files, json.dumps(result), row.environment, row.id),
         )
 
     def failed(self, row: Row, error: str) -> None:
-        row.state = "failed"
+        row.state, row.files = "failed", row.seen
         self._db.execute(
-            "UPDATE jobs SET state='failed', error=?, finished_at=?, environment=? WHERE id=?",
-            (error, time.time(), row.environment, row.id),
+            "UPDATE jobs SET state='failed', error=?, finished_at=?, environment=?, files=? WHERE id=?",
+            (error, time.time(), row.environment, row.files, row.id),
         )
 
     def forget(self, row: Row) -> None:
@@ -240,14 +269,18 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Jobs by state, of the whole ledger."""
-        return dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        with self._sentences():
+            return dict(self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows as dictionaries, in the order of their entry."""
-        cursor = self._db.execute("SELECT jobs.*, requests.json AS asked FROM jobs JOIN requests ON requests.id = request ORDER BY jobs.id")
-        names = [column[0] for column in cursor.description]
-        for values in cursor:
-            yield dict(zip(names, values))
+        with self._sentences():
+            cursor = self._db.execute(
+                "SELECT jobs.*, requests.json AS asked FROM jobs JOIN requests ON requests.id = request ORDER BY jobs.id"
+            )
+            names = [column[0] for column in cursor.description]
+            for values in cursor:
+                yield dict(zip(names, values))
 
     def close(self) -> None:
         """Close the file and let another engine have it."""

@@ -33,6 +33,7 @@ class Start:
     stage: str = "image"  # or "tile", "blend": of an image in tiles
     tiles: str | None = None  # folder of its plan
     tile: int = -1
+    spent: float = 0.0  # seconds of fitting, of the image's other tiles
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Tiled:
     pending: tuple[int, ...]
     total: int
     tiling: str = ""  # number, sizes and overlap of all tiles, for the ledger
+    seconds: float = 0.0  # of fitting, of the tiles that are done
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,19 @@ class Progressed:
     job: int
     attempt: int
     iteration: int
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something to be said of a job in the ledger."""
+
+    job: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Said every now and then, by a thread of its own, whatever the worker is at."""
 
 
 @dataclass(frozen=True)

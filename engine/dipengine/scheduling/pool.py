@@ -16,10 +16,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from dipengine.errors import DeviceError
-from dipengine.scheduling.messages import Died, Ready, Stop
-from dipengine.scheduling.worker import WorkerOptions
+from dipengine.scheduling.messages import Alive, Died, Ready, Stop
+from dipengine.scheduling.worker import ALIVE, WorkerOptions
 
 _START_FAILURES = 3  # of one worker in a row, before it is no accident any more
+_SILENCE = 24 * ALIVE  # seconds without a word, before a worker counts as hanging
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class DevicePlan:
     slots: int  # of one worker
     budget: int | None  # bytes; None: unknown, everything is tried
     threads: int  # CPU threads of all workers together
+    limited: bool = False  # the budget was asked for: what needs more is not tried
 
 
 class Executor(Protocol):
@@ -52,8 +54,8 @@ class Executors(Protocol):
     def events(self, timeout: float | None) -> Iterable[tuple[Executor, Any]]:
         """Wait until something is said, or the time is over."""
 
-    def close(self, patience: float) -> None:
-        """Tell all to stop; those that have not left after `patience` seconds are killed."""
+    def close(self, patience: float) -> Iterable[tuple[Executor, Any]]:
+        """Tell all to stop; those that have not left after `patience` seconds are killed. What they said until then."""
 
 
 class Process:
@@ -69,15 +71,16 @@ class Process:
     def _begin(self) -> None:
         ours, theirs = socket.socketpair()
         self.ready = False
-        self._said = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()
         self._killed_for_memory = _killed_for_memory()
-        # A session of its own: Ctrl-C is the driver's to hear. `-c`: no module of the user's is imported again.
+        self._heard = time.monotonic()
+        # A session of its own: Ctrl-C is the driver's to hear. -P: a queue.py beside the user's pictures is no module of ours.
         # PYTHONPATH: the package that the driver itself runs.
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dipengine.scheduling.worker", str(theirs.fileno()), json.dumps(asdict(self._options))],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said,
+            [sys.executable, "-P", "-m", "dipengine.scheduling.worker", str(theirs.fileno()), json.dumps(asdict(self._options))],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
             start_new_session=True, env=os.environ | {"PYTHONPATH": paths},
         )
         theirs.close()
@@ -96,12 +99,24 @@ class Process:
     def kill(self) -> None:
         self._process.kill()
 
-    def receive(self) -> Any:
+    @property
+    def hangs(self) -> bool:
+        """It said that it was there, and nothing more for long: stopped, or in the depths of an operating system."""
+        return self.ready and time.monotonic() - self._heard > _SILENCE
+
+    def said(self) -> Iterator[tuple[Executor, Any]]:
+        """The next message, where it is more than a sign of life."""
+        message = self._receive()
+        if not isinstance(message, Alive):
+            yield self, message
+
+    def _receive(self) -> Any:
         """The next message; Died, and a new process, where there is none to come."""
         try:
             message = self.connection.recv()
         except Exception:  # noqa: BLE001  (a message cut off by the death of its writer unpickles to anything)
             return self._died()
+        self._heard = time.monotonic()
         if isinstance(message, Ready):
             self.ready, self._failures = True, 0
         return message
@@ -123,24 +138,28 @@ class Process:
         return Died(f"its worker ended by {how}" + (f": {said}" if said else ""))
 
     def _last_words(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read()[-4000:].decode(errors="replace").strip().splitlines()
-        self._said.close()
+        self._errors.seek(0)
+        lines = self._errors.read()[-4000:].decode(errors="replace").strip().splitlines()
+        self._errors.close()
         return lines[-1].strip() if lines else ""
 
-    def leave(self, patience: float) -> None:
-        """Wait for the end of the process, taking what it still says; then force it."""
-        end = time.monotonic() + patience
-        while self._process.poll() is None and time.monotonic() < end:
+    def leave(self, patience: float) -> list[Any]:
+        """Wait for the end of the process; then force it. What it said until then."""
+        end, said = time.monotonic() + patience, []
+        gone = False
+        while not gone and time.monotonic() < end and not self.hangs:
+            gone = self._process.poll() is not None  # then one more look at what it has left
             try:
-                if self.connection.poll(0.02):
-                    self.connection.recv()
+                while self.connection.poll(0 if gone else 0.02):
+                    said.append(self.connection.recv())
+                    self._heard = time.monotonic()
             except Exception:  # noqa: BLE001  (cut off, or gone)
                 time.sleep(0.01)
         self._process.kill()
         self._process.wait()
         self.connection.close()
-        self._said.close()
+        self._errors.close()
+        return said
 
 
 class Pool:
@@ -162,21 +181,25 @@ class Pool:
         by_connection = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout):
             worker = by_connection[connection]
-            yield worker, worker.receive()
+            yield from worker.said()
             while worker.connection is connection and not connection.closed and connection.poll():
-                yield worker, worker.receive()
+                yield from worker.said()
+        for worker in self._workers:
+            if worker.hangs:
+                worker.kill()  # its pipe ends, which the next look finds
 
-    def close(self, patience: float) -> None:
-        end = time.monotonic() + patience
+    def close(self, patience: float) -> list[tuple[Executor, Any]]:
+        end, said = time.monotonic() + patience, []
         for worker in self._workers:
             worker.send(Stop())
         try:
             for worker in self._workers:
-                worker.leave(end - time.monotonic())
+                said += [(worker, message) for message in worker.leave(end - time.monotonic())]
         finally:
             for worker in self._workers:
                 worker.kill()
         self._workers = []
+        return said
 
 
 def _killed_for_memory() -> int:

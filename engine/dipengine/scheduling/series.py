@@ -1,12 +1,13 @@
 """Frames in order: each fit begins with the weights of the frame before it (`--warm previous`).
 
 A frame waits until the one before it is settled. Where that has failed, the last one that was done stands in for it. Weights are kept
-as long as a frame may want them: those of a frame go when all frames up to one that is done behind it are done.
+as long as a frame may want them: those of a frame go when all frames up to one that is done behind it are done, those of the last
+frame stay, for frames to come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dipengine.scheduling.ledger import Row
@@ -28,19 +29,30 @@ class Series:
 
         What follows a frame that is done again has other weights to begin with; what a frame has to begin with may be gone.
         """
-        order = sorted(self._before, key=lambda number: number)
-        stable = False
-        while not stable:
-            stable = True
-            for number in order:
-                row = self._row(number)
-                if row.state == "done" and self._before[number].state == "queued":
-                    stable = False
-                    yield row, "the frame before it is done again"
+        chains = list(self._chains())
+        yield from self._following(chains)
+        for chain in chains:
+            for row in reversed(chain):
                 source = self._source(row) if row.state == "queued" else None
                 if source is not None and source.state == "done" and not (self._places.folder / self._weights(source)).exists():
-                    stable = False
                     yield source, "its weights are needed again"
+        yield from self._following(chains)
+
+    def _chains(self) -> Iterator[list[Row]]:
+        """The frames of each series, in order."""
+        for row in (self._before[number] for number in self._before if self._before[number].id not in self._before):
+            chain = [row]
+            while (behind := self._behind.get(chain[-1].id)) is not None:
+                chain.append(behind)
+            yield chain
+
+    def _following(self, chains: Iterable[list[Row]]) -> Iterator[tuple[Row, str]]:
+        for chain in chains:
+            source = None
+            for row in chain:
+                if row.state == "done" and source is not None and source.state == "queued":
+                    yield row, "the frame before it is done again"
+                source = source if row.state == "failed" else row
 
     def ready(self, row: Row) -> bool:
         """Whether nothing has to be waited for."""
@@ -58,7 +70,7 @@ class Series:
         source = self._source(row)
         if source is not None:
             more["previous"] = (str(self._places.folder / self._weights(source)), source.job.input)
-        if row.id in self._behind and not row.job.request.keep_generator:
+        if (row.id in self._behind or row.id in self._before) and not row.job.request.keep_generator:
             more["keep_weights"] = self._places.weights(row.name)
         return more
 
@@ -72,11 +84,6 @@ class Series:
             at = self._before.get(at.id)
         if source is not None:
             self._places.drop_weights(source.name)
-        if row.id not in self._behind:
-            self._places.drop_weights(row.name)
-
-    def _row(self, number: int) -> Row:
-        return self._behind[self._before[number].id]
 
     def _source(self, row: Row) -> Row | None:
         """The last frame before this one that is done."""

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dipengine.errors import InputError, OutputError
+from dipengine.images.atomic import printable_name
 from dipengine.images.formats import FORMATS, format_for
 from dipengine.scheduling import manifest
 from dipengine.scheduling.jobs import SETTINGS, Job, Request
@@ -20,6 +21,7 @@ from dipengine.tasks.option_files import FILES
 WRITTEN = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif")
 OWN_FOLDER = ".dipengine"  # the batch's own files, below its output folder
+_LARGEST = 2.0**63  # of numbers in a manifest
 
 
 def jobs_of(
@@ -72,22 +74,40 @@ def check_outputs(jobs: Iterable[Job], folder: Path) -> None:
     inputs: dict[str, str] = {}
     taken: dict[str, Job] = {}
     root = os.path.realpath(folder)
+    real = _RealPaths()
     jobs = list(jobs)
     for job in jobs:
         for path in (job.input, *job.request.side_files()):
-            inputs.setdefault(os.path.realpath(path), path)
+            inputs.setdefault(real.of(path), path)
     for job in jobs:
         record, generator = side_outputs(job.output)
         for output in (job.output, record, *([generator] if job.request.keep_generator else [])):
-            place = os.path.realpath(os.path.join(root, output))
-            if os.path.commonpath((root, place)) != root:
+            place = real.of(os.path.join(root, output))
+            if not place.startswith(root.rstrip(os.sep) + os.sep):
                 raise InputError(f"The output {output!r} would leave {os.fspath(folder)!r}; outputs stay below it.")
+            if place.startswith(os.path.join(root, OWN_FOLDER) + os.sep):
+                raise InputError(f"The output {output!r} would lie among the batch's own files; choose another folder for it.")
             if place in inputs:
                 raise InputError(f"{inputs[place]!r} is an input and would be overwritten as an output; choose another -o.")
             other = taken.setdefault(place, job)
             if other is not job:
                 raise InputError(f"{other.input!r} and {job.input!r} would both be written as {output!r}; rename one, or name "
                                  f"the outputs in a manifest.")
+
+
+class _RealPaths:
+    """os.path.realpath of many files in a few folders."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)
 
 
 def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
@@ -101,26 +121,56 @@ def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
                              f"{', '.join(manifest.ENDINGS)}.")
         base, found = os.path.dirname(source), [source]
     else:
-        found = [name for name in glob.glob(source, recursive=True) if os.path.isfile(name) and _is_image(name)]
         base = _fixed_part(source)
+        theirs = _Outputs(base)
+        found = [
+            name for name in glob.glob(source, recursive=True)
+            if _is_image(name) and os.path.isfile(name) and os.path.dirname(name) not in theirs
+        ]
         if not found and not glob.has_magic(source):
             raise InputError(f"There is no {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest.")
     for name in sorted(found, key=_natural):
+        if not printable_name(Path(name)):
+            raise InputError(f"The name of {name!r} is not valid UTF-8, which no image library opens; rename the file.")
         yield name, PurePosixPath(os.path.relpath(name, base or ".")).as_posix()
 
 
 def _walk(source: str, outputs: str) -> Iterator[str]:
-    """All images but those in hidden folders, in the outputs' folder, and in those of other batches."""
-    for place, folders, names in os.walk(source):
+    """All images but those in hidden folders, in the outputs' folder, and in those of other batches; links are followed, once."""
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"The folder {error.filename!r} cannot be read ({error.strerror}); change its permissions or name others.")
+
+    seen: set[str] = set()
+    for place, folders, names in os.walk(source, followlinks=True, onerror=unreadable):
+        here = os.path.realpath(place)
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
         folders[:] = [
             name for name in folders
             if not name.startswith(".")
             and os.path.realpath(os.path.join(place, name)) != outputs
             and not os.path.isdir(os.path.join(place, name, OWN_FOLDER))
         ]
-        if os.path.realpath(place) == outputs and os.path.isdir(os.path.join(place, OWN_FOLDER)):
+        if here == outputs and os.path.isdir(os.path.join(place, OWN_FOLDER)):
             raise InputError(f"The outputs would lie among the inputs in {source!r}; give -o a folder of its own.")
         yield from (os.path.join(place, name) for name in names if _is_image(name) and not name.startswith("."))
+
+
+class _Outputs:
+    """The folders below `base` that hold what a batch has written: they, or one around them, have its own files in them."""
+
+    def __init__(self, base: str) -> None:
+        self._known = {os.path.normpath(base): False}
+
+    def __contains__(self, folder: str) -> bool:
+        folder = os.path.normpath(folder or ".")
+        if folder not in self._known:
+            above = os.path.dirname(folder) or "."
+            self._known[folder] = os.path.isdir(os.path.join(folder, OWN_FOLDER)) or (above != folder and above in self)
+        return self._known[folder]
 
 
 def _is_image(name: str) -> bool:
@@ -136,7 +186,7 @@ def _fixed_part(pattern: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """frame2 in front of frame10."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _output(relative: str, ending: str | None) -> str:
@@ -165,7 +215,7 @@ def _job_of(row: Mapping[str, Any], base: Path, request: Request, ending: str | 
     source = row.pop("input", None)
     if source is None:
         raise InputError("There is no input; every row needs one.")
-    source = os.fspath(base / str(source))
+    source = _path(base, source)
     task = str(row.pop("task", request.task))
     output = row.pop("output", None)
     priority = _number("priority", row.pop("priority", 0), int)
@@ -202,14 +252,14 @@ def _request_of(row: dict[str, Any], base: Path, task: str, request: Request) ->
             raise InputError(f"There is no parameter {name!r} of {task}; columns are {', '.join(known)}.")
     asked = replace(
         request, task=task, options=options, settings=replace(request.settings, **settings), tile=tile,
-        truth=None if truth is None else os.fspath(base / str(truth)),
+        truth=None if truth is None else _path(base, truth),
     )
     return request if asked == request else asked  # one object for all such rows
 
 
 def _option(option: Any, value: Any, base: Path) -> Any:
     if option.kind in FILES:
-        return os.fspath(base / str(value))
+        return _path(base, value)
     if option.kind is bool:
         return _flag(option.keyword, value)
     value = _number(option.keyword, value, option.kind) if option.kind in (int, float) else str(value)
@@ -243,11 +293,19 @@ def _parts(value: Any) -> Iterable[Any]:
 def _number(name: str, value: Any, kind: type) -> Any:
     try:
         number = kind(value)
-        if isinstance(value, float) and number != value:
+        if isinstance(value, float) and number != value or not abs(number) < _LARGEST:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} is {value!r}; give a {'whole ' if kind is int else ''}number.") from None
     return number
+
+
+def _path(base: Path, name: Any) -> str:
+    """A path of the manifest, which may be relative to its folder."""
+    text = os.fspath(base / str(name))
+    if "\0" in text or not printable_name(Path(text)):
+        raise InputError(f"{text!r} can be no file's name; correct it.")
+    return text
 
 
 def _flag(name: str, value: Any) -> bool:

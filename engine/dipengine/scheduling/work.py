@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from abc import ABC, abstractmethod
@@ -11,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipengine.errors import FitError, InputError
+from dipengine.errors import FitError, InputError, OutputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.fitting.native_cohort import CohortSlot, NativeCohort
 from dipengine.fitting.run import advance_together
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
-from dipengine.images import Image, check_writable, read_image, write_image, write_json
-from dipengine.restoration import Plan, RunningRestoration, begin_restoration, plan_restoration
-from dipengine.scheduling.cohorts import Cohorts
-from dipengine.scheduling.jobs import FileFacts
+from dipengine.images import Image, atomic_path, check_writable, read_header, read_image, write_image, write_json
+from dipengine.restoration import Plan, RunningRestoration, begin_restoration, check_truth, plan_restoration
+from dipengine.scheduling.cohorts import Cohorts, Room
+from dipengine.scheduling.jobs import FileFacts, facts_json
 from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
 from dipengine.tasks.option_files import file_options, read_files, read_kernels
@@ -46,6 +47,7 @@ class Work(ABC):
     bytes: int
     iterations: int
     iteration = 0
+    remark = ""  # to be said in the ledger, once it has begun
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -105,10 +107,17 @@ def _in_tiles(start: Start, options: WorkerOptions, settings: Settings) -> Tiled
         return None
     asked = {"generators": request.keep_generator, "init-from": request.init_from, "warm": start.previous or start.keep_weights}
     refuse_in_tiles(*(name for name, value in asked.items() if value))
+    files = [facts_of(path) for path in (start.input, *request.side_files())]
     tiled = plan_tiles(start.input, request.task, named, settings, folder=start.tiles, **wish)
+    if tiled.image.like.sha256 != files[0].sha256:
+        raise OutputError(f"{start.input} has changed while it was read; it is read again.")
+    if request.truth is not None:
+        check_truth(tiled.image.like, read_header(request.truth, max_pixels=request.max_pixels), tiled.shape)
+    keep_facts(tiled, files)
     _check_staged(start, lambda path: check_writable(path, tiled.restored_like, alpha=tiled.keeps_alpha))
     pending = tuple(tile.index for tile in tiled.pending)
-    return Tiled(start.job, start.attempt, pending, len(tiled.tiles), str(tiled.grid))
+    seconds = sum(record["seconds"] for record in tiled.records().values())
+    return Tiled(start.job, start.attempt, pending, len(tiled.tiles), str(tiled.grid), seconds)
 
 
 def _staged(start: Start) -> Path:
@@ -132,6 +141,7 @@ class Fit(Work):
         super().__init__(start)
         self._options = options
         self._cohorts = cohorts
+        self._room: Room | None = None
         self._fit: RunningRestoration | None = None
         self._saved = time.monotonic()
         self._pace = 0.0  # seconds an iteration
@@ -152,16 +162,16 @@ class Fit(Work):
         return 0 if self._fit is None else self._fit.run.iteration
 
     def begin(self, threads: int) -> bool:
-        room = self._cohorts.room_for(self._plan)
-        if room is None:
+        self._room = self._cohorts.room_for(self._plan)
+        if self._room is None:
             return False
-        self._fit = self._begin(room.cohort)
+        self._fit = self._begin(self._room.cohort)
         self.set_threads(threads)
         if self.start.resume is not None and os.path.exists(self.start.resume):
             try:
                 take_up(self.start.resume, self._fit.run, self._owner())
-            except InputError:
-                pass  # of another machine, build or input: the fit begins anew
+            except InputError as error:
+                self.remark = f"begun anew: {error}"  # its checkpoint is of another machine, build or input
         self._saved = time.monotonic()
         return True
 
@@ -180,7 +190,7 @@ class Fit(Work):
         if run.finished:
             return True
         limit = self._options.limit_time
-        if limit is not None and run.seconds > limit:
+        if limit is not None and self.start.spent + run.seconds > limit:
             self.save()
             raise TimeLimit(f"It was not done after {limit:g} s (iteration {run.iteration} of at most {run.ceiling}); raise "
                             f"--limit-time and run again with --retry-failed to go on from there.")
@@ -189,10 +199,12 @@ class Fit(Work):
         return False
 
     def close(self) -> None:
-        fit, self._fit = self._fit, None
+        room, fit = self._room, self._fit
+        self._room = self._fit = None
         if fit is not None and isinstance(fit.run.fit, CohortSlot):
             fit.run.fit.close()
-            self._cohorts.left()
+        if room is not None:
+            self._cohorts.left(room)
 
     def save(self) -> None:
         if self.start.checkpoint is not None and self.iteration:
@@ -317,7 +329,7 @@ class TileFit(Fit):
     def finish(self) -> Done:
         restored = self._fit.finish()
         self._tiled.add(self.start.tile, restored.generator.delivered, restored.record)
-        return Done(self.start.job, self.start.attempt, (), (), {})
+        return Done(self.start.job, self.start.attempt, (), (), {"seconds": restored.record["seconds"]})
 
 
 class Blend(Work):
@@ -335,10 +347,6 @@ class Blend(Work):
     def finish(self) -> Done:
         start = self.start
         tiled = TiledPlan.load(Path(start.tiles))
-        files = Files(start.request.max_pixels)
-        files.known(start.input, tiled.image.like.sha256)
-        for path in start.request.side_files():
-            files.note(path)
         measured = {}
         result = tiled.assemble()
         if start.request.truth is not None:
@@ -350,7 +358,7 @@ class Blend(Work):
         os.makedirs(_staged(start).parent, exist_ok=True)
         _write_record(start, record, staged)
         tiled.write(_staged(start), result)
-        return Done(start.job, start.attempt, (*staged, start.output), tuple(files.facts), _result(record))
+        return Done(start.job, start.attempt, (*staged, start.output), kept_facts(tiled), _result(record))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -372,14 +380,21 @@ class Files:
     def note(self, path: str) -> None:
         self.facts.append(facts_of(path))
 
-    def known(self, path: str, sha256: str) -> None:
-        """A file whose digest was taken when it was read."""
-        status = os.stat(path)
-        self.facts.append(FileFacts(path, status.st_size, status.st_mtime_ns, sha256))
+
+def keep_facts(tiled: TiledPlan, files: Sequence[FileFacts]) -> None:
+    """Beside a plan of tiles: how its files were when it was made. What changes while the tiles are fitted is noticed so."""
+    with atomic_path(tiled.folder / "files.json") as beside:
+        beside.write_text(facts_json(files), encoding="utf-8")
+
+
+def kept_facts(tiled: TiledPlan) -> tuple[FileFacts, ...]:
+    return tuple(FileFacts(*values) for values in json.loads((tiled.folder / "files.json").read_text(encoding="utf-8")))
 
 
 def facts_of(path: str) -> FileFacts:
     """Size, time and digest of a file. Raises InputError where it cannot be read."""
+    if not os.path.isfile(path):  # to the end of a pipe or a device nobody comes
+        raise InputError(f"There is no file {path!r}; check the path.")
     try:
         status = os.stat(path)
         with open(path, "rb") as file:

@@ -11,13 +11,14 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from dipengine.scheduling.messages import Drop, Failed, Go, Planned, Progressed, Ready, Start, Stop, Threads, Tiled
+from dipengine.scheduling.messages import Alive, Drop, Failed, Go, Noted, Planned, Progressed, Ready, Start, Stop, Threads, Tiled
 
 _TURN = 0.25  # seconds of iterations between looks at the messages, about
+ALIVE = 5.0  # seconds between two signs of life
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,14 @@ class Worker:
         self._waiting: dict[int, Any] = {}  # for others to leave
         self._running: dict[int, Any] = {}
         self._leaving = False
+        self._sending = threading.Lock()
 
     def run(self) -> None:
         """Until told to stop."""
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._connection.send(Ready(environment_of(self._options.device)))
+        for task in (self._listen, self._live):
+            threading.Thread(target=task, daemon=True).start()
+        self._options = replace(self._options, budget=self._options.budget or _budget_of(self._options.device))
+        self._send(Ready(environment_of(self._options.device)))
         self._take_messages()
         while not self._leaving:
             self._turns()
@@ -66,6 +70,18 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(1)  # the driver is gone: nobody would take what comes
             self._inbox.put(message)
+
+    def _live(self) -> None:
+        while True:
+            time.sleep(ALIVE)
+            try:
+                self._send(Alive())
+            except OSError:
+                return
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            self._connection.send(message)
 
     def _take_messages(self) -> None:
         """Waits where there is nothing to run."""
@@ -99,14 +115,17 @@ class Worker:
             self._cohorts = Cohorts(self._options.slots, self._options.budget)
         work = work_of(start, self._options, self._threads, self._cohorts)
         if isinstance(work, Tiled):
-            self._connection.send(work)
+            self._send(work)
             return
         self._planned[start.job] = work
-        self._connection.send(Planned(start.job, start.attempt, work.bytes, work.iterations))
+        self._send(Planned(start.job, start.attempt, work.bytes, work.iterations))
 
     def _begin(self, work: Any) -> None:
         def begin() -> None:
-            (self._running if work.begin(self._threads) else self._waiting)[work.start.job] = work
+            begun = work.begin(self._threads)
+            (self._running if begun else self._waiting)[work.start.job] = work
+            if begun and work.remark:
+                self._send(Noted(work.start.job, work.remark))
 
         self._guarded(work.start, begin, work=work)
 
@@ -136,11 +155,11 @@ class Worker:
     def _settle(self, work: Any) -> None:
         start = work.start
         if not work.settled():
-            self._connection.send(Progressed(start.job, start.attempt, work.iteration))
+            self._send(Progressed(start.job, start.attempt, work.iteration))
             return
         done = work.finish()
         self._leave(start.job)
-        self._connection.send(done)
+        self._send(done)
 
     def _leave(self, number: int) -> None:
         for works in (self._planned, self._waiting, self._running):
@@ -150,7 +169,7 @@ class Worker:
 
     def _fail(self, start: Start, error: Exception) -> None:
         self._leave(start.job)
-        self._connection.send(failure_of(start, error))
+        self._send(failure_of(start, error))
 
     def _guarded(self, start: Start, action: Any, *arguments: Any, work: Any = None) -> None:
         """One image's failure is that image's alone. work: that is in none of the lists."""
@@ -180,6 +199,17 @@ def failure_of(start: Start, error: Exception) -> Failed:
     elif ours and not isinstance(error, OutputError):
         kind = "final"
     return Failed(start.job, start.attempt, text, kind, error if ours else None)
+
+
+def _budget_of(device: str) -> int | None:
+    """Bytes that the fits of a GPU may hold, where nobody has said; None for the CPU, and where nobody can tell."""
+    if device == "cpu":
+        return None
+    from dipengine.fitting.device import cuda_memory
+    from dipengine.scheduling.devices import SHARE
+
+    there = cuda_memory(device)
+    return None if there is None else int(SHARE * there)
 
 
 def environment_of(device: str) -> dict[str, Any]:

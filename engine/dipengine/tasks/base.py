@@ -48,6 +48,7 @@ class ForwardOperator(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """The operator's parameters for the record (JSON-able)."""
 
+    # This package's own say has_kernels = True, and their `apply` takes `kernels`, "native" or "torch", too.
     # An operator that is not this package's own also has check(shape, data_shape, device): called once before the fit, it
     # raises InputError where `apply` cannot work.
 
@@ -55,10 +56,13 @@ class ForwardOperator(Protocol):
 class DataTerm(Protocol):
     """The negative log-likelihood of x0 given A(x), where that is not a squared error of one variance."""
 
-    def loss(self, image, target, mask=None):
-        """Tensors [1, C, h, w] in [0, 1], mask [1, 1, h, w] or None; a 0-dim tensor, differentiable in `image`."""
+    def loss(self, image, target, mask=None, kernels="torch"):
+        """Tensors [1, C, h, w] in [0, 1], mask [1, 1, h, w] or None; a 0-dim tensor, differentiable in `image`.
 
-    def discrepancy(self, image, target, mask=None) -> float:
+        kernels: "native" or "torch", for both.
+        """
+
+    def discrepancy(self, image, target, mask=None, kernels="torch") -> float:
         """Mean squared residual in standard deviations of the noise, over the known pixels (or where it matters most): 1 at the
         clean image; a fit that has come down to 1 stops.
         """

@@ -22,6 +22,7 @@ class Blur:
 
     kernel: np.ndarray
     light = True  # next to the generator
+    has_kernels = True
 
     @property
     def margins(self) -> tuple[int, int]:
@@ -34,10 +35,18 @@ class Blur:
         [(kh - 1) // 2, (kw - 1) // 2] (SciPy's and scikit-image's "same")."""
         return self.kernel.shape[0] // 2, self.kernel.shape[1] // 2
 
-    def apply(self, image):
-        """See ForwardOperator.apply; float32 or float64."""
+    def apply(self, image, kernels: str = "torch"):
+        """See ForwardOperator.apply; float32 or float64. kernels: "torch" goes by Fourier transform, others as `kernels.blur.blur`
+        takes them."""
         import torch
 
+        if kernels != "torch":
+            from dipengine.kernels.blur import blur
+
+            key = image.dtype, image.device
+            if key not in self._kept:
+                self._kept[key] = torch.as_tensor(self.kernel, dtype=image.dtype, device=image.device)
+            return blur(image, self._kept[key], kernels=kernels)
         height, width = (size - margin for size, margin in zip(image.shape[2:], self.margins))
         # By Fourier transform, whose cost does not grow with the kernel. Cyclic, but what wraps around is cut off.
         rows, columns = (_fast_length(size) for size in image.shape[2:])
@@ -51,7 +60,7 @@ class Blur:
         return {"kernel": {"height": height, "width": width, "sha256": digest}}  # of the weights as float64, sum 1
 
     def _spectrum(self, rows: int, columns: int, like):
-        """The kernel's transform, kept from one call to the next."""
+        """The kernel's transform, kept from one call to the next like the kernel itself."""
         import torch
 
         key = (rows, columns, like.dtype, like.device)

@@ -58,6 +58,11 @@ class Downsampling:
     kernel: str = "lanczos2"
     centred: bool = True
     light = True  # next to the generator
+    has_kernels = True
+
+    @cached_property
+    def _kept(self) -> dict:
+        return {}
 
     @cached_property
     def taps(self) -> np.ndarray:
@@ -71,14 +76,16 @@ class Downsampling:
             return 0
         return (length - self.factor) // 2 if self.centred else (length - 1) // 2
 
-    def apply(self, image):
-        """See ForwardOperator.apply; float32 or float64."""
+    def apply(self, image, kernels: str = "torch"):
+        """See ForwardOperator.apply; float32 or float64. kernels: as `kernels.resample.downsample` takes them."""
         import torch
 
         from dipengine.kernels.resample import downsample
 
-        taps = torch.as_tensor(self.taps, dtype=image.dtype, device=image.device)
-        return downsample(image, taps, self.factor, self.before, kernels="torch")
+        key = image.dtype, image.device
+        if key not in self._kept:  # a device would be waited for at every call
+            self._kept[key] = torch.as_tensor(self.taps, dtype=image.dtype, device=image.device)
+        return downsample(image, self._kept[key], self.factor, self.before, kernels=kernels)
 
     def to_dict(self) -> dict[str, Any]:
         return {"downsampler": self.kernel, "centred": self.centred}

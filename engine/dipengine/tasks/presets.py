@@ -80,8 +80,6 @@ def apply_overrides(
     """
     generator = recipe.generator
     if levels is not None:
-        if levels < 1 or levels > 12:
-            raise InputError(f"levels is {levels}; a generator has 1 to 12.")
         names = ("channels_down", "channels_up", "channels_skip", "kernel_down", "kernel_up", "upsample")
         generator = replace(generator, **{name: _resized(getattr(generator, name), levels) for name in names})
     count = generator.levels

@@ -31,7 +31,7 @@ from dipengine.tiling.sizes import Fits, TileRequest
 Source = str | os.PathLike | Image
 # Those of `TiledPlan`, what they were made from, and what a killed run left of them half-written.
 _OURS = re.compile(
-    r"\.?(image|known|guide|mask|truth|alpha|result|kernel|plan|tile_\d+_\d+)\.([0-9a-f]{12}\.)?(raw|known|white|fits|npy|json)"
+    r"\.?(image|known|guide|mask|truth|alpha|result|kernel|plan|files|tile_\d+_\d+)\.([0-9a-f]{12}\.)?(raw|known|white|fits|npy|json)"
 )
 _SPARE = 1.1  # of the disk's room: file systems keep some for themselves
 
