@@ -254,7 +254,8 @@ dipengine_deviance_cuda_params CudaPlan::deviance_params(int step) const {
 
 // `data` against x0: the loss with its gradient into buffer `gradient`; or, inspecting, the residual alone of those fits that look
 // at theirs. Squares are divided by all elements, residuals and deviances by those that are known.
-dipengine_status CudaPlan::compare(int step, bool sizing, const float* data, int64_t data_fit_stride, int gradient, bool inspecting) {
+dipengine_status CudaPlan::compare(int step, bool sizing, const float* data, int64_t data_fit_stride, int gradient,
+                                   bool inspecting) {
   size_t bytes = 0;
   const uint8_t* active = inspecting ? fits_.looks : fits_.active;
   if (sensor()) {

@@ -10,7 +10,8 @@ namespace {
 bool sigmoid_case(int64_t fits, int64_t height, int64_t width, int64_t channels, const std::vector<int64_t>& sizes) {
   const int64_t pixel = channels + 1, row = width * pixel + 3, fit = height * row + 5;
   check::Numbers numbers(static_cast<uint64_t>(height * width));
-  std::vector<float> x = numbers.vector<float>(fits * fit), d_x = numbers.vector<float>(fits * fit), expected = numbers.vector<float>(fits * fit);
+  std::vector<float> x = numbers.vector<float>(fits * fit), d_x = numbers.vector<float>(fits * fit),
+                     expected = numbers.vector<float>(fits * fit);
   Array<float> device_x(x), device_d(d_x), out(expected);
   const std::vector<uint8_t> active = {1, 0, 1};
   Array<uint8_t> device_active(active);

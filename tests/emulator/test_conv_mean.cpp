@@ -10,7 +10,8 @@ using emulator::Array;
 namespace {
 
 bool mean_case(int64_t fits, int64_t kernel, int64_t pairs) {
-  const int64_t taps = kernel * kernel, wide_taps = (kernel + 1) * (kernel + 1), stride = taps * pairs + 7, wide_stride = wide_taps * pairs + 9;
+  const int64_t taps = kernel * kernel, wide_taps = (kernel + 1) * (kernel + 1);
+  const int64_t stride = taps * pairs + 7, wide_stride = wide_taps * pairs + 9;
   check::Numbers numbers(static_cast<uint64_t>(kernel * pairs));
   const std::vector<float> weight = numbers.vector<float>(fits * stride), gradient = numbers.vector<float>(fits * wide_stride);
   std::vector<float> wide = numbers.vector<float>(fits * wide_stride), d_weight = numbers.vector<float>(fits * stride);

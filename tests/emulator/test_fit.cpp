@@ -1,5 +1,5 @@
-// Whole iterations on the emulated device: beside those of the CPU's plan from the same states, alone and in company, refilled, saved,
-// rolled back, stopped.
+// Whole iterations on the emulated device: beside those of the CPU's plan from the same states, alone and in company, refilled,
+// saved, rolled back, stopped.
 #include <array>
 #include <cstring>
 #include <memory>

@@ -97,7 +97,8 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
       best = watch(rules, s, looks[i], looks[i] ? of.residual[f] / 0.25 : 0.0);
     }
     end_turn(rules, s);
-    if (!same("state at the end", f, of.states[f], s) || !same("copies at the end", f, of.copies[f], int32_t{best ? kKeep : kCopyNothing}) ||
+    if (!same("state at the end", f, of.states[f], s) ||
+        !same("copies at the end", f, of.copies[f], int32_t{best ? kKeep : kCopyNothing}) ||
         !same("history", f, of.losses[f * kHistory + 5], s.loss) ||
         !same("variance", f, of.variances[f * kHistory + 5], s.outputs.es_variance) ||
         !same("learnt", f, of.learnt[f], learns[i] ? int64_t{41} : int64_t{0})) {

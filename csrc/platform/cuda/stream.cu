@@ -8,8 +8,8 @@ dipengine_status allocate(size_t bytes, void** memory) {
   const cudaError_t error = cudaMalloc(memory, bytes);
   if (error != cudaErrorMemoryAllocation) return check(error, "Taking a device's memory");
   (void)cudaGetLastError();
-  return fail(DIPENGINE_OUT_OF_RESOURCES, "The device does not have %zu bytes free; use a smaller image, fewer channels or fewer slots.",
-              bytes);
+  return fail(DIPENGINE_OUT_OF_RESOURCES,
+              "The device does not have %zu bytes free; use a smaller image, fewer channels or fewer slots.", bytes);
 }
 
 void release(void* memory) { (void)cudaFree(memory); }
