@@ -262,3 +262,19 @@ def test_what_is_missing_is_refused_before_it_is_read():
     with pytest.raises(InputError, match="lacks"):
         native.conv_forward([native.Source(torch.zeros(6, 7, 4))], torch.zeros(3, 3, 4, 5), torch.zeros(6, 7, 5), pad=1,
                             mean=numbers(5), scale=numbers(5), shift=numbers(5), workspace=space)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_lone_bright_pixel_of_a_large_image_is_in_range(kernel, each_isa):
+    """Behind the norm of a megapixel it is as bright as their number's root, maybe in all channels; float16 ends at 65504."""
+    height, width, channels = 1025, 1024, 64
+    x = torch.zeros(height, width, channels, dtype=torch.bfloat16)
+    x[500, 300] = 1024
+    weight = torch.full((kernel, kernel, channels, 32), 3.0)
+    raw = torch.empty(height, width, 32)
+    for isa in each_isa():
+        if isa == "portable":
+            continue  # takes minutes
+        conv.forward([Source(x)], weight, raw, pad=kernel // 2, kernels="native")
+        assert float((raw[500, 300] / (3 * 1024 * channels) - 1).abs().max()) < 1e-2, isa
+        assert bool(torch.isfinite(raw).all()), isa

@@ -90,9 +90,18 @@ dipengine_status check(const Params* params) {
   return DIPENGINE_OK;
 }
 
+// A channel that is nothing but a few of its n pixels reaches sqrt(n) behind its norm, and sums of 64 such products end at 65504 in
+// float16: up to here they stay below it for weights and gammas of any size that a fit has been seen to reach.
+constexpr int64_t kMostHalfPixels = int64_t{1} << 20;
+
 dipengine_status choose(const Tables<ConvTable>& tables, const Params& p, const ConvKernels** kernels) {
   const ConvTable* table;
   DIPENGINE_TRY(tables.choose(&table));
+  const ConvTable* const half = tables.by_isa[static_cast<int>(Isa::avx512fp16)];
+  const ConvTable* const single = tables.by_isa[static_cast<int>(Isa::avx512)];
+  for (int32_t i = 0; i < p.sources_count; ++i) {
+    if (table == half && single != nullptr && p.sources[i].height * p.sources[i].width > kMostHalfPixels) table = single;
+  }
   switch (p.dtype) {
     case DIPENGINE_FLOAT32: *kernels = &table->float32; break;
     case DIPENGINE_BFLOAT16: *kernels = &table->bfloat16; break;
