@@ -19,7 +19,7 @@ from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synth
 from dipengine.errors import DeviceError  # noqa: E402
 from dipengine.fitting import device as placing  # noqa: E402
 from dipengine.fitting import native_cohort, native_fit  # noqa: E402
-from dipengine.fitting.device import Placement, for_autograd, place  # noqa: E402
+from dipengine.fitting.device import Placement, for_autograd, memory_of, place  # noqa: E402
 from dipengine.fitting.fit import Fit  # noqa: E402
 from dipengine.fitting.native_cohort import NativeCohort  # noqa: E402
 from dipengine.fitting.native_fit import NativeFit, supports  # noqa: E402
@@ -216,3 +216,9 @@ def test_what_the_plan_does_not_cover_runs_on_autograd_or_says_so(monkeypatch):
     assert for_autograd(GPU, Settings(device="cuda:0")) == replace(GPU, kernels="torch")
     with pytest.raises(DeviceError, match="do not run on cuda:0 .No driver.; use --kernels torch"):
         for_autograd(GPU, Settings(kernels="native"))
+
+
+def test_the_memory_that_decides_about_tiles_is_the_devices(monkeypatch):
+    monkeypatch.setattr(placing.environment, "memory", lambda: 1000)
+    monkeypatch.setattr(placing, "cuda_memory", {"cuda:1": 77}.get)
+    assert (memory_of("cpu"), memory_of("cuda:1"), memory_of("cuda:0")) == (1000, 77, None)

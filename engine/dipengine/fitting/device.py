@@ -145,6 +145,11 @@ def cuda_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(count)]
 
 
+def memory_of(device: str) -> int | None:
+    """Bytes that this process can have where a fit runs; None where nobody can tell."""
+    return environment.memory() if device == "cpu" else cuda_memory(device)
+
+
 def cuda_memory(device: str) -> int | None:
     """Bytes that can be had on "cuda:N"; None where nobody can tell."""
     index = int(device.partition(":")[2])

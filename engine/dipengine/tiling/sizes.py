@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dipengine import environment
 from dipengine.errors import InputError
 from dipengine.fitting import native_fit
+from dipengine.fitting.device import memory_of
 from dipengine.fitting.settings import Settings
 from dipengine.images import Image, ValueMap
 from dipengine.restoration import Plan, plan_restoration
@@ -111,12 +111,12 @@ class Fits:
     def grid(self, height: int, width: int, request: TileRequest, budget: int | None = None) -> TileGrid | None:
         """The tiles of an image; None where it is one fit: by wish, or because its plan takes no more than `budget` bytes.
 
-        budget: None for the memory that this process can have, of which tiles take no more than half. Raises InputError for
+        budget: None for the memory that this process can have on its device, of which tiles take no more than half. Raises InputError for
         tiles that cannot be.
         """
         if request.mode == "none":
             return None
-        budget = environment.memory() if budget is None else budget
+        budget = memory_of(self.plan.placement.device) if budget is None else budget
         sides = (request.side,) * 2
         if request.mode == "auto":
             whole = self.bytes_for(height, width)
