@@ -98,7 +98,7 @@ def test_map_takes_images_no_faster_than_they_are_worked_on():
 
 def test_submit_waits_where_enough_is_waiting():
     with dipengine.Engine(workers=1, threads=1, queue=1) as engine:
-        slow = [engine.submit(images(1)[0], **{**FIT, "iterations": 3000}) for _ in range(2)]
+        slow = [engine.submit(images(1)[0], **{**FIT, "iterations": 20000}) for _ in range(2)]
         third: list = []
         waiting = threading.Thread(target=lambda: third.append(engine.submit(images(1)[0], **FIT)))
         waiting.start()

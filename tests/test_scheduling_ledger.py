@@ -11,7 +11,8 @@ import pytest
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting.settings import Settings
 from dipengine.scheduling import ledger as ledger_module
-from dipengine.scheduling.jobs import FileFacts, Job, Request
+from dipengine.scheduling.facts import FileFacts
+from dipengine.scheduling.jobs import Job, Request
 from dipengine.scheduling.ledger import FRAME_BEFORE, INPUT, REQUEST, Ledger
 
 BLIND = Request()

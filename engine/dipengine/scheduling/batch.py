@@ -14,13 +14,13 @@ from dipengine._version import __version__
 from dipengine.errors import InputError
 from dipengine.images.atomic import remove_leftovers, write_json
 from dipengine.scheduling.driver import Driver
-from dipengine.scheduling.jobs import FileFacts, Job, facts_json
+from dipengine.scheduling.facts import FileFacts, facts_json, facts_of
+from dipengine.scheduling.jobs import Job
 from dipengine.scheduling.ledger import INPUT, Ledger, Row
 from dipengine.scheduling.messages import Done
 from dipengine.scheduling.places import Places
 from dipengine.scheduling.pool import Executors
 from dipengine.scheduling.series import Series
-from dipengine.scheduling.work import facts_of
 
 SUMMARY = "summary.json"
 _PATIENCE = 3600  # seconds in which a worker may end its iteration and write a checkpoint

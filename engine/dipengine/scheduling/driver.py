@@ -11,14 +11,14 @@ import json
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 from dipengine.images import Image
 from dipengine.images.atomic import nobody_can_write
 from dipengine.scheduling.backlog import Backlog
 from dipengine.scheduling.canvases import Canvases
-from dipengine.scheduling.jobs import facts_json, seen_facts
+from dipengine.scheduling.environments import same_place, with_precision, with_tiling
+from dipengine.scheduling.facts import facts_json, seen_facts
 from dipengine.scheduling.ledger import Ledger, Row
 from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Noted, Planned, Progressed, Ready, Start, Threads, Tiled
 from dipengine.scheduling.places import Places
@@ -72,30 +72,6 @@ class Device:
         """A job that is alone is always tried: it may be refused by its own check of the machine's memory."""
         budget = self.plan.budget
         return self.running == 0 or (self.running < self.limit and (budget is None or self.used + needed <= budget))
-
-
-# Environments are JSON, a few of them for any number of jobs: what the bits of a fit depend on besides its request.
-
-
-@lru_cache
-def _with_precision(environment: str, precision: str) -> str:
-    told = json.loads(environment)
-    if precision == "auto":
-        precision = "bf16" if told.get("bf16") else "fp32"
-    return json.dumps({**told, "precision": precision}, sort_keys=True)
-
-
-@lru_cache
-def _with_tiling(environment: str, tiling: str) -> tuple[str, str]:
-    """The environment with the tiling that it was begun with, and that."""
-    told = json.loads(environment)
-    begun = told.setdefault("tiling", tiling)
-    return json.dumps(told, sort_keys=True), begun
-
-
-@lru_cache
-def _same_place(begun: str, here: str) -> bool:
-    return {**json.loads(begun), "tiling": None} == {**json.loads(here), "tiling": None}
 
 
 class Driver:
@@ -265,7 +241,7 @@ class Driver:
 
         That is written with whatever comes of the job: a commit of its own would be an fsync for each.
         """
-        row.environment, begun = _with_tiling(row.environment, tiling)
+        row.environment, begun = with_tiling(row.environment, tiling)
         if begun != tiling:
             note = f"begun with tiles: {begun}, so the values differ: now {tiling}"
             self._writes.append(lambda: self._ledger.note(row, note))
@@ -435,9 +411,9 @@ class Driver:
         return device.held < device.limit and len(jobs) < executor.slots and not alone
 
     def _start(self, row: Row, executor: Executor, environment: str) -> Start:
-        here = _with_precision(environment, row.job.request.settings.precision)
+        here = with_precision(environment, row.job.request.settings.precision)
         note = None
-        if row.environment is not None and not _same_place(row.environment, here):
+        if row.environment is not None and not same_place(row.environment, here):
             note = f"begun elsewhere ({row.environment}), so the bits may differ from those of one machine: now {here}"
         # A plan of tiles, their fits and the blending are one attempt of the image.
         attempt = row.attempts + (row.stage != "blend")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -120,28 +118,3 @@ class Job:
     request: Request
     priority: int = 0  # higher ones first; among equals the order of the source
     after: str | None = None  # output of the job whose weights this one begins with: the frame before
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """By which a changed file is noticed: its size and time at a glance, its digest where these differ."""
-
-    path: str
-    size: int
-    modified_ns: int
-    sha256: str  # empty: nobody has read it to its end
-
-
-def facts_json(files: Iterable[FileFacts]) -> str:
-    """As the ledger keeps them."""
-    return json.dumps([[f.path, f.size, f.modified_ns, f.sha256] for f in files])
-
-
-def seen_facts(paths: Iterable[str]) -> list[FileFacts]:
-    """Size and time of those that are there."""
-    found = []
-    for path in paths:
-        with suppress(OSError, ValueError):
-            status = os.stat(path)
-            found.append(FileFacts(path, status.st_size, status.st_mtime_ns, ""))
-    return found

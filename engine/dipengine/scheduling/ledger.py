@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from dipengine.errors import InputError, OutputError
-from dipengine.scheduling.jobs import FileFacts, Job, Request, facts_json
+from dipengine.scheduling.facts import FileFacts, facts_json
+from dipengine.scheduling.jobs import Job, Request
 
 FORMAT = 1
 _APPLICATION = 0x44495031  # "DIP1"

@@ -7,7 +7,8 @@ from typing import Any
 
 from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image
-from dipengine.scheduling.jobs import FileFacts, Request
+from dipengine.scheduling.facts import FileFacts
+from dipengine.scheduling.jobs import Request
 
 # ---- to a worker ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from abc import ABC, abstractmethod
@@ -18,10 +17,10 @@ from dipengine.fitting.native_cohort import CohortSlot, NativeCohort
 from dipengine.fitting.run import advance_together
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
-from dipengine.images import Image, atomic_path, check_writable, read_header, read_image, write_image, write_json
+from dipengine.images import check_writable, read_header, write_image, write_json
 from dipengine.restoration import Plan, RunningRestoration, begin_restoration, check_truth, plan_restoration
 from dipengine.scheduling.cohorts import Cohorts, Room
-from dipengine.scheduling.jobs import FileFacts, facts_json
+from dipengine.scheduling.facts import Files, facts_of, keep_facts, kept_facts
 from dipengine.scheduling.messages import Done, Start, Tiled
 from dipengine.scheduling.sources import side_outputs
 from dipengine.tasks.option_files import file_options, read_files, read_kernels
@@ -113,7 +112,7 @@ def _in_tiles(start: Start, options: WorkerOptions, settings: Settings) -> Tiled
         raise OutputError(f"{start.input} has changed while it was read; it is read again.")
     if request.truth is not None:
         check_truth(tiled.image.like, read_header(request.truth, max_pixels=request.max_pixels), tiled.shape)
-    keep_facts(tiled, files)
+    keep_facts(tiled.folder, files)
     _check_staged(start, lambda path: check_writable(path, tiled.restored_like, alpha=tiled.keeps_alpha))
     pending = tuple(tile.index for tile in tiled.pending)
     seconds = sum(record["seconds"] for record in tiled.records().values())
@@ -358,50 +357,10 @@ class Blend(Work):
         os.makedirs(_staged(start).parent, exist_ok=True)
         _write_record(start, record, staged)
         tiled.write(_staged(start), result)
-        return Done(start.job, start.attempt, (*staged, start.output), kept_facts(tiled), _result(record))
+        return Done(start.job, start.attempt, (*staged, start.output), kept_facts(tiled.folder), _result(record))
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-class Files:
-    """Reads files and keeps what they are known by."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self.facts: list[FileFacts] = []
-        self._max_pixels = max_pixels
-
-    def image(self, path: str) -> Image:
-        status = os.stat(path) if os.path.exists(path) else None
-        image = read_image(path, max_pixels=self._max_pixels)
-        self.facts.append(FileFacts(path, status.st_size, status.st_mtime_ns, image.sha256))
-        return image
-
-    def note(self, path: str) -> None:
-        self.facts.append(facts_of(path))
-
-
-def keep_facts(tiled: TiledPlan, files: Sequence[FileFacts]) -> None:
-    """Beside a plan of tiles: how its files were when it was made. What changes while the tiles are fitted is noticed so."""
-    with atomic_path(tiled.folder / "files.json") as beside:
-        beside.write_text(facts_json(files), encoding="utf-8")
-
-
-def kept_facts(tiled: TiledPlan) -> tuple[FileFacts, ...]:
-    return tuple(FileFacts(*values) for values in json.loads((tiled.folder / "files.json").read_text(encoding="utf-8")))
-
-
-def facts_of(path: str) -> FileFacts:
-    """Size, time and digest of a file. Raises InputError where it cannot be read."""
-    if not os.path.isfile(path):  # to the end of a pipe or a device nobody comes
-        raise InputError(f"There is no file {path!r}; check the path.")
-    try:
-        status = os.stat(path)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror or error}); check the path.") from error
-    return FileFacts(path, status.st_size, status.st_mtime_ns, digest)
+# ---- what is written ------------------------------------------------------------------------------------------------
 
 
 def _write_record(start: Start, record: dict[str, Any], staged: list[str]) -> None:
