@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 from dipengine.errors import FitError, InputError, OutOfMemory, OutputError
+from dipengine.images import check_target
 from dipengine.scheduling.jobs import Request
 from dipengine.scheduling.messages import Failed, Start, Stop, Threads
 from dipengine.scheduling.work import TimeLimit
@@ -28,6 +29,13 @@ def disk_full():
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise OutputError("It cannot be written.") from error
+    except OutputError as error:
+        return error
+
+
+def name_too_long():
+    try:
+        check_target("/tmp/" + "a" * 300)
     except OutputError as error:
         return error
 
@@ -57,6 +65,7 @@ def hidden_disk_full():
         (OutputError("Not there."), "accident", "Not there."),
         (disk_full(), "disk", "It cannot be written."),
         (hidden_disk_full(), "disk", None),
+        (name_too_long(), "final", None),
         (Strange(1, 2), "accident", "Strange: odd"),
     ],
 )

@@ -58,8 +58,17 @@ _FULL = 64 << 10  # bytes free: whoever writes a file finds a disk full
 
 def nobody_can_write(error: BaseException | None) -> bool:
     """True where an error, or what it came from, says that the disk is full or read-only: the next file will fare no better."""
+    return _comes_from(error, _NOBODY)
+
+
+def name_too_long(error: BaseException | None) -> bool:
+    """True where an error, or what it came from, says that no file can have the name."""
+    return _comes_from(error, (errno.ENAMETOOLONG,))
+
+
+def _comes_from(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NOBODY:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__
     return False

@@ -184,7 +184,7 @@ class Worker:
 def failure_of(start: Start, error: Exception) -> Failed:
     """What went wrong in one sentence, and whether another attempt makes sense."""
     from dipengine.errors import DipEngineError, OutOfMemory, OutputError
-    from dipengine.images.atomic import nobody_can_write
+    from dipengine.images.atomic import name_too_long, nobody_can_write
     from dipengine.scheduling.work import TimeLimit
 
     # Others' exceptions may not survive the way to the driver.
@@ -196,8 +196,8 @@ def failure_of(start: Start, error: Exception) -> Failed:
         text, kind = str(error) or "The memory is used up.", "memory"
     elif isinstance(error, TimeLimit):
         kind = "time"
-    elif ours and not isinstance(error, OutputError):
-        kind = "final"
+    elif (ours and not isinstance(error, OutputError)) or name_too_long(error):
+        kind = "final"  # the same again would come to the same
     return Failed(start.job, start.attempt, text, kind, error if ours else None)
 
 
