@@ -98,6 +98,12 @@ def check_target(path: str | os.PathLike) -> None:
     target = Path(os.path.realpath(path))
     if not printable_name(target):
         raise OutputError(f"{str(target)!r} is not a valid UTF-8 name, which libvips cannot write to; choose another output.")
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another output.") from error
     if target.is_dir():
         raise OutputError(f"{path} is a folder; give a file name inside it.")
     if not target.parent.exists():
