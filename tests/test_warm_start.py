@@ -218,16 +218,21 @@ def test_the_command_line_starts_from_a_file_and_says_so(tmp_path, noisy, capsys
 
 @pytest.mark.slow
 def test_on_a_photograph_it_stops_no_later_and_is_no_worse():
-    """The same picture again, and the same with other noise: at most as many iterations as a cold fit, and 0.2 dB at most lost."""
+    """The same picture again, and the same with other noise: at most as many iterations as a cold fit, and nothing lost.
+
+    In the mean of two seeds: single fits that stop by themselves scatter by some tenths of a dB, and by other last bits as well.
+    """
     data = pytest.importorskip("skimage.data")
     clean = np.ascontiguousarray(data.camera()[100:196, 200:296])
     rng = np.random.default_rng(0)
     noisy, again = (np.clip(np.rint(clean + rng.normal(0, 25, clean.shape)), 0, 255).astype(np.uint8) for _ in range(2))
     common = dict(channels=32, threads=1, truth=clean)
-    cold = dipengine.denoise(noisy, **common).record, dipengine.denoise(again, **common).record
-    generator = dipengine.denoise(noisy, **common).generator
-    for image, expected in zip((noisy, again), cold):
-        warm = dipengine.denoise(image, init_from=generator, seed=1, **common).record
-        print({name: (expected[name], warm[name]) for name in ("iterations", "delivered_iteration", "psnr")})
-        assert warm["iterations"] <= expected["iterations"] and warm["stop_reason"] == "variance"
-        assert warm["psnr"] > expected["psnr"] - 0.2
+    gains = []
+    for seed in (0, 1):
+        cold = [dipengine.denoise(image, seed=seed, **common) for image in (noisy, again)]
+        for image, expected in zip((noisy, again), (result.record for result in cold)):
+            warm = dipengine.denoise(image, init_from=cold[0].generator, seed=seed + 10, **common).record
+            print({name: (expected[name], warm[name]) for name in ("iterations", "delivered_iteration", "psnr")})
+            assert warm["iterations"] <= expected["iterations"] and warm["stop_reason"] == "variance"
+            gains.append(warm["psnr"] - expected["psnr"])
+    assert np.mean(gains) > 0 and min(gains) > -0.5, gains

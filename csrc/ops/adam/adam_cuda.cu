@@ -74,11 +74,14 @@ DIPENGINE_KERNEL(kThreads, 4) adam_kernel(DIPENGINE_PARAMS(AdamLaunch) p) {
       for (int e = 0; e < 4; ++e) {
         const float g = gradient_at(s.grad, p.bfloat16 != 0, base + i + e);
         p4.value[e] = adam_update(scalars, p4.value[e], g, m4.value[e], v4.value[e]);
-        if (shadow != nullptr) shadow[i + e] = bf16_from_float(p4.value[e]);
       }
-      store_four(param + i, p4);
       store_four(m + i, m4);
       store_four(v + i, v4);
+      store_four(param + i, p4);
+      if (shadow != nullptr) {
+        DIPENGINE_UNROLL
+        for (int e = 0; e < 4; ++e) shadow[i + e] = bf16_from_float(p4.value[e]);
+      }
       continue;
     }
     for (int64_t e = i; e < end && e < i + 4; ++e) {
