@@ -346,6 +346,11 @@ def test_a_dead_worker_is_replaced_and_its_job_goes_on_from_its_checkpoint(folde
     assert any(json.loads(Path(f"out/{name}.json").read_text())["resumed_at"] for name in OUTPUTS)
 
 
+def test_python_files_beside_the_pictures_are_nobodys_modules(folder):
+    Path("queue.py").write_text("raise RuntimeError('imported by a worker')\n")
+    assert batch(source="in/a.png") == 0
+
+
 def test_a_second_engine_is_refused(folder, capsys):
     held = Ledger("out/.dipengine/ledger.sqlite")
     assert batch() == 2
