@@ -37,13 +37,7 @@ dipengine_status CpuPlan::size() {
   spare_ = graph_.arena.add_permanent(static_cast<size_t>(kSpares * graph_.most_channels) * sizeof(double));
   const int steps = static_cast<int>(graph_.steps.size());
   for (int step = 0; step < steps; ++step) DIPENGINE_TRY(each_op(step, nullptr, true));
-  for (int step = 0; step < steps; ++step) {
-    const size_t i = static_cast<size_t>(step);
-    if (needed_[i] == 0) continue;
-    graph_.steps[i].workspace = graph_.arena.add(needed_[i]);
-    graph_.arena.use(graph_.steps[i].workspace, step);
-  }
-  graph_.arena.pack();
+  graph_.pack(needed_);
   return DIPENGINE_OK;
 }
 

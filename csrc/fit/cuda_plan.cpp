@@ -48,13 +48,7 @@ dipengine_status CudaPlan::size() {
   }
   fits_ = fit_numbers_at(at<void>(fits_buffer_), p_.slots);
   for (int step = 0; step < steps; ++step) DIPENGINE_TRY(each(step, true));
-  for (int step = 0; step < steps; ++step) {
-    const size_t i = static_cast<size_t>(step);
-    if (needed_[i] == 0) continue;
-    graph_.steps[i].workspace = graph_.arena.add_once(needed_[i]);
-    graph_.arena.use(graph_.steps[i].workspace, step);
-  }
-  graph_.arena.pack();
+  graph_.pack(needed_);
   return DIPENGINE_OK;
 }
 

@@ -207,6 +207,15 @@ class Builder {
 
 }  // namespace
 
+void Graph::pack(const std::vector<size_t>& workspaces) {
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (workspaces[i] == 0) continue;
+    steps[i].workspace = arena.add_once((workspaces[i] + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign);
+    arena.use(steps[i].workspace, static_cast<int>(i));
+  }
+  arena.pack();
+}
+
 Graph make_graph(const dipengine_fit_params& params, int64_t copies, bool remakes_z) {
   return Builder(params, copies, remakes_z).build();
 }

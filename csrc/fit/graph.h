@@ -83,6 +83,9 @@ struct Graph {
   int inspected = -1;                   // A of the average, likewise
   int painted = -1;                     // the step that adds the output to its slot's averages: the slot is untouched before
   int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
+
+  // Gives each step a workspace of so many bytes, of all fits together, and decides where every buffer lies.
+  void pack(const std::vector<size_t>& workspaces);
 };
 
 // The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. remakes_z: z is
