@@ -28,7 +28,7 @@ from dipengine.errors import InputError
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.images import ValueMap
-from dipengine.images.atomic import atomic_path
+from dipengine.images.atomic import write_bytes
 from dipengine.images.namespaces import on_host
 from dipengine.noise.anscombe import Anscombe
 
@@ -62,9 +62,7 @@ class FittedGenerator:
         tensors["delivered"] = np.ascontiguousarray(on_host(self.delivered), dtype=np.float32)
         if self.code.kind == "image":
             tensors["code"] = np.ascontiguousarray(self.code.make(self.canvas))
-        data = save(tensors, metadata={"dipengine": json.dumps(self._description(), allow_nan=False)})
-        with atomic_path(path) as beside, open(beside, "wb") as file:
-            file.write(data)
+        write_bytes(path, save(tensors, metadata={"dipengine": json.dumps(self._description(), allow_nan=False)}))
 
     def _description(self) -> dict[str, Any]:
         return {

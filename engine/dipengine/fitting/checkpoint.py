@@ -24,7 +24,7 @@ from dipengine._version import __version__
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.run import FitRun
-from dipengine.images.atomic import atomic_path, remove_leftovers
+from dipengine.images.atomic import remove_leftovers, write_bytes
 
 FORMAT = 1
 KEY = "dipengine-checkpoint"
@@ -47,14 +47,13 @@ def write_checkpoint(path: str | os.PathLike, run: FitRun, owner: Any) -> None:
     owner: JSON-able, says whose fit this is; a checkpoint is taken up by its owner alone. Raises OutputError when the file cannot
     be written, InputError after an iteration that was broken off.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors, about = run.state()
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     about = {"format": FORMAT, "version": __version__, "owner": owner, **about}
     about["sha256"] = _digest(tensors, about)
-    with atomic_path(path) as beside:
-        save_file(tensors, beside, metadata={KEY: json.dumps(about, allow_nan=False)})
+    write_bytes(path, save(tensors, metadata={KEY: json.dumps(about, allow_nan=False)}))
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:

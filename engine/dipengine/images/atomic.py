@@ -45,6 +45,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.unlink(temporary)
 
 
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` beside the path and rename it there. Raises OutputError.
+
+    For what libraries can give as bytes: some write files by way of temporary ones whose names we do not know, which nobody would
+    remove after a kill -9 (safetensors' `save_file`, for one).
+    """
+    with atomic_path(path) as beside, open(beside, "wb") as file:
+        file.write(data)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as JSON beside the path and rename it there. Raises OutputError."""
     with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
