@@ -47,7 +47,7 @@ $(VENV)/torch $(GPU_VENV)/torch: constraints.txt tools/install_torch.py
 
 # What the engine needs beside itself, ONNX Runtime for GPUs too: the acceptance builds its own.
 $(GPU_VENV)/packages: $(GPU_VENV)/torch
-	CMAKE_ARGS="-DDIPENGINE_CUDA=OFF -DDIPENGINE_PORTABLE_ONLY=ON" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \
+	CMAKE_ARGS="-DDIPENGINE_CUDA=OFF -DDIPENGINE_ONLY_ISAS=portable" $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q \
 	  -c constraints.txt --extra-index-url https://pypi.nvidia.com ".[gpu,test]" tensorrt-cu13
 	touch $@
 

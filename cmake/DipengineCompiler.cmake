@@ -18,7 +18,7 @@ target_include_directories(dipengine_flags INTERFACE
 set(host_flags -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Wconversion -Wno-sign-conversion)
 
 if(DIPENGINE_SANITIZE)
-  list(APPEND host_flags -fsanitize=${DIPENGINE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+  list(APPEND host_flags -fsanitize=${DIPENGINE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
   target_link_options(dipengine_flags INTERFACE -fsanitize=${DIPENGINE_SANITIZE})
 endif()
 target_compile_options(dipengine_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${host_flags}>")

@@ -4,12 +4,12 @@
 # for float64 (DIPENGINE_WITH_FLOAT64). Sets DIPENGINE_KERNEL_TARGETS, the targets, and DIPENGINE_ISA_DEFINITIONS, by
 # which the dispatcher in csrc/platform knows the sets that there are.
 # To add a set: a flags line here, a line in csrc/platform/cpu_dispatch.h.
-# DIPENGINE_PORTABLE_ONLY leaves all but the portable set out, for builds whose point is not speed.
-option(DIPENGINE_PORTABLE_ONLY "Compile the portable kernels alone" OFF)
+# DIPENGINE_ONLY_ISAS names the sets to compile beside the portable one ("portable" for it alone), for builds whose point is not speed.
+set(DIPENGINE_ONLY_ISAS "" CACHE STRING "Compile the kernels for these instruction sets and the portable one; empty: for all")
 include(CheckCXXCompilerFlag)
 set(DIPENGINE_ISAS portable)
 set(DIPENGINE_FLAGS_portable "")
-if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   list(APPEND DIPENGINE_ISAS avx2 avx512 avx512bf16)
   set(DIPENGINE_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(DIPENGINE_FLAGS_avx512
@@ -21,6 +21,13 @@ if(NOT DIPENGINE_PORTABLE_ONLY AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD6
     list(APPEND DIPENGINE_ISAS avx512fp16)
     set(DIPENGINE_FLAGS_avx512fp16 ${DIPENGINE_FLAGS_avx512bf16} -mavx512fp16)
   endif()
+endif()
+if(DIPENGINE_ONLY_ISAS)
+  foreach(isa IN LISTS DIPENGINE_ISAS)
+    if(NOT isa STREQUAL portable AND NOT isa IN_LIST DIPENGINE_ONLY_ISAS)
+      list(REMOVE_ITEM DIPENGINE_ISAS ${isa})
+    endif()
+  endforeach()
 endif()
 string(REPLACE ";" " " DIPENGINE_ISAS_TEXT "${DIPENGINE_ISAS}")
 

@@ -35,7 +35,7 @@ def run(*command: object) -> str:
 def build(folder: Path, bindings: str | None = None, *options: str) -> Path:
     """Configure and build the emulator; the folder of its program and library. Or the target `bindings` in its place."""
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
-    run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_PORTABLE_ONLY=ON", "-DDIPENGINE_CUDA=OFF",
+    run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_ONLY_ISAS=portable", "-DDIPENGINE_CUDA=OFF",
         "-DCMAKE_CXX_COMPILER=g++", f"-DDIPENGINE_PYTHON={'ON' if bindings else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}",
         *options)
     targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device"]

@@ -31,11 +31,7 @@ Isa detect() {
   if ((low & 0x6u) != 0x6u) return Isa::portable;  // SSE and AVX state
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, 5)) return Isa::portable;
   const unsigned subleaves = a;
-#if defined(DIPENGINE_WITH_AVX512FP16)
   const bool fp16 = has(d, 23);
-#else
-  const bool fp16 = false;
-#endif
   const bool avx512 = has(b, 16) && has(b, 17) && has(b, 28) && has(b, 30) && has(b, 31);  // F, DQ, CD, BW, VL
   if (!avx512 || (low & 0xe0u) != 0xe0u) return Isa::avx2;                                  // opmask and upper state
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5)) return fp16 ? Isa::avx512fp16 : Isa::avx512bf16;
@@ -52,9 +48,37 @@ int level_named(const char* name) {
   return kBadEnvironment;
 }
 
+// Whether the kernels were compiled for a level.
+constexpr bool kCompiled[kIsaCount] = {
+    true,
+#if defined(DIPENGINE_WITH_AVX2)
+    true,
+#else
+    false,
+#endif
+#if defined(DIPENGINE_WITH_AVX512)
+    true,
+#else
+    false,
+#endif
+#if defined(DIPENGINE_WITH_AVX512BF16)
+    true,
+#else
+    false,
+#endif
+#if defined(DIPENGINE_WITH_AVX512FP16)
+    true,
+#else
+    false,
+#endif
+};
+
+// The highest level, not above the given one, that this CPU has and the kernels were compiled for; what is none stays as it is.
 int capped(int level) {
   static const int highest = static_cast<int>(detect());
-  return level < highest ? level : highest;
+  int least = level < highest ? level : highest;
+  while (least > 0 && !kCompiled[least]) --least;
+  return least;
 }
 
 // AMD's cores do vdpbf16ps at the rate of a float32 FMA, for twice the products; Intel's at a quarter of it (measured on
@@ -71,7 +95,7 @@ bool bf16_products_are_fast() {
 
 int fastest() {
   const bool slow = capped(kIsaCount) == static_cast<int>(Isa::avx512bf16) && !bf16_products_are_fast();
-  return slow ? static_cast<int>(Isa::avx512) : capped(kIsaCount);
+  return capped(slow ? static_cast<int>(Isa::avx512) : kIsaCount);
 }
 
 int from_environment() {
@@ -112,7 +136,8 @@ int32_t dipengine_cpu_has_isa(const char* name) {
 
 int32_t dipengine_cpu_bfloat16(void) {
   dipengine::Isa isa = dipengine::Isa::portable;
-  return dipengine::current_isa(&isa) == DIPENGINE_OK && isa >= dipengine::Isa::avx512 && dipengine_cpu_has_isa("avx512bf16");
+  return dipengine::current_isa(&isa) == DIPENGINE_OK && isa >= dipengine::Isa::avx512 &&
+         dipengine::capped(dipengine::kIsaCount) >= static_cast<int>(dipengine::Isa::avx512bf16);
 }
 
 dipengine_status dipengine_set_cpu_isa(const char* name) {
