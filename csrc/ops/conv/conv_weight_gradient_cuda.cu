@@ -39,23 +39,28 @@ DIPENGINE_HD int64_t part_rows(const ConvPlan& p, const SourcePlan& s) {
   return static_cast<int64_t>(p.phases) * p.phases * s.taps * s.taps * s.channels;
 }
 
-// d_raw of the tile's pixels and of 64 output channels; zeros outside of the image.
-template <typename Element>
+// d_raw of the tile's pixels and of 64 output channels; zeros outside of the image. A head is behind kernel 1 alone.
+template <typename Element, int taps>
 DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int tile_row, int tile_column, int phase,
                                     int first_channel, unsigned char* to) {
   const ConvPlan& p = l.plan;
   constexpr int kGroups = kGradientChannels / Element::kEach;
   const int group = cuda::thread_index() % kGroups, channel = first_channel + Element::kEach * group;
   const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.channels);
-  for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
-    const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
-    cuda::Bytes16 out{};
-    if (row < p.grid_height && column < p.grid_width) {
-      out = d_raw_of<Element>(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases,
-                              channel, p.channels);
+  const auto load = [&](const auto& d_raw) {
+    for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
+      const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
+      cuda::Bytes16 out{};
+      if (row < p.grid_height && column < p.grid_width)
+        out = d_raw(row * p.phases + phase / p.phases, column * p.phases + phase % p.phases);
+      cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
     }
-    cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
+  };
+  if (taps == 1 && l.d_raw.head.weight != nullptr) {
+    const HeadFold<Element> head = load_head<Element>(l.d_raw, fit, channel, p.channels);
+    return load([&](int y, int x) { return d_raw_of_head<Element>(l.d_raw, fold, head, fit, y, x, channel, p.channels); });
   }
+  load([&](int y, int x) { return d_raw_of<Element>(l.d_raw, fold, fit, y, x, channel, p.channels); });
 }
 
 // Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:
@@ -155,7 +160,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
     } else {
       load_tile<Element, kThreads, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
     }
-    load_gradient<Element>(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
+    load_gradient<Element, taps>(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
     cuda::sync_threads();
     for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
       uint32_t b[4][2];
