@@ -172,6 +172,34 @@ DIPENGINE_DEVICE HeadFold<Element> load_head(const GradientSource& s, int64_t fi
   return f;
 }
 
+// To shared memory and back, in sixteens: weights, then scale, then shift.
+template <typename Element>
+DIPENGINE_DEVICE void keep_head(const HeadFold<Element>& f, unsigned char* to) {
+  static_assert(sizeof(f) + 16 == gradient_head_pitch(Element::kBytes), "what is kept");
+  DIPENGINE_UNROLL
+  for (int k = 0; k < DIPENGINE_CONV_CUDA_HEAD; ++k, to += 16) cuda::store16(to, f.weight[k]);
+  DIPENGINE_UNROLL
+  for (int e = 0; e < 2 * Element::kEach; e += 4, to += 16) {
+    const float* from = e < Element::kEach ? f.scale + e : f.shift + (e - Element::kEach);
+    cuda::store16(to, {{float_bits(from[0]), float_bits(from[1]), float_bits(from[2]), float_bits(from[3])}});
+  }
+}
+
+template <typename Element>
+DIPENGINE_DEVICE HeadFold<Element> kept_head(const unsigned char* from) {
+  HeadFold<Element> f;
+  DIPENGINE_UNROLL
+  for (int k = 0; k < DIPENGINE_CONV_CUDA_HEAD; ++k, from += 16) f.weight[k] = cuda::load16(from);
+  DIPENGINE_UNROLL
+  for (int e = 0; e < 2 * Element::kEach; e += 4, from += 16) {
+    const cuda::Bytes16 four = cuda::load16(from);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < 4; ++i)
+      (e < Element::kEach ? f.scale[e + i] : f.shift[e - Element::kEach + i]) = float_from_bits(four.word[i]);
+  }
+  return f;
+}
+
 // As d_raw_of, of a head's gradient. Plain loads of raw: d_x may be written over it.
 template <typename Element>
 DIPENGINE_DEVICE cuda::Bytes16 d_raw_of_head(const GradientSource& s, const GradientFold<Element>& f,
