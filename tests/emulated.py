@@ -54,7 +54,12 @@ class Affine(Structure):
 class ConvSource(Structure):  # dipengine_conv_cuda_source
     _fields_ = [("height", c_int32), ("width", c_int32), ("channels", c_int32), ("upsample", c_int32), ("x", Pixels),
                 ("x_fit_stride", c_int64), ("inner", Affine), ("outer", Affine), ("slope", c_float), ("d_x", Pixels),
-                ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("centre", c_void_p), ("sum", c_void_p), ("product", c_void_p)]
+                ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("over_raw", c_int32), ("centre", c_void_p), ("sum", c_void_p),
+                ("product", c_void_p)]
+
+
+class ConvHead(Structure):  # dipengine_conv_cuda_head
+    _fields_ = [("weight", c_void_p), ("channels", c_int32), ("slope", c_float), ("inner", Affine)]
 
 
 class ConvParams(Structure):  # dipengine_conv_cuda_params
@@ -66,7 +71,8 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
                 ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),
-                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p)]
+                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p),
+                ("head", ConvHead)]
 
 
 class DeviceArray:

@@ -38,6 +38,7 @@ void Arena::pack() {
   std::vector<const Buffer*> placed;  // by offset
   for (size_t index : order) {
     Buffer& b = buffers_[index];
+    if (!b.permanent && b.last < b.first) continue;  // never used
     size_t at = 0;
     for (const Buffer* other : placed) {
       if (!together(b, *other)) continue;
@@ -58,10 +59,15 @@ size_t Arena::largest_sum() const {
   size_t largest = 0;
   for (int step = 0; step < steps; ++step) {
     size_t sum = 0;
-    for (const Buffer& b : buffers_) sum += b.permanent || (b.first <= step && step <= b.last) ? b.bytes : 0;
+    for (size_t i = 0; i < buffers_.size(); ++i) sum += alive(static_cast<int>(i), step) ? buffers_[i].bytes : 0;
     largest = std::max(largest, sum);
   }
   return largest;
+}
+
+bool Arena::alive(int buffer, int step) const {
+  const Buffer& b = buffers_[static_cast<size_t>(buffer)];
+  return b.permanent || (b.first <= step && step <= b.last);
 }
 
 bool Arena::apart(int a, int b) const {

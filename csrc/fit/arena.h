@@ -27,6 +27,7 @@ class Arena {
 
   size_t bytes() const { return bytes_; }                       // after pack()
   size_t largest_sum() const;                                   // of what lives at any one step: no layout needs less
+  bool alive(int buffer, int step) const;
   size_t offset(int buffer) const { return buffers_[static_cast<size_t>(buffer)].offset; }
   size_t size(int buffer) const { return buffers_[static_cast<size_t>(buffer)].bytes; }
   size_t stride(int buffer) const { return size(buffer) / copies_; }  // from a copy to the next

@@ -144,10 +144,12 @@ dipengine_conv_cuda_source CudaPlan::source(const Part& part, bool backward) con
   if (node.gamma >= 0) s.inner = {node_number(node, kScale), node_number(node, kShift)};
   const bool merged = part.merged_first >= 0;
   if (merged) s.outer = {part_number(part, kScale), part_number(part, kShift)};
-  if (!backward || node.gradient < 0) return s;
-  s.accumulate = part.accumulate;
-  s.d_x = pixels(node, node.gradient);
-  s.d_x_fit_stride = stride_of(node.gradient);
+  if (!backward || node.gamma < 0) return s;
+  if (node.gradient >= 0) {  // else its sums alone
+    s.accumulate = part.accumulate;
+    s.d_x = pixels(node, node.gradient);
+    s.d_x_fit_stride = stride_of(node.gradient);
+  }
   s.centre = merged ? nullptr : node_number(node, kMean);
   s.sum = merged ? part_number(part, kSum) : node_number(node, kSum);
   s.product = merged ? part_number(part, kProduct) : node_number(node, kProduct);
@@ -202,12 +204,20 @@ dipengine_conv_cuda_params CudaPlan::conv_params(const Unit& unit, const dipengi
     c.shift = node_number(*out, kShift);
     return c;
   }
-  c.gradient = pixels(*out, out->gradient);
-  c.gradient_fit_stride = stride_of(out->gradient);
   c.gradient_scale = spare(kA);
   c.raw_scale = spare(kB);
   c.gradient_shift = spare(kC);
   c.d_weight = gradient(unit.weight);
+  if (out->gradient >= 0) {
+    c.gradient = pixels(*out, out->gradient);
+    c.gradient_fit_stride = stride_of(out->gradient);
+    return c;
+  }
+  c.gradient = {at<void>(graph_.d_logits), graph_.width * channels_, channels_};
+  c.gradient_fit_stride = float_stride(graph_.d_logits);
+  c.gradient_dtype = DIPENGINE_FLOAT32;
+  c.head = {parameter(graph_.units.back().weight), static_cast<int32_t>(channels_), static_cast<float>(out->slope),
+            {node_number(*out, kScale), node_number(*out, kShift)}};
   return c;
 }
 
@@ -267,6 +277,7 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
   dipengine_conv_cuda_source sources[DIPENGINE_CONV_MAX_SOURCES];
   for (size_t i = 0; i < unit.parts.size(); ++i) sources[i] = source(unit.parts[i], true);
   dipengine_conv_cuda_params c = conv_params(unit, sources, true);
+  sources[0].over_raw = c.head.weight != nullptr;
   size_t sums = 0, products = 0;
   DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient_workspace(&c, &products));
   DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(&c, &c.packed_bytes, &sums));

@@ -2,15 +2,15 @@
 
 #include <algorithm>
 
-#include "ops/conv/conv.h"
+#include "ops/conv/conv_cuda.h"
 
 namespace dipengine {
 namespace {
 
 class Builder {
  public:
-  Builder(const dipengine_fit_params& params, int64_t copies, bool remakes_z)
-      : p_(params), g_(params.generator), remakes_z_(remakes_z) {
+  Builder(const dipengine_fit_params& params, int64_t copies, bool recomputes)
+      : p_(params), g_(params.generator), recomputes_(recomputes) {
     graph_.arena = Arena(copies);
     graph_.specs = parameter_specs(g_);
     graph_.height = canvas_side(g_, p_.height);
@@ -24,6 +24,10 @@ class Builder {
     const int top = level(0, z);
     Unit head{"head", -1, parameter("head.conv.weight"), parameter("head.conv.bias"), 1, 1, 0, false, {plain(top)}};
     graph_.units.push_back(head);
+    if (recomputes_ && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
+        g_.channels_up[0] <= DIPENGINE_CONV_CUDA_OVER_RAW) {
+      form_gradient(top);
+    }
     const size_t outputs = static_cast<size_t>(graph_.height * graph_.width * g_.output_channels) * sizeof(float);
     graph_.logits = graph_.arena.add(outputs);
     graph_.d_logits = graph_.arena.add(outputs);
@@ -53,7 +57,7 @@ class Builder {
   int node(const std::string& name, int64_t height, int64_t width, int64_t channels, double slope, bool normed) {
     const size_t bytes = static_cast<size_t>(height * width * channels) * element_;
     Node n{name, height, width, channels, slope, -1, -1, graph_.arena.add(bytes), -1, -1, take_numbers(channels)};
-    n.raw_again = normed || !remakes_z_ ? n.raw : graph_.arena.add(bytes);
+    n.raw_again = normed || !recomputes_ ? n.raw : graph_.arena.add(bytes);
     if (normed) {
       n.gamma = parameter(name + ".norm.gamma");
       n.beta = parameter(name + ".norm.beta");
@@ -62,6 +66,14 @@ class Builder {
     graph_.nodes.push_back(n);
     arrived_.push_back(false);
     return static_cast<int>(graph_.nodes.size()) - 1;
+  }
+
+  // Of the outermost 1x1 unit, whose source has as many channels.
+  void form_gradient(int top) {
+    graph_.forms = unit_named("level0.point");
+    Node& behind = graph_.nodes[static_cast<size_t>(top)];
+    behind.gradient = -1;
+    graph_.nodes[static_cast<size_t>(graph_.units[static_cast<size_t>(graph_.forms)].parts[0].node)].gradient = behind.raw;
   }
 
   static Part plain(int node) { return {node, DIPENGINE_UPSAMPLE_NONE, -1, 0, false}; }
@@ -162,9 +174,8 @@ class Builder {
   void backward(int index) {
     Unit& unit = graph_.units[static_cast<size_t>(index)];
     std::vector<int> buffers{unit.wide_weight, unit.wide_gradient};
-    if (unit.node < 0) {
-      buffers.push_back(graph_.d_logits);
-    } else {
+    if (unit.node < 0 || index == graph_.forms) buffers.push_back(graph_.d_logits);
+    if (unit.node >= 0) {
       const Node& out = graph_.nodes[static_cast<size_t>(unit.node)];
       buffers.insert(buffers.end(), {out.raw, out.gradient});
     }
@@ -192,7 +203,7 @@ class Builder {
     backward(unit_named(name + ".up"));
     if (i + 1 < g_.levels) level_backward(i + 1);
     backward(unit_named(name + ".down2"));
-    if (i == 0 && remakes_z_) step(StepKind::perturb, -1, "perturb again", {graph_.nodes[0].raw_again});
+    if (i == 0 && recomputes_) step(StepKind::perturb, -1, "perturb again", {graph_.nodes[0].raw_again});
     if (g_.channels_skip[i] > 0) backward(unit_named(name + ".skip"));
     backward(unit_named(name + ".down1"));
   }
@@ -201,7 +212,7 @@ class Builder {
   const dipengine_generator& g_;
   Graph graph_;
   std::vector<bool> arrived_;  // by node: a share of its gradient is there
-  bool remakes_z_;
+  bool recomputes_;
   size_t element_;
 };
 
@@ -216,8 +227,8 @@ void Graph::pack(const std::vector<size_t>& workspaces) {
   arena.pack();
 }
 
-Graph make_graph(const dipengine_fit_params& params, int64_t copies, bool remakes_z) {
-  return Builder(params, copies, remakes_z).build();
+Graph make_graph(const dipengine_fit_params& params, int64_t copies, bool recomputes) {
+  return Builder(params, copies, recomputes).build();
 }
 
 }  // namespace dipengine

@@ -20,7 +20,7 @@ struct Node {
   int gamma, beta;  // parameters; -1 for z
   int raw;          // buffer
   int raw_again;    // what the backward pass reads: the same, but for a z that is made twice
-  int gradient;     // buffer of leaky_relu' * d_activation; -1 for z
+  int gradient;     // buffer of leaky_relu' * d_activation; -1 for z, and where its only reader forms it (Graph::forms)
   int64_t numbers;  // first of its per-channel numbers, six of `channels` each: see Numbers
 };
 
@@ -78,6 +78,7 @@ struct Graph {
   int64_t numbers = 0;                  // float64 of all nodes and merges
   int64_t most_channels = 0;
   int logits = -1, d_logits = -1;       // float32 [height, width, out]
+  int forms = -1;                       // the unit whose backward pass forms the gradient behind it from d_logits; -1: none
   int image = -1, d_image = -1;         // float32 [painted height, width, out], where A or the data term need it
   int measured = -1, d_measured = -1;   // float32 [data height, width, out], behind another A than the identity
   int inspected = -1;                   // A of the average, likewise
@@ -88,8 +89,10 @@ struct Graph {
   void pack(const std::vector<size_t>& workspaces);
 };
 
-// The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. remakes_z: z is
-// not kept from the forward pass to the end of the backward one, but drawn anew there by a second step "perturb".
-Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1, bool remakes_z = false);
+// The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. `recomputes`, as a
+// CUDA device does: z is not kept from the forward pass to the end of the backward one, but drawn anew there by a second step
+// "perturb"; and the largest gradient of all, of the image's size with all channels, is never there. A 1x1 unit in front of the head
+// forms it from that of the logits, and leaves its own data gradient in the place of its raw output, which nobody reads any more.
+Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1, bool recomputes = false);
 
 }  // namespace dipengine

@@ -69,8 +69,8 @@ Traffic traffic(const Graph& g, const Step& step) {
     case StepKind::image_backward: t = {{g.image, g.d_image}, {g.d_logits}}; break;
     case StepKind::backward:
       for (const auto& part : unit->parts) t.reads.push_back(node(part.node).raw_again);
-      if (unit->node < 0) t.reads.push_back(g.d_logits);
-      else t.reads.insert(t.reads.end(), {node(unit->node).raw, node(unit->node).gradient});
+      if (unit->node >= 0) t.reads.push_back(node(unit->node).raw);
+      t.reads.push_back(unit->node < 0 || step.unit == g.forms ? g.d_logits : node(unit->node).gradient);
       if (unit->wide_weight >= 0) t.reads.push_back(unit->wide_weight);
       t.writes = {unit->wide_gradient};
       for (const auto& part : unit->parts) {
@@ -92,10 +92,10 @@ Traffic traffic(const Graph& g, const Step& step) {
 // An iteration's steps over memory of the test's own, which can be filled with NaN.
 class BarePlan {
  public:
-  // `apart`: every buffer has a place for itself all the time. `remakes_z`: as a CUDA device does, for a look at the graph alone.
-  BarePlan(const FitProblem& problem, bool apart, bool remakes_z = false)
+  // `apart`: every buffer has a place for itself all the time.
+  BarePlan(const FitProblem& problem, bool apart)
       : params_(problem.params),
-        graph_(dipengine::make_graph(params_, 1, remakes_z)),
+        graph_(dipengine::make_graph(params_)),
         layout_(params_, graph_),
         plan_(params_, graph_, layout_) {
     slots_ = graph_.arena.add_permanent(layout_.bytes());
@@ -115,7 +115,6 @@ class BarePlan {
 
   size_t bytes() const { return graph_.arena.bytes(); }
   size_t slot_bytes() const { return layout_.bytes(); }
-  const Graph& graph() const { return graph_; }
   dipengine::Slot slot() { return {layout_, memory_.get() + graph_.arena.offset(slots_)}; }
 
   // NaN in everything but the slot.
@@ -196,11 +195,13 @@ TEST(arena_without_buffers_is_empty) {
 TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
   std::vector<std::pair<FitProblem, bool>> cases;
   for (const FitProblem& problem : check::every_task_and_precision()) {
-    for (const bool remakes_z : {false, true}) cases.emplace_back(problem, remakes_z);
+    for (const bool recomputes : {false, true}) cases.emplace_back(problem, recomputes);  // as on a CPU, on a device
   }
-  for (const auto& [problem, remakes_z] : cases) {
-    BarePlan plan(problem, false, remakes_z);
-    const Graph& graph = plan.graph();
+  for (const auto& [problem, recomputes] : cases) {
+    Graph graph = dipengine::make_graph(problem.params, 1, recomputes);
+    std::vector<size_t> workspaces;
+    for (size_t i = 0; i < graph.steps.size(); ++i) workspaces.push_back(i * i % 5 * 700);
+    graph.pack(workspaces);
     Owners owners(graph.arena);
     std::vector<bool> read(graph.steps.size() * 64, false);
     for (const Step& step : graph.steps) {
@@ -215,9 +216,44 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
       }
     }
     CHECK(read[static_cast<size_t>(graph.logits)] && read[static_cast<size_t>(graph.d_logits)]);
-    CHECK(remakes_z == (graph.nodes[0].raw != graph.nodes[0].raw_again));
+    CHECK(recomputes == (graph.nodes[0].raw != graph.nodes[0].raw_again));
     CHECK(graph.steps.back().kind == StepKind::inspect && graph.judged > 0);
     CHECK(graph.arena.bytes() <= graph.arena.largest_sum() * 5 / 4);
+  }
+}
+
+// The outermost 1x1 unit forms the gradient behind it and writes over its own output: nobody else has either, or reads that output later.
+TEST(a_gradient_that_is_formed_is_nowhere_and_what_is_written_over_was_read_last) {
+  int formed = 0;
+  for (const FitProblem& problem : check::every_task_and_precision()) {
+    const Graph graph = dipengine::make_graph(problem.params, 1, true);
+    CHECK(dipengine::make_graph(problem.params).forms == -1 && (graph.forms >= 0) == (problem.params.generator.one_by_one_up != 0));
+    if (graph.forms < 0) continue;
+    ++formed;
+    const Unit& unit = graph.units[static_cast<size_t>(graph.forms)];
+    const dipengine::Node& out = graph.nodes[static_cast<size_t>(unit.node)];
+    CHECK(unit.name == "level0.point" && unit.parts.size() == 1 && out.gradient == -1);
+    CHECK(graph.nodes[static_cast<size_t>(unit.parts[0].node)].gradient == out.raw);
+    int without = 0, last = 0;
+    for (const dipengine::Node& node : graph.nodes) without += node.gradient < 0;
+    for (size_t i = 0; i < graph.steps.size(); ++i) {
+      const Step& step = graph.steps[i];
+      if (step.unit < 0) continue;
+      const Unit& of = graph.units[static_cast<size_t>(step.unit)];
+      bool reads = of.node == unit.node;
+      for (const auto& part : of.parts) reads = reads || part.node == unit.node;
+      if (reads) last = static_cast<int>(i);
+    }
+    CHECK(without == 2 && graph.steps[static_cast<size_t>(last)].name == "level0.point backward");
+  }
+  CHECK(formed > 0);
+  dipengine_fit_params params = check::small_params(DIPENGINE_BFLOAT16);
+  for (int which = 0; which < 3; ++which) {  // more channels than a block has, than a head has; a head behind a 3x3 unit
+    dipengine_fit_params other = params;
+    if (which == 0) other.generator.channels_up[0] = 129;
+    if (which == 1) other.generator.output_channels = 5;
+    if (which == 2) other.generator.one_by_one_up = 0;
+    CHECK(dipengine::make_graph(other, 1, true).forms == -1);
   }
 }
 

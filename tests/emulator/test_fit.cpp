@@ -1,8 +1,10 @@
 // Whole iterations on the emulated device: beside those of the CPU's plan from the same states, alone and in company, refilled,
 // saved, rolled back, stopped.
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <set>
 
 #include "emulator.h"
 #include "fit/fit.h"
@@ -345,6 +347,42 @@ TEST(fit_of_every_task_agrees_with_the_plan_on_a_cpu_and_has_its_bits_among_othe
     CHECK(company.state(1) == alone.state());
     no_faults();
   }
+}
+
+// The paper's network on the canvas of 15.4 megapixels; EMULATOR_PLANS in the environment lists what its memory is.
+TEST(fit_memory_of_fifteen_megapixels_is_what_a_gpu_is_to_hold) {
+  dipengine_fit_params p;
+  dipengine_fit_default_params(&p);
+  p.device = DIPENGINE_DEVICE_CUDA;
+  p.dtype = DIPENGINE_BFLOAT16;
+  p.height = 3904;
+  p.width = 3968;
+  std::unique_ptr<dipengine::Fit> fit;
+  CHECK(dipengine::Fit::make(p, false, &fit) == DIPENGINE_OK);
+  const dipengine::Graph& graph = fit->graph();
+  const double pixels = static_cast<double>(p.height * p.width);
+  CHECK(static_cast<double>(fit->arena_bytes()) <= 1.1e3 * pixels);  // 1.2 GB a megapixel are asked for
+  if (std::getenv("EMULATOR_PLANS") == nullptr) return;
+  std::vector<std::pair<std::string, int>> buffers{{"logits", graph.logits}, {"d_logits", graph.d_logits}};
+  for (const dipengine::Node& node : graph.nodes) {
+    buffers.insert(buffers.end(), {{node.name, node.raw}, {node.name + " again", node.raw_again}, {node.name + " gradient", node.gradient}});
+  }
+  for (const dipengine::Step& step : graph.steps) buffers.emplace_back("workspace", step.workspace);
+  const auto alive = [&](int buffer, size_t step) { return buffer >= 0 && graph.arena.alive(buffer, static_cast<int>(step)); };
+  for (size_t step = 0; step < graph.steps.size(); ++step) {
+    double sum = 0;
+    std::string list;
+    std::set<int> counted;
+    for (const auto& [name, buffer] : buffers) {
+      if (!alive(buffer, step) || !counted.insert(buffer).second) continue;
+      const double bytes = static_cast<double>(graph.arena.size(buffer)) / pixels;
+      sum += bytes;
+      list += ", " + name + " " + std::to_string(bytes);
+    }
+    std::printf("%s: %.1f bytes a pixel beside the slot%s\n", graph.steps[step].name.c_str(), sum, list.c_str());
+  }
+  std::printf("in all %.1f bytes a pixel, at least %.1f\n", static_cast<double>(fit->arena_bytes()) / pixels,
+              static_cast<double>(graph.arena.largest_sum()) / pixels);
 }
 
 TEST(fit_on_a_device_refuses_what_no_device_takes) {

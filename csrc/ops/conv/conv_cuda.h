@@ -36,13 +36,32 @@ typedef struct dipengine_conv_cuda_source {
   int64_t x_fit_stride;
   dipengine_affine_cuda inner, outer;
   float slope; /* of the leaky ReLU behind inner; 1: none */
-  /* data gradient only; d_x NULL: not wanted. sum and product as in ops/conv.h, of the values as stored */
+  /* data gradient only. sum and product as in ops/conv.h, of the values as stored; d_x NULL: these alone, or nothing */
   dipengine_pixels d_x; /* as x */
   int64_t d_x_fit_stride;
   int32_t accumulate;
+  int32_t over_raw;     /* d_x is the params' raw and takes its place: with a head, up to DIPENGINE_CONV_CUDA_OVER_RAW channels */
   const float* centre;  /* [fits, channels], or NULL: zero */
   float *sum, *product; /* [fits, channels], both or none */
 } dipengine_conv_cuda_source;
+
+enum {
+  DIPENGINE_CONV_CUDA_OVER_RAW = 128, /* most channels of a d_x that takes raw's place: those of one block */
+  DIPENGINE_CONV_CUDA_HEAD = 4        /* most channels of a head */
+};
+
+/* The only reader of a raw of kernel 1, stride 1 and pad 0: another 1x1 convolution, of few channels, behind a norm and a leaky
+ * ReLU. Its share g of the backward pass is formed from its own gradient h rather than stored,
+ *
+ *   g = leaky_relu'(inner(raw)) * W h,
+ *
+ * W and h rounded as operands of a product and g as an image: what its data gradient would have stored. */
+typedef struct dipengine_conv_cuda_head {
+  const float* weight; /* [channels of raw, channels of h] of a fit; NULL: no head */
+  int32_t channels;    /* of h: 1 to DIPENGINE_CONV_CUDA_HEAD */
+  float slope;
+  dipengine_affine_cuda inner; /* [fits, channels of raw] */
+} dipengine_conv_cuda_head;
 
 typedef struct dipengine_conv_cuda_params {
   size_t struct_size;
@@ -77,7 +96,8 @@ typedef struct dipengine_conv_cuda_params {
   int32_t gradient_dtype;                                   /* as raw_dtype */
   const float *gradient_scale, *raw_scale, *gradient_shift; /* A, B, C [fits, channels], or all NULL: d_raw = gradient */
   float* d_weight;                                          /* as weight */
-  float* d_bias;                                            /* as bias; optional */
+  float* d_bias;                                            /* as bias; optional, none with a head */
+  dipengine_conv_cuda_head head;                            /* with A, B, C; gradient is then its h, float32 */
 } dipengine_conv_cuda_params;
 
 /* Sizes depend on the layer, the number of fits and the device's shared memory. */

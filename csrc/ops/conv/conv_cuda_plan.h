@@ -128,6 +128,14 @@ DIPENGINE_HD constexpr int gradient_pitch(int element_bytes) {
   return element_bytes * kGradientChannels + gradient_margin(element_bytes);
 }
 
+// A head's numbers for the channels of 16 bytes (conv_gradient_cuda.h), and 16 bytes more against bank conflicts.
+DIPENGINE_HD constexpr int gradient_head_pitch(int element_bytes) {
+  return 16 * DIPENGINE_CONV_CUDA_HEAD + 128 / element_bytes + 16;
+}
+DIPENGINE_HD constexpr int gradient_head_bytes(int element_bytes) {
+  return kGradientChannels * element_bytes / 16 * gradient_head_pitch(element_bytes);
+}
+
 dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan);
 
 }  // namespace dipengine

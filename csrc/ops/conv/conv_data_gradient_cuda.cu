@@ -8,6 +8,8 @@
 // border run: each lane gives ldmatrix the row of its own pixel, or, where an entry does not apply to it, a row of zeros.
 // Weights come by cp.async through kStages stages. A block's warps leave their sums in the workspace; a second kernel adds
 // them in a fixed order. Nearest upsampling: 16 products a low-resolution pixel, against 36 at full resolution.
+//
+// A d_x that takes raw's place: a block has brought d_raw of its pixels, all channels of it, before it writes the first.
 #include "ops/conv/conv_data_gradient_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "platform/cuda/launch.h"
@@ -78,7 +80,7 @@ struct TileShape {
   int top, left, rows, columns, half;  // positions of d_raw; even columns first where the step is 2
 };
 
-template <typename Element, int threads>
+template <typename Element, typename Tile>
 DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int step, int64_t fit, int chunk,
                                  unsigned char* inputs) {
   const DataPlan& p = l.plan;
@@ -87,7 +89,18 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int st
   const int channel = chunk * p.chunk + kEach * group;
   if (group >= groups) return;
   const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.out_channels);
-  for (int at = cuda::thread_index() / (p.chunk / kEach); at <= t.rows * t.columns; at += threads / (p.chunk / kEach)) {
+  if (Tile::kChannels == HeadTile::kChannels && l.d_raw.head.weight != nullptr) {  // the tile's own pixels
+    const HeadFold<Element> head = load_head<Element>(l.d_raw, fit, channel, p.out_channels);
+    for (int at = cuda::thread_index() / (p.chunk / kEach); at <= Tile::kPixels; at += Tile::kThreads / (p.chunk / kEach)) {
+      const int y = t.top + at / kTileColumns, x = t.left + at % kTileColumns;
+      cuda::Bytes16 out{};
+      if (at < Tile::kPixels && y < p.out_height && x < p.out_width)
+        out = d_raw_of_head<Element>(l.d_raw, fold, head, fit, y, x, channel, p.out_channels);
+      cuda::store16(inputs + at * p.pitch + 16 * group, out);
+    }
+    return;
+  }
+  for (int at = cuda::thread_index() / (p.chunk / kEach); at <= t.rows * t.columns; at += Tile::kThreads / (p.chunk / kEach)) {
     const int row = at / t.columns, column = at % t.columns, y = t.top + row, x = t.left + column;
     const int place = row * t.columns + (step == 2 ? column % 2 * t.half + column / 2 : column);
     cuda::Bytes16 out{};  // the row behind the last is the one of zeros
@@ -115,7 +128,7 @@ DIPENGINE_DEVICE void load_channels(const typename Element::Stored* from, bool w
   for (int e = 0; e < each; ++e) to[e] = e < there ? Element::widen(from[e]) : 0.0f;
 }
 
-// Rounds `values` to what it stores.
+// Rounds `values` to what it stores; NULL: that alone.
 template <typename Element, int each>
 DIPENGINE_DEVICE void store_channels(typename Element::Stored* to, bool whole, int there, float (&values)[each]) {
   constexpr int kEach = Element::kEach;
@@ -125,6 +138,7 @@ DIPENGINE_DEVICE void store_channels(typename Element::Stored* to, bool whole, i
     stored[e] = Element::narrow(values[e]);
     values[e] = Element::widen(stored[e]);
   }
+  if (to == nullptr) return;
   if (each % kEach == 0 && whole) {
     DIPENGINE_UNROLL
     for (int e = 0; e < each; e += kEach) {
@@ -167,8 +181,9 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
     for (int m = 0; m < 2 * Tile::kProductsM; ++m) {
       const int y_at = (row + m) * p.phases + phase / p.phases;
       if (there <= 0 || x_at >= p.width || y_at >= p.height) continue;
-      Stored* const to = static_cast<Stored*>(l.d_x) + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride +
-                         x_at * l.d_x_pixel_stride + channel;
+      Stored* const to = l.d_x == nullptr ? nullptr
+                                          : static_cast<Stored*>(l.d_x) + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride +
+                                                x_at * l.d_x_pixel_stride + channel;
       const Stored* const from =
           static_cast<const Stored*>(l.x) + fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel;
       float x[kEach], old[kEach] = {}, value[kEach];
@@ -235,7 +250,7 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   pair = 0;
   for (int chunk = 0; chunk < p.chunks; ++chunk) {
     if (chunk > 0) cuda::sync_threads();  // all have read the chunk before
-    load_d_raw<Element, Tile::kThreads>(l, t, step, fit, chunk, inputs);
+    load_d_raw<Element, Tile>(l, t, step, fit, chunk, inputs);
     const int products = chunk_products(p, chunk, Element::kDepth), blocks = w.ys->count * w.xs->count * products;
     for (int block = 0; block < blocks; block += 2, ++pair) {
       cuda::copy_wait<kStages - 2>();
@@ -295,7 +310,8 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.d_x_fit_stride = single ? 0 : s.d_x_fit_stride;
   l.d_x_row_stride = s.d_x.row_stride;
   l.d_x_pixel_stride = s.d_x.pixel_stride;
-  l.aligned = in_sixteens(p.dtype, l.x_fit_stride, s.x) && in_sixteens(p.dtype, l.d_x_fit_stride, s.d_x);
+  l.aligned = in_sixteens(p.dtype, l.x_fit_stride, s.x) &&
+              (s.d_x.data == nullptr || in_sixteens(p.dtype, l.d_x_fit_stride, s.d_x));
   l.accumulate = s.accumulate;
   l.through_outer = s.outer.scale != nullptr;
   l.inner = s.inner;
@@ -313,6 +329,13 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   return launch_sums(sums, p.fits, p.stream);
 }
 
+// All that a block writes it alone has read: its own pixels, with all of their channels.
+bool may_take_raws_place(const Params& p, const dipengine_conv_cuda_source& s) {
+  return p.sources_count == 1 && p.kernel == 1 && p.stride == 1 && p.pad == 0 && s.channels <= DIPENGINE_CONV_CUDA_OVER_RAW &&
+         s.d_x.data == p.raw.data && s.d_x.row_stride == p.raw.row_stride && s.d_x.pixel_stride == p.raw.pixel_stride &&
+         s.d_x_fit_stride == p.raw_fit_stride && p.raw_dtype == p.dtype && !s.accumulate && p.head.weight != nullptr;
+}
+
 // Calls then(source, plan, y, x) for every source that wants its gradient.
 template <typename Then>
 dipengine_status for_sources(const Params* params, const char* op, const Then& then) {
@@ -320,8 +343,12 @@ dipengine_status for_sources(const Params* params, const char* op, const Then& t
   DIPENGINE_TRY(make_conv_plan(params, op, &forward));
   for (int i = 0; i < params->sources_count; ++i) {
     const dipengine_conv_cuda_source& s = params->sources[i];
-    if (s.d_x.data == nullptr) continue;
-    DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x of a source"));
+    if (s.d_x.data == nullptr && s.sum == nullptr) continue;
+    DIPENGINE_REQUIRE(s.d_x.data != nullptr || !s.accumulate, "%s adds to the d_x of source %d, which it was not given.", op, i);
+    if (s.d_x.data != nullptr) DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x of a source"));
+    DIPENGINE_REQUIRE(!s.over_raw || may_take_raws_place(*params, s),
+                      "%s writes the d_x of one source of up to %d channels over raw, with a head, and adds nothing there.", op,
+                      DIPENGINE_CONV_CUDA_OVER_RAW);
     DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
                       i);
     DataPlan plan;

@@ -13,6 +13,11 @@
 
 namespace dipengine {
 
+// Behind a head. A narrower tile would have fewer blocks a multiprocessor for the registers of the head's numbers, and a gradient
+// that takes raw's place has all its channels in one block.
+using HeadTile = WideTile;
+static_assert(HeadTile::kChannels == DIPENGINE_CONV_CUDA_OVER_RAW, "one block");
+
 struct DataPlan {
   TileKind kind;
   int32_t phases, height, width, channels;  // of the source; phases per axis: the convolution's stride

@@ -37,7 +37,9 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
   // As in the forward pass: narrower where few blocks would come of it, by the layer's shape alone.
   const int64_t tiles = static_cast<int64_t>((grid_height + 15) / 16) * ((grid_width + 7) / 8) * p.stride * p.stride;
   const auto few = [&](int channels) { return tiles * ((s.channels + channels - 1) / channels) < 64; };
-  if (s.channels > 64 && !few(128))
+  if (p.head.weight != nullptr)
+    set_tile<HeadTile>(plan, TileKind::wide);
+  else if (s.channels > 64 && !few(128))
     set_tile<WideTile>(plan, TileKind::wide);
   else if (s.channels > 32 && !(s.channels > 64 && few(64)))
     set_tile<MiddleTile>(plan, TileKind::middle);

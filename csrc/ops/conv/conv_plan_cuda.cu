@@ -204,7 +204,8 @@ dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* par
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   for (int chunk : {64, 32, 16}) {
     plan->shared_bytes = set_chunks(*params, plan, chunk, shape) +
-                         static_cast<size_t>(kGradientOffsets + plan->tile_rows * kTileColumns * gradient_pitch(shape.bytes));
+                         static_cast<size_t>(kGradientOffsets + plan->tile_rows * kTileColumns * gradient_pitch(shape.bytes)) +
+                         static_cast<size_t>(params->head.weight != nullptr ? gradient_head_bytes(shape.bytes) : 0);
     if (plan->shared_bytes <= limit) return DIPENGINE_OK;
   }
   return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,

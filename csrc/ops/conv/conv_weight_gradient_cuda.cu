@@ -39,23 +39,28 @@ DIPENGINE_HD int64_t part_rows(const ConvPlan& p, const SourcePlan& s) {
   return static_cast<int64_t>(p.phases) * p.phases * s.taps * s.taps * s.channels;
 }
 
-// d_raw of the tile's pixels and of 64 output channels; zeros outside of the image.
+// d_raw of the tile's pixels and of 64 output channels; zeros outside of the image. `heads`: a head's numbers, or NULL.
 template <typename Element>
-DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, int64_t fit, int tile_row, int tile_column, int phase,
-                                    int first_channel, unsigned char* to) {
+DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, const unsigned char* heads, int64_t fit, int tile_row,
+                                    int tile_column, int phase, int first_channel, unsigned char* to) {
   const ConvPlan& p = l.plan;
   constexpr int kGroups = kGradientChannels / Element::kEach;
   const int group = cuda::thread_index() % kGroups, channel = first_channel + Element::kEach * group;
   const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.channels);
-  for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
-    const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
-    cuda::Bytes16 out{};
-    if (row < p.grid_height && column < p.grid_width) {
-      out = d_raw_of<Element>(l.d_raw, fold, fit, row * p.phases + phase / p.phases, column * p.phases + phase % p.phases,
-                              channel, p.channels);
+  const auto load = [&](const auto& d_raw) {
+    for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
+      const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
+      cuda::Bytes16 out{};
+      if (row < p.grid_height && column < p.grid_width)
+        out = d_raw(row * p.phases + phase / p.phases, column * p.phases + phase % p.phases);
+      cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
     }
-    cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
+  };
+  if (heads != nullptr) {
+    const HeadFold<Element> head = kept_head<Element>(heads + group * gradient_head_pitch(Element::kBytes));
+    return load([&](int y, int x) { return d_raw_of_head<Element>(l.d_raw, fold, head, fit, y, x, channel, p.channels); });
   }
+  load([&](int y, int x) { return d_raw_of<Element>(l.d_raw, fold, fit, y, x, channel, p.channels); });
 }
 
 // Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:
@@ -143,19 +148,26 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
     offsets[cuda::thread_index()] = gathered ? 0 : tap_offset(s, tap / s.taps, tap % s.taps);
   }
   float sums[taps][4][4] = {};
+  // A head is behind kernel 1 alone. Its numbers are in shared memory for all the tiles: in registers they would be many.
+  unsigned char* const heads = taps == 1 && l.d_raw.head.weight != nullptr ? inputs + s.rows * s.columns * s.pitch : nullptr;
+  if (heads != nullptr && cuda::thread_index() < kGradientChannels / Element::kEach) {
+    const int channel = channel_tile * kGradientChannels + Element::kEach * cuda::thread_index();
+    keep_head(load_head<Element>(l.d_raw, fit, channel, p.channels),
+              heads + cuda::thread_index() * gradient_head_pitch(Element::kBytes));
+  }
   const int tiles = p.tiles_y * p.tiles_x, each = (tiles + l.splits - 1) / l.splits;
   const int begin = cuda::block_x() * each, end = begin + each < tiles ? begin + each : tiles;
   for (int tile = begin; tile < end; ++tile) {
     const int tile_row = tile / p.tiles_x * gradient_tile_rows(Element::kBytes), tile_column = tile % p.tiles_x * kTileColumns;
     const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
-    if (tile > begin) cuda::sync_threads();  // all have read the tile before
+    if (tile > begin || heads != nullptr) cuda::sync_threads();  // all have read the tile before; a head has come
     if (gathered) {
       load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
                                                                          inputs);
     } else {
       load_tile<Element, kThreads, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
     }
-    load_gradient<Element>(l, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
+    load_gradient<Element>(l, heads, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
     cuda::sync_threads();
     for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
       uint32_t b[4][2];
