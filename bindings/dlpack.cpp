@@ -129,7 +129,10 @@ void Tensor::take_capsule(py::handle object, Access access, const Place& place) 
         static_cast<const DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
     if (managed->version.major != DLPACK_MAJOR_VERSION) refuse("comes in a DLPack version other than 1");
     if (access == Access::write && (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY)) refuse("is read-only");
-    if (access == Access::write && (managed->flags & DLPACK_FLAG_BITMASK_IS_COPIED)) refuse("would be written as a copy");
+    if (managed->flags & DLPACK_FLAG_BITMASK_IS_COPIED) {
+      if (access == Access::write) refuse("would be written as a copy");
+      if (capsule_.ptr() != object.ptr()) refuse("is handed out as a copy, which would be gone before it is read");
+    }
     tensor_ = managed->dl_tensor;
   } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
     tensor_ = static_cast<const DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))->dl_tensor;

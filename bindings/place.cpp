@@ -48,13 +48,22 @@ uintptr_t current_stream(py::handle object, DLDevice device) {
 }
 
 uintptr_t number_of(py::handle stream) {
-  for (const char* attribute : {"cuda_stream", "ptr"}) {
-    if (py::hasattr(stream, attribute)) return stream.attr(attribute).cast<uintptr_t>();
+  py::object number = py::reinterpret_borrow<py::object>(stream);
+  if (py::hasattr(stream, "cuda_stream")) {
+    number = stream.attr("cuda_stream");
+  } else if (py::hasattr(stream, "ptr")) {
+    number = stream.attr("ptr");
+  } else if (py::hasattr(stream, "__cuda_stream__")) {
+    const py::object said = stream.attr("__cuda_stream__")();  // version and stream
+    if (PyTuple_Check(said.ptr()) && PyTuple_GET_SIZE(said.ptr()) == 2) number = py::reinterpret_borrow<py::tuple>(said)[1];
   }
-  if (!py::isinstance<py::int_>(stream)) {
-    raise("InputError", "'stream' is neither a number nor a stream of PyTorch or CuPy; give one of them, or None.");
+  const uintptr_t value = PyLong_Check(number.ptr()) ? PyLong_AsSize_t(number.ptr()) : static_cast<uintptr_t>(-1);
+  if (value == static_cast<uintptr_t>(-1)) {  // what PyLong_AsSize_t gives for numbers that it cannot hold
+    PyErr_Clear();
+    raise("InputError",
+          "'stream' is neither a cudaStream_t as a number nor a stream of PyTorch, CuPy or CUDA Python; give one of them, or None.");
   }
-  return stream.cast<uintptr_t>();
+  return value;
 }
 
 }  // namespace
@@ -68,11 +77,12 @@ Place::Place(py::handle first, const char* name, py::handle stream) {
   if (!is_cuda(device.device_type)) {
     raise("DeviceError", "The tensor '%s' is on a device that is neither a CPU nor CUDA; move it to one of them.", name);
   }
-  check(dipengine::cuda::enter_device(device.device_id, &before_));
-  cuda_ = true;
-  device_ = device.device_id;
   const uintptr_t number = stream.is_none() ? current_stream(first, device) : number_of(stream);
   stream_ = number == 0 ? kDefaultStream : number;
+  device_ = device.device_id;
+  // The last that can fail: what throws from here is not destroyed, and the device would stay the current one.
+  check(dipengine::cuda::enter_device(device_, &before_));
+  cuda_ = true;
 }
 
 Place::~Place() {
@@ -86,8 +96,10 @@ DeviceMemory::DeviceMemory(py::handle workspace, size_t bytes, const Place& plac
   }
   tensor_ = workspace(bytes);
   const Tensor tensor(tensor_, "workspace", Access::write, place);
-  if (tensor.dtype() != DIPENGINE_UINT8 || !tensor.contiguous_from(0) || static_cast<size_t>(tensor.count()) < bytes) {
-    raise("InputError", "The workspace must be %zu bytes, a contiguous uint8 tensor; the function gave another.", bytes);
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0;
+  if (tensor.dtype() != DIPENGINE_UINT8 || !tensor.contiguous_from(0) || static_cast<size_t>(tensor.count()) < bytes || !aligned) {
+    raise("InputError", "The workspace must be %zu bytes, a contiguous uint8 tensor at a multiple of 16; the function gave another.",
+          bytes);
   }
   data_ = tensor.data();
 }
