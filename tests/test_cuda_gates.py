@@ -34,6 +34,7 @@ REGISTERS = {
     "conv_weight_sum_kernel": 64,
     "conv_widen_kernel": 64,
     "conv_narrow_kernel": 64,
+    "census_kernel": 64,
     "turn_begin_kernel": 64,
     "turn_judge_kernel": 64,
     "turn_end_kernel": 72,
