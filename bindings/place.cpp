@@ -13,20 +13,23 @@ constexpr uintptr_t kDefaultStream = 1;  // cudaStreamLegacy
 bool is_cuda(int32_t type) { return type == kDLCUDA || type == kDLCUDAManaged; }
 
 // The device of an array that says so, or of its memory.
-DLDevice device_of(py::handle object) {
+DLDevice device_of(py::handle object, const char* name) {
   if (const DLPackExchangeAPI* exchange = exchange_of(Py_TYPE(object.ptr()))) {
     DLTensor tensor;
     if (exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
     return tensor.device;
   }
   if (py::hasattr(object, "__dlpack_device__")) {
-    const auto said = object.attr("__dlpack_device__")().cast<py::tuple>();
-    return {static_cast<DLDeviceType>(said[0].cast<int>()), said[1].cast<int>()};
+    return answer_of(name, "__dlpack_device__", [&]() -> DLDevice {
+      const auto said = object.attr("__dlpack_device__")().cast<py::tuple>();
+      return {static_cast<DLDeviceType>(said[0].cast<int>()), said[1].cast<int>()};
+    });
   }
   if (!PyCapsule_CheckExact(object.ptr()) && py::hasattr(object, "__cuda_array_interface__")) {
-    const auto data = object.attr("__cuda_array_interface__")["data"].cast<py::tuple>();
-    int device = 0;
-    const auto address = data[0].cast<uintptr_t>();  // 0: an empty array, which lives anywhere
+    const auto address = answer_of(name, "__cuda_array_interface__", [&] {
+      return object.attr("__cuda_array_interface__")["data"].cast<py::tuple>()[0].cast<uintptr_t>();
+    });
+    int device = 0;  // of an empty array, which lives anywhere
     if (address != 0) check(dipengine::cuda::device_of(reinterpret_cast<const void*>(address), &device));
     return {kDLCUDA, device};
   }
@@ -69,7 +72,7 @@ uintptr_t number_of(py::handle stream) {
 }  // namespace
 
 Place::Place(py::handle first, const char* name, py::handle stream) {
-  const DLDevice device = device_of(first);
+  const DLDevice device = device_of(first, name);
   if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) {
     if (!stream.is_none()) raise("InputError", "A stream was given, but the tensor '%s' is in CPU memory; leave it out.", name);
     return;

@@ -144,6 +144,31 @@ def test_a_stream_that_is_none_is_refused_and_the_device_is_left_as_it_was(modul
 
 
 @emulated
+@pytest.mark.parametrize("change", [{"data": None}, {"data": ("x", False)}, {"typestr": 5}, {"shape": "abc"}, {"stream": -1}, {"stream": "x"}])
+def test_an_interface_that_does_not_keep_to_its_protocol_is_refused_in_a_sentence(module, memory, change):
+    class Odd(InterfaceArray):
+        @property
+        def __cuda_array_interface__(self):
+            return super().__cuda_array_interface__ | change
+
+    for which in ("image", "out"):
+        call = Call(memory, InterfaceArray)
+        setattr(call, which, Odd(memory, getattr(call, which).numpy))
+        with pytest.raises(InputError, match=f"'{which}' has a __cuda_array_interface__ that does not keep to its protocol"):
+            call.run(module)
+        memory.happened()
+
+
+@emulated
+@pytest.mark.parametrize("said", [None, (2,), "x", (2, "0"), (2, 1 << 40)])
+def test_a_dlpack_device_that_is_none_is_refused_in_a_sentence(module, memory, said):
+    call = Call(memory)
+    call.image = type("Odd", (DlpackArray,), {"__dlpack_device__": lambda self: said})(memory, call.values)
+    with pytest.raises(InputError, match="'image' has a __dlpack_device__ that does not keep to its protocol"):
+        call.run(module)
+
+
+@emulated
 def test_workspace_of_another_alignment_is_refused(module, memory):
     steps, settings = np.zeros(1, np.int64), {"learning_rate": np.array([0.1])}
     arrays = [[DlpackArray(memory, numbers(i, 1, 8))] for i in range(4)]
