@@ -1,6 +1,6 @@
 """Every launch of an iteration on the CUDA kernels against what an H200 could do: a computed table, in which nothing was measured.
 
-    python bench/roofline_cuda.py [--sizes 256 512] [--upsample nearest|bilinear] [--dtype bf16|float32] [--build FOLDER]
+    python bench/roofline_cuda.py [--sizes 256 512] [--upsample nearest bilinear] [--dtype bf16 float32] [--build FOLDER]
                                    [--json FILE] [--markdown FILE]
 
 Launches, products and bytes come from the kernels' own code (cuda_launches.py), registers and static shared memory from nvcc for sm_90.
@@ -40,6 +40,7 @@ from dipengine.bench.operations import Layer, layers_of  # noqa: E402
 from dipengine.generators.architecture import Hourglass  # noqa: E402
 
 OPERATIONS = {BFLOAT16: 2 * 16 * 8 * 16, FLOAT32: 2 * 16 * 8 * 8}  # of a product
+PEAKS = {"bf16": 989, "float32": 494}  # TFLOP/s of dense products, float32 as tf32
 
 
 @dataclass(frozen=True)
@@ -102,55 +103,82 @@ def table(rows: list[dict], machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def summary(size: int, rows: list[dict], machine: Machine) -> str:
+def summary(name: str, rows: list[dict], machine: Machine) -> str:
     products = [r for r in rows if r["operations"]]
     below = [r for r in products if r["waves"] < 1]
     layers = sorted({r["layer"] for r in below}, key=[r["layer"] for r in rows].index)
-    return (f"{size}x{size}: {len(rows)} launches, {sum(r['operations'] for r in rows) / 1e9:.1f} GFLOP of products, "
+    return (f"{name}: {len(rows)} launches, {sum(r['operations'] for r in rows) / 1e9:.1f} GFLOP of products, "
             f"{sum(r['bytes'] for r in rows) / 1e6:.0f} MB; floors add up to {sum(r['floor_us'] for r in rows):.0f} us, "
             f"{sum(r['spread_us'] for r in rows):.0f} us with the operations on the multiprocessors that have a block. "
             f"{len(below)} of {len(products)} launches with products are below one wave, in {', '.join(layers) or 'no layer'}.")
 
 
+def compact(rows: list[dict]) -> dict[str, list]:
+    """The same with each name once."""
+    columns = list(rows[0])
+    values = ([round(value, 4) if isinstance(value, float) else value for value in row.values()] for row in rows)
+    return {"columns": columns, "rows": list(values)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and what it is assumed to run on."""
+
+    upsample: str
+    dtype: str
+    machine: Machine
+    peak: float
+
+    @property
+    def architecture(self) -> Hourglass:
+        return Hourglass(upsample=(self.upsample,) * 5)
+
+    def rows(self, device: SampledDevice, usage: dict[str, dict[str, int]], size: int) -> list[dict]:
+        dtype = BFLOAT16 if self.dtype == "bf16" else FLOAT32
+        layers = {layer.name: layer for layer in layers_of(self.architecture, size, size)}
+        launches = iteration(device, self.architecture, size, size, dtype)
+        return [row(launch, usage[launch.kernel], self.machine, dtype, layers) for launch in launches]
+
+    def assumed(self, share: float) -> str:
+        return (f"Computed, not measured: {self.upsample} upsampling, {self.dtype}; assumed {self.machine.bandwidth / 1e12:g} TB/s and "
+                f"{self.peak:g} TFLOP/s, of which mma.sync {share:.0%}; {self.machine.multiprocessors} multiprocessors.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--upsample", choices=("nearest", "bilinear"), default="nearest")
-    parser.add_argument("--dtype", choices=("bf16", "float32"), default="bf16")
+    parser.add_argument("--upsample", choices=("nearest", "bilinear"), nargs="+", default=["nearest", "bilinear"])
+    parser.add_argument("--dtype", choices=tuple(PEAKS), nargs="+", default=list(PEAKS))
     parser.add_argument("--bandwidth", type=float, default=4.8, help="TB/s")
-    parser.add_argument("--peak", type=float, help="TFLOP/s of dense products; 989 for bf16, 494 for float32 (tf32)")
     parser.add_argument("--mma-share", type=float, default=0.62, help="of the peak that mma.sync reaches")
     parser.add_argument("--build", type=Path, help="folder to build the emulated device in; a temporary one")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    dtype = BFLOAT16 if options.dtype == "bf16" else FLOAT32
-    peak = options.peak or (989 if dtype == BFLOAT16 else 494)
-    machine = Machine(options.bandwidth * 1e12, peak * 1e12 * options.mma_share)
-    architecture = Hourglass(upsample=(options.upsample,) * 5)
-    assumed = (f"Computed, not measured: {options.upsample} upsampling, {options.dtype}; assumed {options.bandwidth:g} TB/s and "
-               f"{peak:g} TFLOP/s, of which mma.sync {options.mma_share:.0%}; {machine.multiprocessors} multiprocessors.")
-    found: dict[str, list[dict]] = {}
+    cases = [Case(upsample, dtype, Machine(options.bandwidth * 1e12, PEAKS[dtype] * 1e12 * options.mma_share), PEAKS[dtype])
+             for dtype in options.dtype for upsample in options.upsample]
+    summaries, tables, found = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         usage = {name: use for (name, _), use in compile_kernels(Path(folder), (90,)).items()}
-        largest = max(options.sizes)
-        device = SampledDevice(build(options.build or Path(folder) / "emulator"), machine.block_shared, max(largest**2 * 128 * 4, 1 << 26))
-        for size in options.sizes:
-            layers = {layer.name: layer for layer in layers_of(architecture, size, size)}
-            launches = iteration(device, architecture, size, size, dtype)
-            found[str(size)] = [row(launch, usage[launch.kernel], machine, dtype, layers) for launch in launches]
-    parts = [assumed]
-    for size, rows in found.items():
-        parts += [summary(int(size), rows, machine), table(rows, machine)]
-    print("\n\n".join(parts))
+        memory = max(max(options.sizes) ** 2 * 128 * 4, 1 << 26)
+        device = SampledDevice(build(options.build or Path(folder) / "emulator"), cases[0].machine.block_shared, memory)
+        for case in cases:
+            launches = {}
+            for size in options.sizes:
+                name = f"{size}x{size}, {case.upsample}, {case.dtype}"
+                rows = case.rows(device, usage, size)
+                summaries.append("- " + summary(name, rows, case.machine))
+                tables += [f"## {name}", case.assumed(options.mma_share), table(rows, case.machine)]
+                launches[str(size)] = compact(rows)
+            found.append({"upsample": case.upsample, "dtype": case.dtype, "peak_tflops": case.peak, "assumed": asdict(case.machine),
+                          "launches": launches})
+    print("\n".join(summaries), "\n\n".join(tables), sep="\n\n")
     if options.markdown:
-        title = "# Roofline of the CUDA kernels\n\nWhat the columns are: `bench/roofline_cuda.py`."
-        options.markdown.write_text("\n\n".join([title, *parts]) + "\n")
+        title = "# Roofline of the CUDA kernels\n\nComputed, nothing measured. What the columns are: `bench/roofline_cuda.py`."
+        options.markdown.write_text("\n\n".join([title, "\n".join(summaries), *tables]) + "\n")
     if options.json:
-        compiler = run("nvcc", "--version").splitlines()[3]
-        assumptions = asdict(machine) | {"peak_tflops": peak, "mma_share": options.mma_share}
-        report = {"measured": False, "assumed": assumptions, "upsample": options.upsample, "dtype": options.dtype, "compiler": compiler}
-        options.json.write_text(json.dumps(report | {"launches": found}, separators=(",", ":")) + "\n")
+        report = {"measured": False, "mma_share": options.mma_share, "compiler": run("nvcc", "--version").splitlines()[3], "networks": found}
+        options.json.write_text(json.dumps(report, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,73 +1,42 @@
 // Blur by a known kernel, and its transpose.
 #include "ops/blur/blur.h"
 
-#include <type_traits>
-
+#include "image_op.h"
 #include "ops/blur/blur_cuda.h"
-#include "pixels.h"
 
 namespace dipengine_python {
 namespace {
 
-// What a call is given: `large` is the image or its gradient, `small` the output or its gradient.
-struct Given {
-  py::handle large, small;
-  const char *large_name, *small_name;
-  Access large_access, small_access;
-  py::handle kernel;
-};
+using Cpu = dipengine_blur_params;
+using Cuda = dipengine_blur_cuda_params;
 
-template <typename Params>
-void set(Params& p, const ImageOp<Params>& op, const Given& given, const Tensor& small, const Place& place) {
-  using Weight = std::remove_const_t<std::remove_pointer_t<decltype(p.kernel)>>;
-  const Tensor kernel(given.kernel, "kernel", Access::read, place);
-  p.*op.small = pixels_of(small);
-  p.height = small.size(0);
-  p.width = small.size(1);
-  p.channels = small.size(2);
-  if (kernel.dims() != 2) raise("InputError", "The kernel has %d axes; give [height, width].", kernel.dims());
-  p.kernel_height = kernel.size(0);
-  p.kernel_width = kernel.size(1);
-  constexpr dipengine_dtype dtype = std::is_same_v<Weight, double> ? DIPENGINE_FLOAT64 : DIPENGINE_FLOAT32;
-  p.kernel = static_cast<const Weight*>(kernel.flat(kernel.count(), dtype));
-  p.*op.large = pixels_of(given.large, given.large_name, given.large_access, small.dtype(), p.height + p.kernel_height - 1,
-                          p.width + p.kernel_width - 1, p.channels, place);
-}
-
-using Cpu = ImageOp<dipengine_blur_params>;
-using Cuda = ImageOp<dipengine_blur_cuda_params>;
-
-void run(const Given& given, const Cpu& on_cpu, const Cuda& on_device, py::handle workspace, py::handle pool, py::handle stream) {
-  const Place place(given.small, given.small_name, stream);
-  const Tensor small(given.small, given.small_name, given.small_access, place);
-  if (place.cuda()) {
-    check_float32(small);
-    dipengine_blur_cuda_params p{};
-    p.fits = 1;
-    set(p, on_device, given, small, place);
-    call_on(place, on_device.run, p);
-    return;
-  }
-  dipengine_blur_params p{};
-  p.struct_size = sizeof(p);
-  p.pool = pool_of(pool);
-  p.dtype = small.dtype();
-  set(p, on_cpu, given, small, place);
-  call_in(workspace, dipengine_blur_workspace, on_cpu.run, p);
+void run(const ImageOps<Cpu, Cuda>& ops, const Images& images, py::handle kernel_object, const Surroundings& around) {
+  const auto set = [&](auto& p, const auto& op, const Tensor& small, const Place& place) {
+    p.*op.small = pixels_of(small);
+    p.height = small.size(0);
+    p.width = small.size(1);
+    p.channels = small.size(2);
+    const Tensor kernel(kernel_object, "kernel", Access::read, place);
+    if (kernel.dims() != 2) raise("InputError", "The kernel has %d axes; give [height, width].", kernel.dims());
+    p.kernel_height = kernel.size(0);
+    p.kernel_width = kernel.size(1);
+    p.kernel = weights_of<std::remove_const_t<std::remove_pointer_t<decltype(p.kernel)>>>(kernel);
+    p.*op.large = pixels_of(images.large, images.large_name, images.large_access, small.dtype(), p.height + p.kernel_height - 1,
+                            p.width + p.kernel_width - 1, p.channels, place);
+  };
+  run_image_op(ops, images.small, images.small_name, images.small_access, around, set);
 }
 
 void blur(py::handle image, py::handle kernel, py::handle out, py::handle workspace, py::handle pool, py::handle stream) {
-  run({image, out, "image", "out", Access::read, Access::write, kernel},
-      {&dipengine_blur_params::image, &dipengine_blur_params::out, dipengine_blur},
-      {&dipengine_blur_cuda_params::image, &dipengine_blur_cuda_params::out, dipengine_blur_cuda}, workspace, pool, stream);
+  run({{&Cpu::image, &Cpu::out, dipengine_blur, dipengine_blur_workspace}, {&Cuda::image, &Cuda::out, dipengine_blur_cuda, nullptr}},
+      Images::forward(image, out), kernel, {workspace, pool, stream});
 }
 
 void blur_backward(py::handle d_out, py::handle kernel, py::handle d_image, py::handle workspace, py::handle pool,
                    py::handle stream) {
-  run({d_image, d_out, "d_image", "d_out", Access::write, Access::read, kernel},
-      {&dipengine_blur_params::d_image, &dipengine_blur_params::d_out, dipengine_blur_backward},
-      {&dipengine_blur_cuda_params::d_image, &dipengine_blur_cuda_params::d_out, dipengine_blur_cuda_backward}, workspace, pool,
-      stream);
+  run({{&Cpu::d_image, &Cpu::d_out, dipengine_blur_backward, dipengine_blur_workspace},
+       {&Cuda::d_image, &Cuda::d_out, dipengine_blur_cuda_backward, nullptr}},
+      Images::backward(d_out, d_image), kernel, {workspace, pool, stream});
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ Tensor::Tensor(py::handle object, const char* name, Access access, const Place& 
       raise("InputError", "The tensor '%s' requires grad, so it cannot be written in place; detach it.", name_);
     }
   } else if (place.cuda() && !PyCapsule_CheckExact(object.ptr()) && !py::hasattr(object, "__dlpack__")) {
-    take_interface(object, access, place);
+    answer_of(name_, "__cuda_array_interface__", [&] { take_interface(object, access, place); });
   } else {
     take_capsule(object, access, place);
   }
@@ -111,7 +111,8 @@ void Tensor::take_capsule(py::handle object, Access access, const Place& place) 
     if (place.cuda()) {
       // A tensor in CPU memory is refused here: some libraries would refuse the stream instead.
       if (py::hasattr(object, "__dlpack_device__")) {
-        if (!is_cuda(object.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>())) refuse_place(place);
+        const auto kind = [&] { return object.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>(); };
+        if (!is_cuda(answer_of(name_, "__dlpack_device__", kind))) refuse_place(place);
       }
       arguments["stream"] = place.stream_number();
     }
@@ -129,7 +130,10 @@ void Tensor::take_capsule(py::handle object, Access access, const Place& place) 
         static_cast<const DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
     if (managed->version.major != DLPACK_MAJOR_VERSION) refuse("comes in a DLPack version other than 1");
     if (access == Access::write && (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY)) refuse("is read-only");
-    if (access == Access::write && (managed->flags & DLPACK_FLAG_BITMASK_IS_COPIED)) refuse("would be written as a copy");
+    if (managed->flags & DLPACK_FLAG_BITMASK_IS_COPIED) {
+      if (access == Access::write) refuse("would be written as a copy");
+      if (capsule_.ptr() != object.ptr()) refuse("is handed out as a copy, which would be gone before it is read");
+    }
     tensor_ = managed->dl_tensor;
   } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
     tensor_ = static_cast<const DLManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))->dl_tensor;

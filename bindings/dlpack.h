@@ -32,6 +32,20 @@ void call(dipengine_status (*op)(const Params*), const Params& params) {
 
 enum class Access { read, write };
 
+// What ask() finds out of a producer, whose answers may be anything: InputError where they are not what its protocol says.
+template <typename Ask>
+auto answer_of(const char* name, const char* protocol, const Ask& ask) {
+  try {
+    return ask();
+  } catch (const py::cast_error&) {
+  } catch (py::error_already_set& error) {
+    const bool answer = error.matches(PyExc_KeyError) || error.matches(PyExc_IndexError) || error.matches(PyExc_TypeError) ||
+                        error.matches(PyExc_OverflowError);
+    if (!answer) throw;
+  }
+  raise("InputError", "The tensor '%s' has a %s that does not keep to its protocol; give an array of another library.", name, protocol);
+}
+
 class Place;
 
 // The DLPack C exchange table of a type (PyTorch 2.10 and newer have one), or null.

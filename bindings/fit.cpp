@@ -9,7 +9,8 @@
 #include <vector>
 
 #include "dipengine/fit.h"
-#include "dlpack.h"
+#include "place.h"
+#include "platform/cuda/stream.h"
 
 namespace dipengine_python {
 namespace {
@@ -167,6 +168,7 @@ class Fit {
     depth_ = g.input_depth;
     parameters_ = dipengine_generator_parameters(&g);
     slots_ = s.params.slots;
+    if (s.params.device == DIPENGINE_DEVICE_CUDA) device_ = s.params.device_index;
   }
   ~Fit() { dipengine_fit_destroy(fit_); }
   Fit(const Fit&) = delete;
@@ -184,8 +186,8 @@ class Fit {
     const Size own{p.height, p.width}, fits{data_height_, data_width_};
     std::tie(p.data_height, p.data_width) = identity_ ? own : checked(data.value_or(fits));
     const int64_t count = p.data_height * p.data_width;
-    p.target = floats(target, "target", count * channels_);
-    p.mask = mask.is_none() ? nullptr : floats(mask, "mask", count);
+    p.target = image_of(target, "target", count * channels_, Access::read);
+    p.mask = mask.is_none() ? nullptr : image_of(mask, "mask", count, Access::read);
     p.code = code.is_none() ? nullptr : floats(code, "code", p.height * p.width * depth_);
     p.keep_weights = keep_weights;
     py::gil_scoped_release unlocked;
@@ -299,7 +301,23 @@ class Fit {
     p.struct_size = sizeof(p);
     check(dipengine_fit_get_progress(fit_, slot, &p));
     const int64_t pixels = p.height > 0 ? p.height * p.width : height_ * width_;  // never started: refused by the core
-    return floats(object, name, pixels * channels_, Access::write);
+    return image_of(object, name, pixels * channels_, Access::write);
+  }
+  // In the host's memory or, of a fit on a CUDA device, in that device's: there behind all that its library has queued.
+  float* image_of(py::handle object, const char* name, int64_t count, Access access) const {
+    const Place place(object, name, py::none());
+    if (!place.cuda()) return floats(object, name, count, access);
+    if (place.device() != device_) {
+      raise("DeviceError", "The tensor '%s' is on CUDA device %d and the fit %s; move it there.", name, place.device(),
+            device_ < 0 ? "in CPU memory" : ("on device " + std::to_string(device_)).c_str());
+    }
+    const Tensor tensor(object, name, access, place);
+    auto* const data = static_cast<float*>(tensor.flat(count, DIPENGINE_FLOAT32));
+    py::gil_scoped_release unlocked;
+    const dipengine_status status = dipengine::cuda::wait(place.stream());
+    py::gil_scoped_acquire locked;
+    check(status);
+    return data;
   }
   static float* floats(py::handle object, const char* name, int64_t count, Access access = Access::read) {
     return static_cast<float*>(Tensor(object, name, access).flat(count, DIPENGINE_FLOAT32));
@@ -312,6 +330,7 @@ class Fit {
   py::object pool_;  // outlives the fit
   dipengine_fit* fit_ = nullptr;
   int64_t height_ = 0, width_ = 0, data_height_ = 0, data_width_ = 0, channels_ = 0, depth_ = 0, parameters_ = 0, slots_ = 0;
+  int device_ = -1;  // of CUDA's
   bool identity_ = true;
 };
 

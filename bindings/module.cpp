@@ -5,6 +5,7 @@
 #include <string>
 
 #include "dlpack.h"
+#include "platform/cuda/device.h"
 
 namespace dipengine_python {
 namespace {
@@ -60,7 +61,11 @@ py::dict build_info() {
 
 }  // namespace
 
-dipengine_pool* pool_of(py::handle pool) { return pool.is_none() ? nullptr : pool.cast<Pool&>().get(); }
+dipengine_pool* pool_of(py::handle pool) {
+  if (pool.is_none()) return nullptr;
+  if (!py::isinstance<Pool>(pool)) raise("InputError", "'pool' is no Pool of this module; give one, or None.");
+  return pool.cast<Pool&>().get();
+}
 
 }  // namespace dipengine_python
 
@@ -74,6 +79,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info, "What the core was built from: version, ABI, compiler, instruction sets, CUDA.");
   module.def("cuda_devices", &cuda_devices,
              "(number of CUDA devices that the kernels could run on, what is missing where there are none).");
+  module.attr("CUDA_LEAST_CAPABILITY") = dipengine::cuda::kLeastCapability;
   module.def("cuda_memory", &cuda_memory, py::arg("device"), "(bytes of a device's memory that can be had, all of them).");
   module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
   module.def("cpu_has_isa", [](const std::string& name) { return dipengine_cpu_has_isa(name.c_str()) != 0; },

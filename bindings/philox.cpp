@@ -56,8 +56,8 @@ void perturb(py::handle z, float z_scale, float std, const std::vector<uint64_t>
   check_rows(code);
   check_rows(result);
   const auto fits = static_cast<int64_t>(seeds.size());
-  if (result.size(0) != fits || steps.size() != seeds.size() || (code.size(0) != fits && code.size(0) != 1)) {
-    raise("InputError", "perturb needs one seed, one step, one output and one code (or one code in all) per fit.");
+  if (fits < 1 || result.size(0) != fits || steps.size() != seeds.size() || (code.size(0) != fits && code.size(0) != 1)) {
+    raise("InputError", "perturb needs at least one fit, and a seed, a step, an output and a code (or one code in all) of each.");
   }
   if (place.cuda()) {
     dipengine_perturb_cuda_params params{};

@@ -63,21 +63,13 @@ inline dipengine_pixels pixels_of(py::handle object, const char* name, Access ac
   return pixels_of(tensor);
 }
 
-// An image operation, or its transpose, in one kind of memory: which of its params are the image and its output, or the
-// gradients of both.
-template <typename Params>
-struct ImageOp {
-  dipengine_pixels Params::*large;
-  dipengine_pixels Params::*small;
-  dipengine_status (*run)(const Params*);
-};
-
 // Workspace of the size that `size` asks for, then the op.
 template <typename Params>
 void call_in(py::handle memory, dipengine_status (*size)(const Params*, size_t*), dipengine_status (*op)(const Params*),
              Params& params) {
   size_t bytes = 0;
   check(size(&params, &bytes));
+  if (!py::isinstance<Workspace>(memory)) raise("InputError", "A call in CPU memory takes a Workspace; give one.");
   auto& workspace = memory.cast<Workspace&>();
   params.workspace = workspace.reserve(bytes);
   params.workspace_bytes = workspace.bytes();

@@ -13,20 +13,23 @@ constexpr uintptr_t kDefaultStream = 1;  // cudaStreamLegacy
 bool is_cuda(int32_t type) { return type == kDLCUDA || type == kDLCUDAManaged; }
 
 // The device of an array that says so, or of its memory.
-DLDevice device_of(py::handle object) {
+DLDevice device_of(py::handle object, const char* name) {
   if (const DLPackExchangeAPI* exchange = exchange_of(Py_TYPE(object.ptr()))) {
     DLTensor tensor;
     if (exchange->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) throw py::error_already_set();
     return tensor.device;
   }
   if (py::hasattr(object, "__dlpack_device__")) {
-    const auto said = object.attr("__dlpack_device__")().cast<py::tuple>();
-    return {static_cast<DLDeviceType>(said[0].cast<int>()), said[1].cast<int>()};
+    return answer_of(name, "__dlpack_device__", [&]() -> DLDevice {
+      const auto said = object.attr("__dlpack_device__")().cast<py::tuple>();
+      return {static_cast<DLDeviceType>(said[0].cast<int>()), said[1].cast<int>()};
+    });
   }
   if (!PyCapsule_CheckExact(object.ptr()) && py::hasattr(object, "__cuda_array_interface__")) {
-    const auto data = object.attr("__cuda_array_interface__")["data"].cast<py::tuple>();
-    int device = 0;
-    const auto address = data[0].cast<uintptr_t>();  // 0: an empty array, which lives anywhere
+    const auto address = answer_of(name, "__cuda_array_interface__", [&] {
+      return object.attr("__cuda_array_interface__")["data"].cast<py::tuple>()[0].cast<uintptr_t>();
+    });
+    int device = 0;  // of an empty array, which lives anywhere
     if (address != 0) check(dipengine::cuda::device_of(reinterpret_cast<const void*>(address), &device));
     return {kDLCUDA, device};
   }
@@ -48,19 +51,28 @@ uintptr_t current_stream(py::handle object, DLDevice device) {
 }
 
 uintptr_t number_of(py::handle stream) {
-  for (const char* attribute : {"cuda_stream", "ptr"}) {
-    if (py::hasattr(stream, attribute)) return stream.attr(attribute).cast<uintptr_t>();
+  py::object number = py::reinterpret_borrow<py::object>(stream);
+  if (py::hasattr(stream, "cuda_stream")) {
+    number = stream.attr("cuda_stream");
+  } else if (py::hasattr(stream, "ptr")) {
+    number = stream.attr("ptr");
+  } else if (py::hasattr(stream, "__cuda_stream__")) {
+    const py::object said = stream.attr("__cuda_stream__")();  // version and stream
+    if (PyTuple_Check(said.ptr()) && PyTuple_GET_SIZE(said.ptr()) == 2) number = py::reinterpret_borrow<py::tuple>(said)[1];
   }
-  if (!py::isinstance<py::int_>(stream)) {
-    raise("InputError", "'stream' is neither a number nor a stream of PyTorch or CuPy; give one of them, or None.");
+  const uintptr_t value = PyLong_Check(number.ptr()) ? PyLong_AsSize_t(number.ptr()) : static_cast<uintptr_t>(-1);
+  if (value == static_cast<uintptr_t>(-1)) {  // what PyLong_AsSize_t gives for numbers that it cannot hold
+    PyErr_Clear();
+    raise("InputError",
+          "'stream' is neither a cudaStream_t as a number nor a stream of PyTorch, CuPy or CUDA Python; give one of them, or None.");
   }
-  return stream.cast<uintptr_t>();
+  return value;
 }
 
 }  // namespace
 
 Place::Place(py::handle first, const char* name, py::handle stream) {
-  const DLDevice device = device_of(first);
+  const DLDevice device = device_of(first, name);
   if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) {
     if (!stream.is_none()) raise("InputError", "A stream was given, but the tensor '%s' is in CPU memory; leave it out.", name);
     return;
@@ -68,11 +80,12 @@ Place::Place(py::handle first, const char* name, py::handle stream) {
   if (!is_cuda(device.device_type)) {
     raise("DeviceError", "The tensor '%s' is on a device that is neither a CPU nor CUDA; move it to one of them.", name);
   }
-  check(dipengine::cuda::enter_device(device.device_id, &before_));
-  cuda_ = true;
-  device_ = device.device_id;
   const uintptr_t number = stream.is_none() ? current_stream(first, device) : number_of(stream);
   stream_ = number == 0 ? kDefaultStream : number;
+  device_ = device.device_id;
+  // The last that can fail: what throws from here is not destroyed, and the device would stay the current one.
+  check(dipengine::cuda::enter_device(device_, &before_));
+  cuda_ = true;
 }
 
 Place::~Place() {
@@ -86,8 +99,10 @@ DeviceMemory::DeviceMemory(py::handle workspace, size_t bytes, const Place& plac
   }
   tensor_ = workspace(bytes);
   const Tensor tensor(tensor_, "workspace", Access::write, place);
-  if (tensor.dtype() != DIPENGINE_UINT8 || !tensor.contiguous_from(0) || static_cast<size_t>(tensor.count()) < bytes) {
-    raise("InputError", "The workspace must be %zu bytes, a contiguous uint8 tensor; the function gave another.", bytes);
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data()) % 16 == 0;
+  if (tensor.dtype() != DIPENGINE_UINT8 || !tensor.contiguous_from(0) || static_cast<size_t>(tensor.count()) < bytes || !aligned) {
+    raise("InputError", "The workspace must be %zu bytes, a contiguous uint8 tensor at a multiple of 16; the function gave another.",
+          bytes);
   }
   data_ = tensor.data();
 }

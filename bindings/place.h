@@ -13,8 +13,8 @@ class Place {
  public:
   Place() = default;  // CPU memory
   // Where `first` lives. stream (of CUDA tensors): a cudaStream_t as a number, an object that has one as `cuda_stream` (PyTorch)
-  // or `ptr` (CuPy), or None: what `first`'s library, or else PyTorch, calls the current one; without either the default
-  // stream. Raises DeviceError for a device that ops do not run on.
+  // or `ptr` (CuPy) or answers `__cuda_stream__()` with it (CUDA Python), or None: what `first`'s library, or else PyTorch, calls
+  // the current one; without either the default stream. Raises DeviceError for a device that ops do not run on.
   Place(py::handle first, const char* name, py::handle stream);
   ~Place();
   Place(const Place&) = delete;

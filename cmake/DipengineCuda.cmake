@@ -8,6 +8,7 @@
 # CMAKE_CUDA_ARCHITECTURES chooses other ones. The runtime is linked statically and the driver's library not at all, so
 # the result loads on a machine without a driver and says there what it misses.
 set(DIPENGINE_CUDA_SOURCES
+  csrc/fit/census_cuda.cu
   csrc/fit/iteration_cuda.cu
   csrc/ops/activation/activation_cuda.cu
   csrc/ops/adam/adam_cuda.cu

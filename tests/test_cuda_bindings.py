@@ -74,7 +74,7 @@ def test_arrays_enter_by_either_protocol_without_a_copy(module, memory, kind):
 
 @emulated
 @pytest.mark.parametrize("kind", [DlpackArray, OldDlpackArray])
-@pytest.mark.parametrize("stream, number", [(None, 1), (0, 1), (2, 2), (7, 7), ("torch", 9), ("cupy", 11)])
+@pytest.mark.parametrize("stream, number", [(None, 1), (0, 1), (2, 2), (7, 7), ("torch", 9), ("cupy", 11), ("cuda-python", 13)])
 def test_producers_are_given_the_stream(module, memory, kind, stream, number):
     class TorchStream:
         cuda_stream = 9
@@ -82,7 +82,11 @@ def test_producers_are_given_the_stream(module, memory, kind, stream, number):
     class CupyStream:
         ptr = 11
 
-    stream = {"torch": TorchStream(), "cupy": CupyStream()}.get(stream, stream)
+    class CudaPythonStream:
+        def __cuda_stream__(self):
+            return 0, 13
+
+    stream = {"torch": TorchStream(), "cupy": CupyStream(), "cuda-python": CudaPythonStream()}.get(stream, stream)
     call = Call(memory, kind)
     call.run(module, stream=stream)
     assert all({asked["stream"] for asked in array.asked} == {number} for array in call.arrays())
@@ -128,6 +132,99 @@ def test_what_does_not_fit_is_refused_in_a_sentence(module, memory):
         image = numbers(1, 6, 10, 3)
         module.downsample(image, np.ones(2), 2, 0, image[:3, :5].copy(), workspace=module.Workspace(), stream=7)
     assert module.cuda_devices() == (1, "")
+
+
+@emulated
+@pytest.mark.parametrize("stream", [-1, 1 << 64, 1.5, "7", b"7", object(), type("Odd", (), {"ptr": "7"})(), type("Odd", (), {"cuda_stream": None})(),
+                                    type("Odd", (), {"__cuda_stream__": lambda self: 7})()])
+def test_a_stream_that_is_none_is_refused_and_the_device_is_left_as_it_was(module, memory, stream):
+    with pytest.raises(InputError, match="'stream' is neither"):
+        Call(memory).run(module, stream=stream)
+    assert memory.happened().replace("device 0;device 1;", "") == "" and memory.launched_on() == []
+
+
+@emulated
+@pytest.mark.parametrize("change", [{"data": None}, {"data": ("x", False)}, {"typestr": 5}, {"shape": "abc"}, {"stream": -1}, {"stream": "x"}])
+def test_an_interface_that_does_not_keep_to_its_protocol_is_refused_in_a_sentence(module, memory, change):
+    class Odd(InterfaceArray):
+        @property
+        def __cuda_array_interface__(self):
+            return super().__cuda_array_interface__ | change
+
+    for which in ("image", "out"):
+        call = Call(memory, InterfaceArray)
+        setattr(call, which, Odd(memory, getattr(call, which).numpy))
+        with pytest.raises(InputError, match=f"'{which}' has a __cuda_array_interface__ that does not keep to its protocol"):
+            call.run(module)
+        memory.happened()
+
+
+@emulated
+@pytest.mark.parametrize("said", [None, (2,), "x", (2, "0"), (2, 1 << 40)])
+def test_a_dlpack_device_that_is_none_is_refused_in_a_sentence(module, memory, said):
+    call = Call(memory)
+    call.image = type("Odd", (DlpackArray,), {"__dlpack_device__": lambda self: said})(memory, call.values)
+    with pytest.raises(InputError, match="'image' has a __dlpack_device__ that does not keep to its protocol"):
+        call.run(module)
+
+
+@emulated
+def test_workspace_of_another_alignment_is_refused(module, memory):
+    steps, settings = np.zeros(1, np.int64), {"learning_rate": np.array([0.1])}
+    arrays = [[DlpackArray(memory, numbers(i, 1, 8))] for i in range(4)]
+    with pytest.raises(InputError, match="multiple of 16"):
+        module.adam(*arrays, steps=steps, **settings, workspace=lambda n: DlpackArray(memory, np.zeros(n, np.uint8), offset=8))
+    assert steps[0] == 0 and memory.launched_on() == []
+
+
+def perturbed(native, of, out, **named):
+    native.perturb(of(np.zeros((1, 20), np.uint8)), 0.1, 0.1, [], 1, [], of(out), **named)
+
+
+@emulated
+def test_no_fits_are_refused_on_a_device(module, memory):
+    with pytest.raises(InputError, match="at least one fit"):
+        perturbed(module, lambda array: DlpackArray(memory, array), np.zeros((0, 20), np.float32), workspace=Call(memory).workspace)
+
+
+def test_no_fits_are_refused_in_cpu_memory():
+    with pytest.raises(InputError, match="at least one fit"):
+        perturbed(backend.native, lambda array: array, np.zeros((0, 20), np.float32))
+
+
+def test_what_a_call_in_cpu_memory_works_in_is_asked_for_in_a_sentence():
+    image, out = numbers(1, 6, 10, 3), np.zeros((3, 5, 3), np.float32)
+    with pytest.raises(InputError, match="takes a Workspace"):
+        backend.native.downsample(image, np.ones(2), 2, 0, out, workspace=lambda bytes_: np.zeros(bytes_, np.uint8))
+    with pytest.raises(InputError, match="no Pool"):
+        backend.native.downsample(image, np.ones(2), 2, 0, out, workspace=backend.native.Workspace(), pool=2)
+
+
+def test_a_producer_that_hands_out_a_copy_is_refused():
+    class Copying:
+        """Another copy at each question, as of an array whose layout DLPack cannot say."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+        def __dlpack__(self, *, max_version=None, stream=None):
+            return self.array.__dlpack__(max_version=max_version, copy=True)
+
+    image, out = numbers(1, 6, 10, 3), np.zeros((3, 5, 3), np.float32)
+    space = backend.native.Workspace()
+    try:
+        image.__dlpack__(max_version=(1, 0), copy=True)
+    except TypeError:
+        pytest.skip("needs a NumPy that copies for DLPack (2.1)")
+    with pytest.raises(InputError, match="'image' is handed out as a copy"):
+        backend.native.downsample(Copying(image), np.ones(2), 2, 0, out, workspace=space)
+    with pytest.raises(InputError, match="'out' would be written as a copy"):
+        backend.native.downsample(image, np.ones(2), 2, 0, Copying(out), workspace=space)
+    backend.native.downsample(Copying(image).__dlpack__(max_version=(1, 0)), np.ones(2) / 2, 2, 0, out, workspace=space)  # held by the caller
+    assert np.isfinite(out).all() and out.any()
 
 
 def test_a_core_without_cuda_kernels_says_what_to_do():

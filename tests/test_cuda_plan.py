@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as functional  # noqa: E402
 from conv_problems import nearest_tf32  # noqa: E402
 from emulated import NEEDS  # noqa: E402
-from emulated_arrays import Memory, OneGpu  # noqa: E402
+from emulated_arrays import DlpackArray, Memory, OneGpu  # noqa: E402
 from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
 
 from dipengine.errors import DeviceError  # noqa: E402
@@ -138,6 +138,83 @@ def test_a_run_is_saved_continued_and_delivered_with_the_same_bits(device):
     a, b = whole.outcome(), second.outcome()
     assert np.array_equal(a.image, b.image) and all(np.array_equal(a.weights[name], b.weights[name]) for name in a.weights)
     assert whole.fit.losses == second.fit.losses and len(whole.fit.losses) == 5
+
+
+def on_the_device(monkeypatch, memory):
+    """PyTorch's tensors count as arrays of the device: what a fit is given and gives is lent to it there. Yields what was lent."""
+    made, lent = native_fit.native.Fit, []
+
+    class Fit:
+        def __init__(self, *arguments):
+            self.fit = made(*arguments)
+
+        def __getattr__(self, name):
+            method = getattr(self.fit, name)
+            if not callable(method):
+                return method
+
+            def call(*arguments, **named):
+                tensors = []
+
+                def lend(value):
+                    if not isinstance(value, torch.Tensor):
+                        return value
+                    tensors.append((value, DlpackArray(memory, value.numpy())))
+                    return tensors[-1][1]
+
+                result = method(*map(lend, arguments), **{key: lend(value) for key, value in named.items()})
+                for tensor, array in tensors:
+                    assert array.intact and array.asked
+                    tensor.numpy()[...] = array.numpy
+                    lent.append(name)
+                return result
+
+            return call
+
+    def on_host(array):
+        assert isinstance(array, np.ndarray), "brought to the host"
+        return array
+
+    monkeypatch.setattr(native_fit, "native", SimpleNamespace(Fit=Fit, fit_memory=native_fit.native.fit_memory))
+    monkeypatch.setattr(native_fit, "device_of", lambda array: "cuda:0" if isinstance(array, torch.Tensor) else "cpu")
+    monkeypatch.setattr(native_fit, "on_host", on_host)
+    return lent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["masked", "downsampled"])
+def test_arrays_of_the_device_are_taken_and_given_there(emulated_module, monkeypatch, name):
+    pool = emulated_module.Pool(1)
+    monkeypatch.setattr(native_fit, "native", emulated_module)
+    monkeypatch.setattr(native_fit, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))
+    problem = {"masked": PROBLEM, **SMALLER}[name]
+    there = replace(problem, target=torch.from_numpy(problem.target.copy()), known=torch.from_numpy(problem.known.copy()))
+    host = NativeFit(problem, RECIPE, 4, GPU, "fixed")
+    lent = on_the_device(monkeypatch, Memory(emulated_module))
+    fit = NativeFit(there, RECIPE, 4, GPU, "fixed")
+    assert lent == ["start", "start"]  # target and mask
+    for one in (host, fit):
+        one.run(2)
+    assert fit.save_state() == host.save_state() and fit.losses == host.losses
+    for got, expected in ((fit.average(), host.average()), (fit.render(), host.render()), (fit.deliver()[0], host.deliver()[0])):
+        assert isinstance(got, torch.Tensor) and np.array_equal(got.numpy(), expected)
+    assert lent[2:] == ["average", "render", "deliver"]
+
+
+@pytest.mark.slow
+def test_arrays_of_another_device_are_refused(emulated_module):
+    memory = Memory(emulated_module)
+    placements = {"device 0": GPU, "in CPU memory": replace(GPU, device="cpu", precision="fp32")}
+    for where, placement in placements.items():
+        code, recipe = native_fit._resolved(PROBLEM, RECIPE, 0)
+        settings = native_fit._settings(PROBLEM, recipe, code, placement, "fixed")
+        fit = emulated_module.Fit(emulated_module.Pool(1), native_fit._generator(recipe.generator), settings)
+        target = DlpackArray(memory, TARGET, device=3)
+        with pytest.raises(DeviceError, match=f"'target' is on CUDA device 3 and the fit .*{where}"):
+            fit.start(0, seed=1, target=target)
+        fit.start(0, seed=1, target=TARGET)
+        with pytest.raises(DeviceError, match=f"'out' is on CUDA device 3 and the fit .*{where}"):
+            fit.render(0, DlpackArray(memory, TARGET, device=3))
 
 
 def test_images_of_one_canvas_share_a_cohort_with_the_bits_that_they_have_alone(device):

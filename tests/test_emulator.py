@@ -15,7 +15,9 @@ torch = pytest.importorskip("torch")
 
 from conv_problems import FAMILIES, Problem, draw_layer, exact, nearest_tf32  # noqa: E402
 from conv_problems import run as run_on_cpu  # noqa: E402
+from cuda_compiler import short_name  # noqa: E402
 from emulated import NEEDS, ROOT, Device, build, run  # noqa: E402
+from test_cuda_gates import REGISTERS  # noqa: E402
 
 pytestmark = [*NEEDS, pytest.mark.usefixtures("one_torch_thread")]
 
@@ -48,17 +50,61 @@ def in_shards(emulator, test):
         return list(pool.map(lambda i: run("env", f"EMULATOR_SHARD={i}/{count}", emulator, test), range(count)))
 
 
+def launched(emulator, said):
+    """By kernel: the most shared memory that a block was given, from what the test of scenarios says of its launches."""
+    symbols = {name: int(address, 16) for address, name in re.findall(r"^(\w+) [tTwW] (\w+)$", run("nm", emulator), re.MULTILINE)}
+    kernels = {symbols[name] - symbols["dipengine_last_error"]: short_name(name)
+               for name in symbols if re.match(r"_ZN9dipengine.*\d[a-z_]+_kernel[EI]", name)}
+    found = defaultdict(int)
+    for distance, shared in re.findall(r"^launched (-?\d+) (\d+)$", said, re.MULTILINE):
+        found[kernels[int(distance)]] = max(found[kernels[int(distance)]], int(shared))
+    return found
+
+
+# Most bytes of shared memory of a block, of kernels whose need does not depend on the layer. Of the others the plans are tested
+# (test_conv_plans.cpp): two blocks to a multiprocessor, or one of weight gradients.
+SHARED = {
+    "adam_kernel": 32,
+    "blur_kernel": 28 * 1024,
+    "census_kernel": 256,
+    "conv_bias_gradient_kernel": 1024,
+    "deviance_kernel": 512,
+    "deviance_finish_kernel": 512,
+    "masked_mse_kernel": 256,
+    "masked_mse_finish_kernel": 256,
+    "moments_kernel": 6 * 1024,
+    "norm_statistics_kernel": 2 * 1024,
+    "norm_backward_kernel": 2 * 1024,
+    "sums_kernel": 4 * 1024,
+}  # others: none
+BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_weight_gradient_kernel")
+
+
 @pytest.mark.slow
-def test_kernels_are_right_in_every_order_of_execution(emulator):
-    for said in in_shards(emulator, "scenarios_"):
-        assert "1 tests, 0 failed" in said
+def test_kernels_are_right_in_every_order_of_execution_and_each_has_run(emulator):
+    said = in_shards(emulator, "scenarios_")
+    assert all("1 tests, 0 failed" in part for part in said)
+    found = launched(emulator, "\n".join(said))
+    assert set(found) == set(REGISTERS)
+    for name, shared in found.items():
+        assert name.startswith(BY_LAYER) or shared <= SHARED.get(name.partition("<")[0], 0), (name, shared)
+
+
+def barriers_and_waits():
+    """Every call of one in the kernels, as "FILE:LINE"; the headers that declare them are left out."""
+    found = set()
+    for path in (ROOT / "csrc").rglob("*.*"):
+        if path.suffix in (".cu", ".h") and path.name not in ("thread.h", "copy.h"):
+            lines = enumerate(path.read_text().splitlines(), 1)
+            found |= {f"{path.name}:{i}" for i, line in lines if re.search(r"\bsync_(threads|warp)\(|\bcopy_wait<", line.partition("//")[0])}
+    return found
 
 
 @pytest.mark.slow
 def test_every_deleted_barrier_and_wait_is_noticed(emulator):
-    for said in in_shards(emulator, "mutation_"):
-        deletions, places = map(int, re.search(r"(\d+) deletions of (\d+) barriers and waits", said).groups())
-        assert deletions >= places >= 6
+    said = "\n".join(in_shards(emulator, "mutation_"))
+    assert said.count("1 tests, 0 failed") == (os.cpu_count() or 1)
+    assert set(re.findall(r"^deleted (\S+)$", said, re.MULTILINE)) == barriers_and_waits() != set()
 
 
 def plain_pytorch(problem):

@@ -106,29 +106,38 @@ dipengine_status CudaDevice::download(void* to, const void* from, size_t bytes) 
 
 // ---- slots ----------------------------------------------------------------------------------------------------------
 
+CudaDevice::Rows CudaDevice::rows_of(SlotArrays::Name name, const Extent& extent) const {
+  const Extent& largest = layout_.largest();
+  const int64_t channels = p_.generator.output_channels, size = layout_.places(extent).sizes[name];
+  switch (name) {
+    case SlotArrays::target: return {extent.data_height, extent.data_width * channels, largest.data_width * channels};
+    case SlotArrays::mask: return {extent.data_height, extent.data_width, largest.data_width};
+    case SlotArrays::average:
+    case SlotArrays::es_mean:
+    case SlotArrays::snapshot_average:
+    case SlotArrays::snapshot_es_mean:
+    case SlotArrays::best_average:
+      if (size > 0) return {extent.height, extent.width * channels, largest.width * channels};
+      break;
+    default: break;
+  }
+  return {1, size, size};
+}
+
+float* CudaDevice::array(int32_t index, SlotArrays::Name name) const {
+  return plan_.block(index) + layout_.places(layout_.largest()).offsets[name] / sizeof(float);
+}
+
 // Calls copy(name, own, spread, elements) for every row of the slot's arrays: in its own block, whose places are those of its
 // image, and in one as the device has it, whose places and rows are those of the largest.
 template <typename Copy>
 void CudaDevice::each_row(const Slot& own, const Copy& copy) const {
-  const Extent &extent = own.state().extent, &largest = layout_.largest();
-  const SlotLayout::Places places = layout_.places(largest);
-  const int64_t channels = p_.generator.output_channels;
+  const SlotLayout::Places places = layout_.places(layout_.largest());
   for (int i = 0; i < SlotArrays::count; ++i) {
     const auto name = static_cast<SlotArrays::Name>(i);
-    int64_t rows = 1, row = own.size(name), stride = 0;
-    if (name == SlotArrays::target || name == SlotArrays::mask) {
-      const int64_t each = name == SlotArrays::mask ? 1 : channels;
-      rows = extent.data_height;
-      row = extent.data_width * each;
-      stride = largest.data_width * each;
-    } else if (row > 0 && (name == SlotArrays::average || name == SlotArrays::es_mean || name == SlotArrays::snapshot_average ||
-                           name == SlotArrays::snapshot_es_mean || name == SlotArrays::best_average)) {
-      rows = extent.height;
-      row = extent.width * channels;
-      stride = largest.width * channels;
-    }
+    const Rows rows = rows_of(name, own.state().extent);
     float* const spread = reinterpret_cast<float*>(spread_.get() + places.offsets[name]);
-    for (int64_t y = 0; y < rows; ++y) copy(name, own.array(name) + y * row, spread + y * stride, row);
+    for (int64_t y = 0; y < rows.count; ++y) copy(name, own.array(name) + y * rows.length, spread + y * rows.stride, rows.length);
   }
 }
 
@@ -161,6 +170,52 @@ dipengine_status CudaDevice::store(int32_t index) {
   DIPENGINE_TRY(cuda::wait(stream_));
   state(index) = at.state();
   return DIPENGINE_OK;
+}
+
+// ---- arrays of the caller's that are on the device already ----------------------------------------------------------
+
+dipengine_status CudaDevice::holds(const void* array, bool* there) const {
+  *there = false;
+  if (array == nullptr) return DIPENGINE_OK;
+  DIPENGINE_ENTER();
+  int device = cuda::kHost;
+  DIPENGINE_TRY(cuda::memory_of(array, &device));
+  DIPENGINE_REQUIRE(device == cuda::kHost || device == p_.device_index,
+                    "An array lies on CUDA device %d and the fit on device %d; bring it there, or to the host's memory.", device,
+                    p_.device_index);
+  *there = device != cuda::kHost;
+  return DIPENGINE_OK;
+}
+
+dipengine_status CudaDevice::look(const float* values, int64_t count, Census* found) {
+  DIPENGINE_ENTER();
+  // Where losses are kept, which nobody reads between two runs.
+  static_assert(kCensusBlocks * sizeof(Census) <= kHistory * sizeof(double));
+  Census parts[kCensusBlocks];
+  auto* const there = reinterpret_cast<Census*>(plan_.numbers().losses);
+  DIPENGINE_TRY(launch_census(values, count, there, stream_));
+  DIPENGINE_TRY(download(parts, there, sizeof(parts)));
+  *found = {};
+  for (const Census& part : parts) {
+    found->finite += part.finite;
+    found->zeros += part.zeros;
+    found->ones += part.ones;
+  }
+  return DIPENGINE_OK;
+}
+
+dipengine_status CudaDevice::bring(int32_t index, SlotArrays::Name name, const float* values) {
+  DIPENGINE_ENTER();
+  const Rows rows = rows_of(name, state(index).extent);
+  DIPENGINE_TRY(cuda::copy_rows({array(index, name), rows.stride}, {values, rows.length}, rows.count, rows.length, stream_));
+  return cuda::wait(stream_);
+}
+
+dipengine_status CudaDevice::give(int32_t index, SlotArrays::Name name, float* values) {
+  DIPENGINE_ENTER();
+  const Rows rows = rows_of(name, state(index).extent);
+  DIPENGINE_TRY(cuda::copy_rows({values, rows.length}, {array(index, name), rows.stride}, rows.count, rows.length, stream_));
+  return cuda::wait(stream_);
 }
 
 float* CudaDevice::scratch() {
@@ -270,6 +325,12 @@ dipengine_status CudaDevice::render(int32_t index, float* image) {
   DIPENGINE_TRY(plan_.launch_image());
   const Extent& extent = state(index).extent;
   const int64_t row = extent.width * p_.generator.output_channels, stride = p_.width * p_.generator.output_channels;
+  bool there = false;
+  DIPENGINE_TRY(holds(image, &there));
+  if (there) {
+    DIPENGINE_TRY(cuda::copy_rows({image, row}, {plan_.image(index), stride}, extent.height, row, stream_));
+    return cuda::wait(stream_);
+  }
   const float* painted = reinterpret_cast<const float*>(spread_.get());
   DIPENGINE_TRY(download(spread_.get(), plan_.image(index), static_cast<size_t>(extent.height * stride) * sizeof(float)));
   for (int64_t y = 0; y < extent.height; ++y) std::copy_n(painted + y * stride, row, image + y * row);

@@ -26,6 +26,10 @@ class CudaDevice final : public FitDevice {
   dipengine_status store(int32_t index) override;
   float* scratch() override;
   dipengine_status run(dipengine_fit_run_params& run) override;
+  dipengine_status holds(const void* array, bool* there) const override;
+  dipengine_status look(const float* values, int64_t count, Census* found) override;
+  dipengine_status bring(int32_t index, SlotArrays::Name name, const float* values) override;
+  dipengine_status give(int32_t index, SlotArrays::Name name, float* values) override;
   dipengine_status render(int32_t index, float* image) override;
   dipengine_status statistics(int32_t index, float* flat) override;
   dipengine_status gradients(const float** flat) override;
@@ -39,6 +43,12 @@ class CudaDevice final : public FitDevice {
     int64_t done, turns;  // before it; in it
   };
 
+  // A slot's array as rows of floats, which on the device are `stride` apart.
+  struct Rows {
+    int64_t count, length, stride;
+  };
+  Rows rows_of(SlotArrays::Name name, const Extent& extent) const;
+  float* array(int32_t index, SlotArrays::Name name) const;  // on the device
   template <typename Copy>
   void each_row(const Slot& own, const Copy& copy) const;
   dipengine_status record();

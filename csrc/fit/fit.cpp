@@ -43,7 +43,19 @@ dipengine_status Fit::prepare(bool allocate) {
   return allocate ? device_->allocate() : DIPENGINE_OK;
 }
 
-dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_params& s, Extent* extent, double* known) const {
+dipengine_status Fit::look(const float* values, int64_t count, bool there, Census* found) const {
+  if (there) return device_->look(values, count, found);
+  *found = {};
+  for (int64_t i = 0; i < count; ++i) {
+    found->finite += std::isfinite(values[i]) ? 1 : 0;
+    found->zeros += values[i] == 0.0f ? 1 : 0;
+    found->ones += values[i] == 1.0f ? 1 : 0;
+  }
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_params& s, Start* found) const {
+  Extent* const extent = &found->extent;
   const auto given = [](int64_t own, int64_t fits) { return own != 0 ? own : fits; };
   *extent = extent_of(p_, given(s.height, p_.height), given(s.width, p_.width), given(s.data_height, p_.data_height),
                       given(s.data_width, p_.data_width));
@@ -52,31 +64,37 @@ dipengine_status Fit::check_start(int32_t index, const dipengine_fit_start_param
                     "A fit whose code is an image, and no other, is started with one.");
   DIPENGINE_REQUIRE(!s.keep_weights || state(index).status != DIPENGINE_FIT_IDLE,
                     "Slot %d holds no weights to be kept; start it without.", index);
-  const int64_t data = extent->data_height * extent->data_width, channels = p_.generator.output_channels;
-  *known = s.mask == nullptr ? static_cast<double>(data) : 0;
-  for (int64_t i = 0; i < data && s.mask != nullptr; ++i) {
-    DIPENGINE_REQUIRE(s.mask[i] == 0.0f || s.mask[i] == 1.0f, "The fit's mask holds %g; it is of zeros and ones.",
-                      static_cast<double>(s.mask[i]));
-    *known += static_cast<double>(s.mask[i]);
+  bool code_there = false;
+  DIPENGINE_TRY(device_->holds(s.target, &found->target_there));
+  DIPENGINE_TRY(device_->holds(s.mask, &found->mask_there));
+  DIPENGINE_TRY(device_->holds(s.code, &code_there));
+  DIPENGINE_REQUIRE(!code_there, "The fit's code is read in the host's memory; bring it there.");
+  const int64_t data = extent->data_height * extent->data_width, values = data * p_.generator.output_channels;
+  Census census{};
+  found->known = static_cast<double>(data);
+  if (s.mask != nullptr) {
+    DIPENGINE_TRY(look(s.mask, data, found->mask_there, &census));
+    const auto others = static_cast<long long>(found->known - census.zeros - census.ones);
+    DIPENGINE_REQUIRE(others == 0, "The fit's mask holds %lld values that are neither; it is of zeros and ones.", others);
+    found->known = census.ones;
   }
-  DIPENGINE_REQUIRE(*known > 0, "The fit's mask leaves no pixel known; ones mark the known ones.");
-  for (int64_t i = 0; i < data * channels; ++i) {
-    DIPENGINE_REQUIRE(std::isfinite(s.target[i]),
-                      "The fit's target holds a value that is not finite; mask such pixels and set them to 0.");
-  }
+  DIPENGINE_REQUIRE(found->known > 0, "The fit's mask leaves no pixel known; ones mark the known ones.");
+  DIPENGINE_TRY(look(s.target, values, found->target_there, &census));
+  DIPENGINE_REQUIRE(census.finite == static_cast<double>(values),
+                    "The fit's target holds a value that is not finite; mask such pixels and set them to 0.");
   return DIPENGINE_OK;
 }
 
 dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) {
-  Extent extent;
-  double known;
-  DIPENGINE_TRY(check_start(index, s, &extent, &known));
+  Start given{};
+  DIPENGINE_TRY(check_start(index, s, &given));
+  const Extent& extent = given.extent;
   float* const scratch = device_->scratch();
   if (s.keep_weights) DIPENGINE_TRY(device_->fetch(index));
   // Nothing of an earlier fit stays, so that equal fits have equal states, byte by byte.
   const Slot at = slot(index).cleared(extent, s.keep_weights != 0);
-  std::copy_n(s.target, at.size(SlotArrays::target), at.array(SlotArrays::target));
-  if (s.mask != nullptr) std::copy_n(s.mask, at.size(SlotArrays::mask), at.array(SlotArrays::mask));
+  if (!given.target_there) std::copy_n(s.target, at.size(SlotArrays::target), at.array(SlotArrays::target));
+  if (s.mask != nullptr && !given.mask_there) std::copy_n(s.mask, at.size(SlotArrays::mask), at.array(SlotArrays::mask));
   if (!s.keep_weights) {
     DIPENGINE_TRY(initial_parameters(graph_.specs, layout_, s.seed, p_.pool, at.array(SlotArrays::parameters), scratch));
   }
@@ -91,10 +109,12 @@ dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) 
   state.learning_rate = p_.learning_rate;
   state.watch = VarianceWatch::begin();
   state.rollback = Rollback::begin();
-  state.known = known * static_cast<double>(p_.generator.output_channels);
+  state.known = given.known * static_cast<double>(p_.generator.output_channels);
   state.has_mask = s.mask != nullptr;
   state.status = DIPENGINE_FIT_RUNNING;
-  return device_->store(index);
+  DIPENGINE_TRY(device_->store(index));
+  if (given.target_there) DIPENGINE_TRY(device_->bring(index, SlotArrays::target, s.target));
+  return given.mask_there ? device_->bring(index, SlotArrays::mask, s.mask) : DIPENGINE_OK;
 }
 
 dipengine_status Fit::set_code_seed(int32_t index, uint64_t seed) {
@@ -119,34 +139,42 @@ dipengine_status Fit::run(dipengine_fit_run_params& r) {
 
 dipengine_fit_progress Fit::progress(int32_t index) const { return progress_of(rules_, index, state(index)); }
 
+// The slot has been fetched where the image is the host's.
+dipengine_status Fit::give(int32_t index, SlotArrays::Name name, bool there, float* image) const {
+  if (there) return device_->give(index, name, image);
+  const Slot at = slot(index);
+  std::copy_n(at.array(name), at.size(name), image);
+  return DIPENGINE_OK;
+}
+
 dipengine_status Fit::deliver(int32_t index, float* image, float* parameters, int64_t* iteration) {
   DIPENGINE_REQUIRE(state(index).iteration > 0, "Slot %d has not run; there is nothing to deliver.", index);
-  DIPENGINE_TRY(device_->fetch(index));
-  const Slot at = slot(index);
-  const SlotState state = at.state();
-  const bool best = delivers_best(rules_, state);
+  bool there = false;
+  DIPENGINE_TRY(device_->holds(image, &there));
+  if (parameters != nullptr || !there) DIPENGINE_TRY(device_->fetch(index));
+  const bool best = delivers_best(rules_, state(index));
   if (image != nullptr) {
     if (best || p_.deliver_average) {
-      const SlotArrays::Name name = best ? SlotArrays::best_average : SlotArrays::average;
-      std::copy_n(at.array(name), at.size(name), image);
+      DIPENGINE_TRY(give(index, best ? SlotArrays::best_average : SlotArrays::average, there, image));
     } else {
       DIPENGINE_TRY(device_->render(index, image));
     }
   }
   if (parameters != nullptr) {
+    const Slot at = slot(index);
     // The dead ones, behind the trainable, never change.
     const float* live = at.array(best ? SlotArrays::best_parameters : SlotArrays::parameters);
     parameters_from_slot(graph_.specs, layout_, live, at.array(SlotArrays::parameters), parameters);
   }
-  if (iteration != nullptr) *iteration = best ? state.best_iteration : state.iteration;
+  if (iteration != nullptr) *iteration = best ? state(index).best_iteration : state(index).iteration;
   return DIPENGINE_OK;
 }
 
 dipengine_status Fit::average(int32_t index, float* image) const {
-  DIPENGINE_TRY(device_->fetch(index));
-  const Slot at = slot(index);
-  std::copy_n(at.array(SlotArrays::average), at.size(SlotArrays::average), image);
-  return DIPENGINE_OK;
+  bool there = false;
+  DIPENGINE_TRY(device_->holds(image, &there));
+  if (!there) DIPENGINE_TRY(device_->fetch(index));
+  return give(index, SlotArrays::average, there, image);
 }
 
 dipengine_status Fit::render(int32_t index, float* image) const { return device_->render(index, image); }

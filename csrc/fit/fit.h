@@ -42,7 +42,15 @@ class Fit {
  private:
   explicit Fit(const dipengine_fit_params& params);
   dipengine_status prepare(bool allocate);
-  dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, Extent* extent, double* known) const;
+  // What start() is given, once it has been looked at.
+  struct Start {
+    Extent extent;
+    double known;                   // pixels
+    bool target_there, mask_there;  // in the device's own memory
+  };
+  dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, Start* found) const;
+  dipengine_status look(const float* values, int64_t count, bool there, Census* found) const;
+  dipengine_status give(int32_t index, SlotArrays::Name name, bool there, float* image) const;
   const SlotState& state(int32_t index) const { return device_->state(index); }
 
   dipengine_fit_params p_;

@@ -29,6 +29,11 @@ dipengine_status device_of(const void*, int* device) {
   return DIPENGINE_OK;
 }
 
+dipengine_status memory_of(const void* pointer, int* device) {
+  *device = dipengine::emulator::holds(pointer) ? 0 : kHost;
+  return DIPENGINE_OK;
+}
+
 dipengine_status wait_for(void* stream, void* before) {
   happened += "stream " + number(stream) + " behind " + number(before) + ";";
   return DIPENGINE_OK;

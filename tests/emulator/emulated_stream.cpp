@@ -61,6 +61,13 @@ dipengine_status download(void* to, const void* from, size_t bytes, void* stream
   return wait(stream);
 }
 
+dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int64_t count, int64_t length, void* stream) {
+  for (int64_t row = 0; row < count; ++row) {
+    std::memcpy(to.first + row * to.stride, from.first + row * from.stride, static_cast<size_t>(length) * sizeof(float));
+  }
+  return wait(stream);
+}
+
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
   auto made = std::make_unique<emulator::Sequence>();
   emulator::record_on(stream, made.get());

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -55,6 +56,9 @@ void record_on(void* stream, Sequence* sequence);
 // The streams of the launches since the last call.
 std::vector<void*> launched_on();
 
+// Kernels launched since the process began, each with the most shared memory that a block of it was given.
+const std::map<const void*, size_t>& launched();
+
 // Where barriers and waits were met since the last clear_sites, in order of file and line.
 std::vector<Site> sites();
 void clear_sites();
@@ -86,6 +90,9 @@ class Memory {
   size_t bytes_;
   std::unique_ptr<unsigned char, void (*)(void*)> storage_;
 };
+
+// Whether an address is in one of them.
+bool holds(const void* pointer);
 
 // Bytes that platform/cuda/stream.h has given and not taken back.
 size_t allocated();

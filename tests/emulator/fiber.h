@@ -17,28 +17,7 @@ namespace dipengine::emulator {
 
 using Context = void*;  // the stack pointer, above it the registers that a call preserves
 
-extern "C" void dipengine_switch_fiber(Context* from, Context to);
-asm(R"(
-.text
-.type dipengine_switch_fiber, @function
-dipengine_switch_fiber:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size dipengine_switch_fiber, .-dipengine_switch_fiber
-)");
+extern "C" void dipengine_switch_fiber(Context* from, Context to);  // fiber.cpp
 
 inline void switch_fiber(Context& from, Context& to) { dipengine_switch_fiber(&from, to); }
 

@@ -57,6 +57,10 @@ TEST(scenarios_are_right_in_every_order_of_execution) {
       break;
     }
   }
+  // By their distance from a function that a list of symbols has, too.
+  for (const auto& [kernel, shared] : launched()) {
+    std::printf("launched %" PRIdPTR " %zu\n", reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&dipengine_last_error), shared);
+  }
   settings() = Settings{};
 }
 
@@ -84,6 +88,7 @@ TEST(mutation_every_deleted_barrier_and_wait_is_noticed) {
     }
   }
   std::printf("%d deletions of %zu barriers and waits\n", deletions, every.size());
+  for (const Site& site : every) std::printf("deleted %s:%d\n", site.file.c_str(), site.line);
   settings() = Settings{};
   clear_faults();
   quiet = false;

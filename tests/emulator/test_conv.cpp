@@ -519,7 +519,7 @@ SCENARIO(conv_tf32_narrow) {
 SCENARIO(conv_tf32_slim) {
   return all<float>({{{{18, 10, 12}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, false, true}});
 }
-SCENARIO(conv_tf32_middle) { return all<float>({{{{16, 8, 20}}, 64}, {{{17, 9, 12}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_tf32_middle) { return all<float>({{{{16, 8, 20}}, 64}, {{{17, 9, 12}}, 40, 5, 1, 2}, {{{10, 9, 60}}, 12}}); }
 SCENARIO(conv_tf32_wide) { return all<float>({{{{128, 64, 8, 0, true, false, 4}}, 124, 1, 1, 0}}); }
 SCENARIO(conv_tf32_wide_backward) { return all<float>({{{{128, 64, 124}}, 8, 1, 1, 0}}); }
 SCENARIO(conv_tf32_many_channels) { return all<float>({{{{9, 9, 70}}, 64}, {{{6, 12, 136, 0, true, true}}, 16, 1, 1, 0}}); }

@@ -177,6 +177,73 @@ TEST(fit_slots_have_images_of_their_own_sizes) {
   no_faults();
 }
 
+// The same call with the image, the mask or both in the device's memory, and images written there.
+TEST(fit_takes_and_gives_images_in_the_memory_of_its_device) {
+  using dipengine::emulator::Array;
+  FitProblem problem = small_problem(DIPENGINE_BFLOAT16);
+  problem.params.stop = DIPENGINE_STOP_AUTO;
+  problem.params.iterations = 3;
+  const FitProblem own = on_device(check::resized(problem, 13, 16, 2));  // rows of its own length in a block for a larger image
+  const FitProblem largest = on_device(check::resized(problem, 16, 16, 1)), other = on_device(other_problem(DIPENGINE_FLOAT32));
+  for (const auto& [shape, image] : {std::array<const FitProblem*, 2>{&largest, &own}, {&other, &other}}) {
+    TestFit host(*shape), fit(*shape);
+    host.start(0, *image, 7);
+    Array<float> target(image->target), mask(image->mask);
+    for (int which = 1; which < (image->mask.empty() ? 2 : 4); ++which) {
+      dipengine_fit_start_params s = image->start(7);
+      if (which & 1) s.target = target.data();
+      if (which & 2) s.mask = mask.data();
+      CHECK(dipengine_fit_start(fit.get(), 0, &s) == DIPENGINE_OK);
+      CHECK(fit.state() == host.state());
+    }
+    host.run(3);
+    fit.run(3);
+    CHECK(fit.state() == host.state());
+    Array<float> painted(image->painted());
+    CHECK(dipengine_fit_deliver(fit.get(), 0, painted.data(), nullptr, nullptr) == DIPENGINE_OK);
+    CHECK(painted.copy() == host.delivered() && painted.intact());
+    CHECK(dipengine_fit_average(fit.get(), 0, painted.data()) == DIPENGINE_OK && painted.copy() == host.average());
+    CHECK(dipengine_fit_render(fit.get(), 0, painted.data()) == DIPENGINE_OK && painted.copy() == host.rendered());
+    std::vector<float> parameters(host.parameters().size());
+    int64_t iteration = 0;
+    CHECK(dipengine_fit_deliver(fit.get(), 0, painted.data(), parameters.data(), &iteration) == DIPENGINE_OK);
+    CHECK(painted.copy() == host.delivered() && iteration == host.progress().delivered_iteration);
+    no_faults();
+  }
+}
+
+TEST(fit_looks_at_what_it_is_given_in_the_memory_of_its_device) {
+  using dipengine::emulator::Array;
+  const FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
+  TestFit fit(problem, 3);
+  fit.run(1);
+  const std::string before = fit.state();
+  Array<float> target(problem.target), mask(problem.mask);
+  dipengine_fit_start_params s = problem.start(3);
+  s.target = target.data();
+  s.mask = mask.data();
+  const auto refuses = [&](const char* words) {
+    CHECK(dipengine_fit_start(fit.get(), 0, &s) == DIPENGINE_INVALID_ARGUMENT);
+    CHECK(std::strstr(dipengine_last_error(), words) != nullptr && fit.state() == before);
+  };
+  const float kept = target[5];
+  for (const float wrong : {NAN, INFINITY, -INFINITY}) {
+    target[5] = wrong;
+    refuses("not finite");
+  }
+  target[5] = kept;
+  mask[7] = 0.5f;
+  refuses("neither; it is of zeros and ones");
+  for (int64_t i = 0; i < mask.size(); ++i) mask[i] = 0;
+  refuses("leaves no pixel known");
+  s.mask = nullptr;
+  s.code = target.data();
+  refuses("started with one");
+  s.code = nullptr;
+  CHECK(dipengine_fit_start(fit.get(), 0, &s) == DIPENGINE_OK);
+  no_faults();
+}
+
 TEST(fit_states_go_from_a_device_to_a_cpu_and_back) {
   for (const FitProblem& problem : {small_problem(DIPENGINE_BFLOAT16), other_problem(DIPENGINE_FLOAT32)}) {
     TestFit cpu(problem, 3), device(on_device(problem), 3), again(on_device(problem), 4);

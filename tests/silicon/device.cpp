@@ -52,6 +52,10 @@ const std::vector<std::string>& faults() {
 void clear_faults() {}
 std::vector<Site> sites() { return {}; }
 void clear_sites() {}
+const std::map<const void*, size_t>& launched() {
+  static const std::map<const void*, size_t> none;
+  return none;
+}
 std::vector<void*> launched_on() { return {}; }
 
 Memory::Memory(size_t bytes) : bytes_(bytes), storage_(pinned(std::max<size_t>(bytes + 2 * redzone(), 1)), give_back) {

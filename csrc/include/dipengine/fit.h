@@ -24,6 +24,9 @@
  * NULL is refused wherever something is needed (functions that return no status give 0 or ""), and so is a slot that was never
  * started by whatever shows or saves it. A refused call leaves the fit as it was.
  *
+ * Of a fit on a CUDA device target and mask, and images that are written, may lie in that device's memory as well as in the host's:
+ * they stay there. What writes and reads them otherwise has to be done by the time of the call, which is done with them when it returns.
+ *
  * All images are [height, width, channels], channels contiguous, float32 in [0, 1]. D. Ulyanov, A. Vedaldi, V. Lempitsky,
  * "Deep Image Prior", CVPR 2018.
  */
@@ -155,7 +158,7 @@ typedef struct dipengine_fit_start_params {
   uint64_t seed;
   const float* target; /* x0 [data_height, data_width, output_channels]; unknown pixels may hold anything but are finite */
   const float* mask;   /* [data_height, data_width], 1 where x0 is known, else 0; NULL: all known */
-  const float* code;   /* CODE_IMAGE: [height, width, input_depth] */
+  const float* code;   /* CODE_IMAGE: [height, width, input_depth], in the host's memory */
   int32_t keep_weights; /* a new target on the slot's old weights */
   /* Of this slot's image and its x0; each 0: as in the fit's params. At most as large as there, and on the same canvas:
    * dipengine_generator_canvas of both sides is that of the fit's. The sizes above are these. */

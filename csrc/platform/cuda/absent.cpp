@@ -9,6 +9,7 @@
 #include "ops/philox/philox_cuda.h"
 #include "ops/resample/resample_cuda.h"
 #include "platform/cuda/device.h"
+#include "platform/cuda/stream.h"
 #include "platform/error.h"
 
 namespace {
@@ -39,6 +40,7 @@ void leave_device(int) {}
 dipengine_status device_of(const void*, int*) { return absent(); }
 dipengine_status wait_for(void*, void*) { return absent(); }
 dipengine_status upload(void*, const void*, size_t, void*) { return absent(); }
+dipengine_status wait(void*) { return absent(); }
 
 }  // namespace dipengine::cuda
 

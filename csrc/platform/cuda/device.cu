@@ -2,12 +2,6 @@
 
 #include "platform/cuda/launch.h"
 
-namespace {
-
-constexpr int kLeastCapability = 8;  // tensor cores with bf16 and tf32, asynchronous copies
-
-}  // namespace
-
 namespace dipengine::cuda {
 
 dipengine_status enter_device(int device, int* before) {
@@ -23,6 +17,13 @@ dipengine_status device_of(const void* pointer, int* device) {
   DIPENGINE_REQUIRE(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
                     "An array says that it is CUDA memory, but its pointer is not; give an array on a device.");
   *device = attributes.device;
+  return DIPENGINE_OK;
+}
+
+dipengine_status memory_of(const void* pointer, int* device) {
+  cudaPointerAttributes attributes{};
+  DIPENGINE_TRY(check(cudaPointerGetAttributes(&attributes, pointer), "Looking at an array"));
+  *device = attributes.type == cudaMemoryTypeDevice ? attributes.device : kHost;
   return DIPENGINE_OK;
 }
 
@@ -48,6 +49,7 @@ extern "C" {
 
 dipengine_status dipengine_cuda_device_count(int32_t* count) {
   using namespace dipengine;
+  using cuda::kLeastCapability;
   DIPENGINE_REQUIRE(count != nullptr, "dipengine_cuda_device_count was given no place for its answer.");
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);

@@ -8,12 +8,19 @@
 
 namespace dipengine::cuda {
 
+// The compute capability, before the point, that the kernels need: tensor cores with bf16 and tf32, asynchronous copies.
+constexpr int kLeastCapability = 8;
+
 // Makes `device` the calling thread's current one; *before is what was.
 dipengine_status enter_device(int device, int* before);
 void leave_device(int before);
 
 // The device whose memory `pointer` is in.
 dipengine_status device_of(const void* pointer, int* device);
+
+// The same of any pointer; kHost: the host's memory, that which devices reach too among it.
+constexpr int kHost = -1;
+dipengine_status memory_of(const void* pointer, int* device);
 
 // Work given to `stream` from now on starts behind all that has been given to `before`. The host does not wait.
 dipengine_status wait_for(void* stream, void* before);

@@ -33,6 +33,13 @@ dipengine_status download(void* to, const void* from, size_t bytes, void* stream
   return wait(stream);
 }
 
+dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int64_t count, int64_t length, void* stream) {
+  const auto bytes = [](int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); };
+  return check(cudaMemcpy2DAsync(to.first, bytes(to.stride), from.first, bytes(from.stride), bytes(length), static_cast<size_t>(count),
+                                 cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)),
+               "Copying on a device");
+}
+
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
   const char* const doing = "Recording an iteration";
   cudaStream_t on = static_cast<cudaStream_t>(stream);

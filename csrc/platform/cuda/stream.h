@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 
 #include "dipengine/dipengine.h"
@@ -25,6 +26,15 @@ dipengine_status wait(void* stream);
 
 // To the host's memory, in the stream's order; there when the call returns. Its counterpart is upload (device.h).
 dipengine_status download(void* to, const void* from, size_t bytes, void* stream);
+
+// Rows of floats, of which those of a row lie side by side and `stride` from those of the next.
+template <typename Float>
+struct FloatRows {
+  Float* first;
+  int64_t stride;
+};
+// `count` rows of `length` floats from one place of a device's memory to another of the same one, in the stream's order.
+dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int64_t count, int64_t length, void* stream);
 
 // Keeps what `launches` launches on `stream` in *sequence, with params as they are now, and runs none of it. Within, nothing but
 // launches may be given to the stream.

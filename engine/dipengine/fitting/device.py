@@ -16,9 +16,6 @@ from dipengine.fitting.settings import Settings
 from dipengine.kernels import backend, pool
 
 
-CUDA_CAPABILITY = 8  # at least: tensor cores with bf16 and tf32, asynchronous copies
-
-
 @dataclass(frozen=True)
 class Placement:
     """Where and how a fit computes."""
@@ -70,8 +67,9 @@ def _no_native_kernels(device: str) -> str:
     if missing := backend.cuda_missing():
         return missing.rstrip(".")
     major, minor = require_torch().cuda.get_device_capability(device)
-    if major < CUDA_CAPABILITY:
-        return f"they need compute capability {CUDA_CAPABILITY}.0 and it has {major}.{minor}"
+    least = backend.native.CUDA_LEAST_CAPABILITY
+    if major < least:
+        return f"they need compute capability {least}.0 and it has {major}.{minor}"
     return ""
 
 

@@ -14,7 +14,7 @@ from dipengine.fitting.device import Placement
 from dipengine.fitting.stopping import StopRule
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
-from dipengine.images.namespaces import beside, on_host
+from dipengine.images.namespaces import beside, cast, choose, dense, device_of, dtype_in, empty_beside, namespace, on_host
 from dipengine.kernels import backend, pool
 from dipengine.kernels.backend import native
 from dipengine.noise.likelihood import SensorLikelihood
@@ -99,22 +99,32 @@ class NativeFit:
         self.variances: list[float] = []  # ES-EMV's V after each
 
     def _start(self, init: WarmStart | None) -> None:
-        problem, mask = self.problem, None
-        known = None if problem.known is None else on_host(problem.known)
-        if known is not None and not known.all():
-            mask = np.ascontiguousarray(known, np.float32)
-        target = np.ascontiguousarray(on_host(problem.target), np.float32)
-        if mask is not None:
-            target = np.where(known[:, :, None], target, np.float32(0))
+        problem = self.problem
+        target, mask = self._data()
         guide = np.ascontiguousarray(problem.guide, np.float32) if self.recipe.code == "image" else None
         self._native.start(
-            self._slot, seed=self.seed, target=target, mask=mask, code=guide, image=problem.output_shape, data=target.shape[:2]
+            self._slot, seed=self.seed, target=target, mask=mask, code=guide, image=problem.output_shape, data=tuple(target.shape[:2])
         )
         if init is not None:
             self.load_weights(init.parameters)
             self._native.set_patience(self._slot, StopRule.for_recipe(self.recipe, warm_start=True).patience)
             if self.code.kind == "noise":
                 self._native.set_code_seed(self._slot, self.code.seed)
+
+    def _stays(self) -> bool:
+        """Whether the problem's arrays are on the fit's own device, where the core takes them from and gives its images."""
+        return self.placement.device != "cpu" and device_of(self.problem.target) == self.placement.device
+
+    def _data(self) -> tuple[Any, Any]:
+        """Target and mask as the core takes them, float32 in C order: on the fit's device where they are there, else NumPy's."""
+        target, known = self.problem.target, self.problem.known
+        if not self._stays():
+            target, known = on_host(target), None if known is None else on_host(known)
+        xp = namespace(target)
+        target = dense(target, "float32")
+        if known is None or bool(xp.all(known)):
+            return target, None
+        return dense(choose(known[:, :, None], target, xp.zeros_like(target))), dense(cast(known, xp.float32))
 
     def run(
         self,
@@ -197,22 +207,22 @@ class NativeFit:
 
     def average(self) -> Any:
         """The exponential average of the outputs, float32 [H, W, C] in [0, 1]; an array like the problem's target, as all images
-        that the fit gives (the core takes and gives them in the host's memory)."""
+        that the fit gives."""
         out = self._image()
         self._native.average(self._slot, out)
-        return beside(out, self.problem.target)
+        return self._given(out)
 
     def render(self) -> Any:
         """f_theta(z) at the unperturbed z, float32 [H, W, C] in [0, 1]."""
         out = self._image()
         self._native.render(self._slot, out)
-        return beside(out, self.problem.target)
+        return self._given(out)
 
     def deliver(self) -> tuple[Any, dict[str, np.ndarray], int]:
         """The image that the fit delivers, the weights it stems from, and its iteration."""
         image, flat = self._image(), self._flat()
         iteration = self._native.deliver(self._slot, image, flat)
-        return beside(image, self.problem.target), self._named(flat), iteration
+        return self._given(image), self._named(flat), iteration
 
     def weights(self) -> dict[str, np.ndarray]:
         """All parameters by name, float32, copied."""
@@ -260,8 +270,13 @@ class NativeFit:
             self.load_state(before)
             raise ValueError(f"it is of iteration {found}, not {iteration}")
 
-    def _image(self) -> np.ndarray:
-        return np.empty((*self.problem.output_shape, self.problem.channels), np.float32)
+    def _image(self) -> Any:
+        shape = (*self.problem.output_shape, self.problem.channels)
+        target = self.problem.target
+        return empty_beside(target, shape, dtype_in(namespace(target), "float32")) if self._stays() else np.empty(shape, np.float32)
+
+    def _given(self, image: Any) -> Any:
+        return beside(image, self.problem.target) if isinstance(image, np.ndarray) else image
 
     def _flat(self) -> np.ndarray:
         return np.empty(self.recipe.generator.parameter_count, np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.images.image import Image, opaque
-from dipengine.images.namespaces import cast, dtype_in, dtype_name, empty_beside, is_tensor, joined, namespace, on_host
+from dipengine.images.namespaces import dense, dtype_name, empty_beside, is_tensor, joined, namespace, on_host
 
 Restore = Callable[[Any], Any]
 _NUMBERS = {f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)} | {"float16", "bfloat16", "float32", "float64"}
@@ -40,7 +40,7 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
         raise InputError(f"The image array has dtype {values.dtype}; give integers or floats of at most 64 bits.")
     if math.prod(values.shape) == 0:
         raise InputError(f"The image array has shape {tuple(values.shape)}, which holds no pixels; give at least 1 x 1.")
-    pixels = _dense(_channels_last(xp, values, axes), "float32" if name in ("float16", "bfloat16") else name)
+    pixels = dense(_channels_last(xp, values, axes), "float32" if name in ("float16", "bfloat16") else name)
     if name.startswith(("float", "bfloat")) and not bool(xp.all(xp.isfinite(pixels))):
         raise InputError("The image array holds NaN or infinite values; replace them, and give their places as a mask.")
     sha256 = "" if stay else hashlib.sha256(pixels.data).hexdigest()
@@ -48,14 +48,14 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
     if alpha:
         if pixels.shape[2] < 2:
             raise InputError("The image array has one channel, which cannot be alpha; leave alpha out.")
-        pixels, alpha_plane = _dense(pixels[..., :-1]), _dense(pixels[..., -1])
+        pixels, alpha_plane = dense(pixels[..., :-1]), dense(pixels[..., -1])
 
     def restore(restored: Any) -> Any:
         if axes == "HW":
             restored = restored[..., 0] if restored.shape[2] == 1 else restored
         elif axes == "CHW":
             restored = xp.moveaxis(restored, -1, 0)
-        return back(_dense(restored, values.dtype))
+        return back(dense(restored, values.dtype))
 
     return Image(pixels=pixels, alpha=alpha_plane, sha256=sha256), restore
 
@@ -74,18 +74,6 @@ def digest(image: Image) -> str:
         return image.sha256
     values = on_host(image.pixels if image.alpha is None else with_alpha(image.pixels, image.alpha))
     return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
-
-
-def _dense(array: Any, dtype: Any = None) -> Any:
-    """In C order, in that dtype, without a copy where it is so already."""
-    if isinstance(array, np.ndarray):
-        return np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
-    xp = namespace(array)
-    if dtype is not None and dtype_in(xp, dtype) != array.dtype:
-        array = cast(array, dtype_in(xp, dtype))
-    if is_tensor(array):
-        return array.contiguous()
-    return xp.ascontiguousarray(array) if hasattr(xp, "ascontiguousarray") else array
 
 
 def _check_axes(shape: tuple[int, ...], axes: str | None) -> str:

@@ -75,6 +75,18 @@ def empty_beside(array: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return namespace(array).empty(shape, dtype=dtype, **arguments)
 
 
+def dense(array: Any, dtype: Any = None) -> Any:
+    """In C order, in that dtype, without a copy where it is so already."""
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
+    xp = namespace(array)
+    if dtype is not None and dtype_in(xp, dtype) != array.dtype:
+        array = cast(array, dtype_in(xp, dtype))
+    if is_tensor(array):
+        return array.contiguous()
+    return xp.ascontiguousarray(array) if hasattr(xp, "ascontiguousarray") else array
+
+
 def extremes(array: Any) -> tuple[float, float]:
     """The smallest and the largest value."""
     xp = namespace(array)
