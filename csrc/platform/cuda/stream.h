@@ -26,8 +26,8 @@ dipengine_status wait(void* stream);
 // To the host's memory, in the stream's order; there when the call returns. Its counterpart is upload (device.h).
 dipengine_status download(void* to, const void* from, size_t bytes, void* stream);
 
-// Keeps what `launches` launches on `stream` in *sequence, with params as they are now, and runs none of it. Within, nothing but
-// launches may be given to the stream.
+// Keeps what `launches` launches on `stream` in *sequence, with params as they are now, and runs none of it. It is called twice, once
+// to load the kernels' code; within, nothing but launches may be given to the stream. What it refers to must outlive the sequence.
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence);
 // All of it in its order, behind what the stream has; returns before it has run.
 dipengine_status replay(void* sequence, void* stream);
