@@ -149,6 +149,15 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3, void**, size_t shar
   }
   return cudaSuccess;
 }
+cudaError_t cudaDeviceSynchronize() { return told(allowed("a device is waited for") ? cudaSuccess : cudaErrorStreamCaptureUnsupported); }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  *memory = lost == cudaSuccess ? std::malloc(bytes) : nullptr;
+  return told(cudaSuccess);
+}
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return told(cudaSuccess);
+}
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (!allowed("memory is taken")) return told(cudaErrorStreamCaptureUnsupported);
   if (bytes > the_state.memory - the_state.allocated) return told(cudaErrorMemoryAllocation);
