@@ -479,5 +479,23 @@ def test_the_best_peer_counts_once_all_have_been_tried():
     assert found["256, best PyTorch"] is True and found["256, eager tf32"] is False and found["512, eager tf32"] is None
 
 
+def test_kernels_of_an_iteration_are_summed_by_name():
+    from acceptance import profiling
+
+    assert profiling.short("void dipengine::(anonymous namespace)::conv_forward_kernel<dipengine::cuda::Bfloat16, dipengine::ConvTile<(int)2, "
+                           "(int)2, (int)4, (int)4> >(dipengine::(anonymous namespace)::ForwardLaunch)") == (
+        "conv_forward<Bfloat16, ConvTile<2, 2, 4, 4> >")
+    assert profiling.short("dipengine::(anonymous namespace)::adam_kernel(dipengine::(anonymous namespace)::AdamLaunch)") == "adam"
+    events = [(name, 100.0 * i + at, 100.0 * i + at + took) for i in range(3) for name, at, took in (("a_kernel(X)", 0, 10), ("b", 15, 30), ("a_kernel(X)", 50, 5))]
+    found = profiling.summary(reversed(events), 3)
+    assert found["kernels"] == [{"kernel": "b", "launches": 1, "us": 30}, {"kernel": "a", "launches": 2, "us": 15}]
+    assert (found["launches"], found["busy_us"], found["us"]) == (3, 45, 85)
+    assert found["sequence"] == [["a", 10, 45], ["b", 30, 5], ["a", 5, 5]]
+    assert profiling.summary(events[:3], 1)["sequence"][0] == ["a", 10, 0]
+    text = "\n".join(table._profile({"profile": {"256": {"status": "measured"} | found, "1024": {"status": "cut off", "reason": "slow"}}}))
+    assert "3 launches an iteration; 85 us, of which kernels run 45 us." in text and "| `b` | 1 | 30.0 | 66.7% |" in text
+    assert "1024x1024: cut off slow" in text
+
+
 def test_the_table_of_nothing_is_no_table():
-    assert table._iterations({}) == table._layers({}) == table._restoration({}) == []
+    assert table._iterations({}) == table._layers({}) == table._restoration({}) == table._profile({}) == []

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from acceptance import bringing, building, checking, cohorts, gpu, iterations, layers, restoring, store, testing
+from acceptance import bringing, building, checking, cohorts, gpu, iterations, layers, profiling, restoring, store, testing
 from acceptance import report as reports
 from acceptance.step import ROOT, Parts
 
@@ -17,6 +17,7 @@ PARTS: Parts = {
     "tests": testing.STEPS,
     "checker": checking.STEPS,
     "iterations": [step for step in iterations.STEPS if not step.name.endswith("-compiled")],
+    "profile": profiling.STEPS,
     "cohorts": cohorts.STEPS,
     "layers": layers.STEPS,
     "restoration": restoring.STEPS,
@@ -28,10 +29,12 @@ ORDER = [
     ("build", None),
     ("smoke", None),
     ("iterations", ("256-ours", "512-ours")),
+    ("profile", ("256",)),
     ("tests", tuple(testing.PROGRAMS)),
     ("checker", ("memcheck-fits", "initcheck-fits")),
     ("iterations", ("1024-ours", "15.4Mpx-ours", "256-eager", "256-graph", "512-eager", "512-graph")),
     ("tests", None),
+    ("profile", None),
     ("layers", ("ceilings", "1024")),
     ("cohorts", tuple(f"{fits}-ours" for fits in cohorts.FITS)),
     ("restoration", ("ours",)),
