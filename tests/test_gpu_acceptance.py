@@ -185,15 +185,21 @@ def test_results_go_to_a_folder_behind_every_step_and_another_call_goes_on_from_
     here.mkdir()
     there.mkdir()
     plan["restoration"] = [("ours", "sleep 30")]
+    plan["build"].insert(1, ("compile", result(status="passed")))
     one, out = Acceptance(here, **plan), tmp_path / "out"
+    for name in ("build/tests/silicon/dipengine_ceilings", "build/large.o", "package/dipengine/_native.so"):
+        (here / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "state" / name).write_text(name)
     one.call("--out", str(out), seconds=12)  # cut off
-    assert {path.name for path in out.iterdir()} == {"fake_1000.json", "fake_1000.md", "acceptance.tar.gz"}
+    assert {path.name for path in out.iterdir()} == {"fake_1000.json", "fake_1000.md", "acceptance.tar.gz", "build.tar.gz"}
     assert json.loads((out / "fake_1000.json").read_text())["missing"] == {"restoration": ["ours"]}
     one.begun()
     plan["restoration"] = [("ours", "measure")]
     other = Acceptance(there, **plan)
     other.call("--resume", str(out / "acceptance.tar.gz"))
     assert other.begun() == ["ours"] and other.result("layers", "1024")["rows"]
+    assert (there / "state/package/dipengine/_native.so").exists() and not (there / "state/build/large.o").exists()
+    assert (there / "state/build/tests/silicon/dipengine_ceilings").read_text().startswith("build")
 
 
 def test_results_are_forgotten_when_the_sources_change(tmp_path):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acceptance import bringing
 from acceptance import step as steps
 from acceptance.step import ROOT, Context, Parts, Step
 from acceptance.store import Store
@@ -94,7 +95,7 @@ def resume(folder: Path, archive: Path) -> None:
     store = Store(folder)
     held = store.lock()
     try:
-        store.unpack(archive)
+        bringing.unpack(store, archive)
     finally:
         os.close(held)
 

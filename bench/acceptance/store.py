@@ -79,20 +79,20 @@ class Store:
 
     # ---- going from machine to machine --------------------------------------------------------------------------------
 
-    def pack(self, path: Path) -> None:
-        """Results and logs as a .tar.gz, whole or not at all."""
+    def pack(self, names: Iterable[str], path: Path) -> None:
+        """Files and folders of this one as a .tar.gz, whole or not at all."""
         new = path.with_suffix(".new")
         with tarfile.open(new, "w:gz", compresslevel=3) as packed:
-            for name in ("results", "logs", "pytest"):
+            for name in names:
                 if (self.folder / name).exists():
-                    packed.add(self.folder / name, name)
+                    packed.add(self.folder / name, name, filter=lambda info: None if "__pycache__" in info.name else info)
         new.replace(path)
 
     def unpack(self, path: Path) -> None:
         """What `pack` made, in the place of what there is."""
-        for name in ("results", "logs", "pytest"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
         with tarfile.open(path) as packed:
+            for name in {member.name.split("/")[0] for member in packed}:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
             packed.extractall(self.folder, filter="data")
 
     # ---- what is being done -----------------------------------------------------------------------------------------
