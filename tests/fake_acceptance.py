@@ -64,6 +64,7 @@ def _parts() -> Parts:
 
 
 PARTS = _parts()
+NEEDS = json.loads((FOLDER / "needs.json").read_text()) if (FOLDER / "needs.json").exists() else {}
 ORDER = json.loads((FOLDER / "order.json").read_text()) if (FOLDER / "order.json").exists() else []
 
 
@@ -77,4 +78,4 @@ def report(store: Store, parts: Parts, say: Any) -> None:
         bringing.pack(store, written, Path(out))
 
 
-__all__ = ["ORDER", "PARTS", "fingerprint", "report"]
+__all__ = ["NEEDS", "ORDER", "PARTS", "fingerprint", "report"]

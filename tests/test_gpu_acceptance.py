@@ -84,6 +84,23 @@ def test_stages_come_before_what_is_left_of_the_parts(tmp_path):
     assert one.call("--part", "second", "--again")[0] == 1 and one.begun() == ["c", "d", "e"]
 
 
+def test_what_needs_a_step_that_failed_waits_for_it(tmp_path):
+    plan = {"first": [("a", "raise"), ("b", "measure")], "second": [("c", "measure"), ("d", "measure")], "third": [("e", "measure")]}
+    one = Acceptance(tmp_path, **plan)
+    (tmp_path / "needs.json").write_text(json.dumps({"second": "first/a", "third/e": "first/b"}))
+    status, said = one.call()
+    assert status == 1 and one.begun() == ["a", "b", "e"] and "second/c, second/d: not before what failed works" in said
+    one.plan(**plan | {"first": [("a", "measure"), ("b", "measure")]})
+    assert one.call("--again")[0] == 0 and one.begun() == ["a", "c", "d"]
+
+
+def test_what_is_asked_for_is_done_whatever_it_needs(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "raise")], second=[("c", "measure")])
+    (tmp_path / "needs.json").write_text(json.dumps({"second": "first/a"}))
+    one.call()
+    assert one.call("--part", "second")[0] == 1 and one.begun() == ["a", "c"]
+
+
 def test_every_step_that_failed_has_a_new_process_behind_it(tmp_path):
     one = Acceptance(tmp_path, first=[("a", "process"), ("b", "raise"), ("c", "process"), ("d", "process"), ("e", "device"), ("f", "process")])
     assert one.call()[0] == 1
@@ -366,6 +383,8 @@ def test_the_order_names_steps_that_there_are_and_begins_with_what_breaks_everyt
         assert set(names or ()) <= {step.name for step in parts.PARTS[part]}, part
     assert [part for part, _ in parts.ORDER[:2]] == ["build", "smoke"] and parts.ORDER[-1] == ("compiled", None)
     assert {part for part, names in parts.ORDER if names is None} == set(parts.PARTS)  # the whole of each, in the end
+    steps = {f"{part}/{step.name}" for part, listed in parts.PARTS.items() for step in listed}
+    assert set(parts.NEEDS) <= steps | set(parts.PARTS) and set(parts.NEEDS.values()) <= steps
 
 
 def test_a_source_counts_as_run_when_all_tests_of_its_folder_have_passed():

@@ -4,7 +4,8 @@ Steps of a part run in one process, each once the results before it are safe. Wh
 system that ends who takes too much memory) costs itself alone: a new process goes on behind it, and behind any step that failed, whose
 process may have lost its device. The results file is written anew behind every step. The driver itself imports nothing that takes time.
 
-Parts are done in their order, or, where the module of parts has an ORDER, in stages of that first: (part, names of steps).
+Parts are done in their order, or, where the module of parts has an ORDER, in stages of that first: (part, names of steps). What is in
+its NEEDS waits while another step has failed: that time is better spent once it works.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def accept(call: Call) -> int:
                 store.forget(part, [s.name for s in parts[part] if part == call.only or _bad(store, part, s)])
         fresh = True
         for part, names in stages_of(call, store, parts):
+            waits = [f"{part}/{s.name}" for s in _open(store, parts, part, names) if _waits(call, store, parts, part, s)]
+            if waits and names is None:
+                call.say(f"{', '.join(waits)}: not before what failed works")
             fresh, more = _run_stage(call, store, parts, (part, names), deadline, held, fresh)
             if any(s.needed and _bad(store, part, s) for s in parts[part]):
                 call.say(f"The part {part!r} failed: nothing else can be done ({store.log(part)}).")
@@ -102,7 +106,8 @@ def resume(folder: Path, archive: Path) -> None:
 
 def _run_stage(call: Call, store: Store, parts: Parts, stage: Stage, deadline: float, held: int, fresh: bool) -> tuple[bool, bool]:
     """(whether the call has begun nothing yet, whether time ran out). What the call has no time for is left to the next."""
-    while pending := [s for s in _open(store, parts, *stage) if fresh or time.time() + s.expected <= deadline]:
+    while pending := [s for s in _open(store, parts, *stage) if (fresh or time.time() + s.expected <= deadline)
+                      and not _waits(call, store, parts, stage[0], s)]:
         ended = _worker(call, store, parts, stage[0], [s.name for s in pending], deadline, held)
         fresh = False
         if ended == "time":
@@ -213,6 +218,17 @@ def _open(store: Store, parts: Parts, part: str, names: tuple[str, ...] | None =
 def _bad(store: Store, part: str, step: Step) -> bool:
     result = store.result(part, step.name)
     return result is not None and not step.peer and result["status"] in (*steps.BAD, steps.CUT_OFF)
+
+
+def _waits(call: Call, store: Store, parts: Parts, part: str, step: Step) -> bool:
+    """Whether a step that this one needs has failed: by NEEDS of the module of parts, "part/step" by "part/step" or by "part". Who asks
+    for a part gets it."""
+    needs = getattr(importlib.import_module(call.parts_module), "NEEDS", {})
+    needed = needs.get(f"{part}/{step.name}", needs.get(part))
+    if needed is None or call.only is not None:
+        return False
+    other, name = needed.split("/")
+    return any(s.name == name and _bad(store, other, s) for s in parts[other])
 
 
 def _conclude(call: Call, store: Store, parts: Parts) -> int:

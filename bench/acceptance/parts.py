@@ -48,6 +48,10 @@ ORDER = [
     ("compiled", None),
 ]
 
+# What says nothing while no fit runs.
+NEEDS = dict.fromkeys(("iterations", "profile", "cohorts", "restoration", "compiled", "checker/memcheck-kernels", "checker/racecheck-kernels",
+                       "checker/synccheck-kernels"), "smoke/fit") | {"layers": "smoke/kernels"}
+
 
 def fingerprint() -> str:
     """Of the sources and the GPU: results are kept for as long as both stay."""
