@@ -49,8 +49,9 @@ ORDER = [
 ]
 
 # What says nothing while no fit runs.
-NEEDS = dict.fromkeys(("iterations", "profile", "cohorts", "restoration", "compiled", "checker/memcheck-kernels", "checker/racecheck-kernels",
-                       "checker/synccheck-kernels"), "smoke/fit") | {"layers": "smoke/kernels"}
+_FITS = ("iterations", "profile", "cohorts", "restoration", "compiled",
+         *(f"checker/{tool}-kernels" for tool in ("memcheck", "racecheck", "synccheck")))
+NEEDS = dict.fromkeys(_FITS, "smoke/fit") | {"layers": "smoke/kernels"}
 
 
 def fingerprint() -> str:

@@ -47,7 +47,8 @@ def summary(events: Iterable[Event], iterations: int) -> dict[str, Any]:
     return {
         "kernels": rows, "launches": len(ordered) / iterations, "busy_us": round(sum(seconds.values()) / iterations, 2),
         "us": round(span / iterations, 2),
-        "sequence": [[short(name), round(end - begin, 2), round(begin - before, 2)] for (name, begin, end), before in zip(last, behind, strict=True)],
+        "sequence": [[short(name), round(end - begin, 2), round(begin - before, 2)]
+                     for (name, begin, end), before in zip(last, behind, strict=True)],
     }
 
 

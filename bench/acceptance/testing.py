@@ -99,8 +99,8 @@ def python(context: Context, paths: list[Path], seconds: float) -> dict[str, Any
         report.unlink(missing_ok=True)
         with log.open("wb") as file:
             running[path.stem] = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", str(path)],
-                cwd=ROOT, env=context.environment(), stdout=file, stderr=subprocess.STDOUT)
+                [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}",
+                 str(path)], cwd=ROOT, env=context.environment(), stdout=file, stderr=subprocess.STDOUT)
     for name, process in running.items():
         try:
             code = process.wait(max(0.1, began + seconds - time.monotonic()))
@@ -111,7 +111,8 @@ def python(context: Context, paths: list[Path], seconds: float) -> dict[str, Any
         report, log = folder / f"{name}.xml", folder / f"{name}.txt"
         print(f"==== {name}", log.read_text(errors="replace"), sep="\n", flush=True)
         if name not in files:
-            crash = {"status": CRASHED, "reason": f"pytest ended with status {code} and no report", "passed": 0, "failed": [], "skipped": []}
+            reason = f"pytest ended with status {code} and no report"
+            crash = {"status": CRASHED, "reason": reason, "passed": 0, "failed": [], "skipped": []}
             files[name] = judge_report(report.read_text()) if report.exists() else crash
     return judge_files(files)
 
