@@ -2,7 +2,8 @@
 # make test    create the environment, build, run every test that needs no GPU and less than five minutes
 # make test-emulator   the CUDA kernels on this CPU, and what nvcc makes of them where there is one; needs no network
 # make gpu-acceptance  build for this machine's GPU, test, look for races and stray accesses, time: nine minutes of it a call, and the
-#              next one goes on; PART=name (see LIST=1), SECONDS=540, AGAIN=1: what failed once more. Needs a GPU, its driver, the CUDA
+#              next one goes on; PART=name (see LIST=1), SECONDS=540, AGAIN=1: what failed once more, OUT=folder: what comes of it, behind
+#              every step; RESUME=archive: that came of another call, of the same sources. Needs a GPU, its driver, the CUDA
 #              toolkit (12.8 or newer) and CMake; no network where $(PYTHON) has torch with CUDA, numpy, pybind11 and pytest
 # make clean   remove the environment, builds and outputs
 #
@@ -36,7 +37,7 @@ test-emulator:
 	PYTHONPATH=$(CURDIR)/engine $(BIN)/python -m pytest tests/test_emulator.py tests/test_cuda_*.py tests/test_arrays_on_a_device.py
 
 ACCEPTANCE := bench/gpu_acceptance.py $(if $(PART),--part $(PART)) --seconds $(if $(filter command%,$(origin SECONDS)),$(SECONDS),540) \
-  $(if $(AGAIN),--again) $(if $(LIST),--list)
+  $(if $(AGAIN),--again) $(if $(LIST),--list) $(if $(OUT),--out $(OUT)) $(if $(RESUME),--resume $(RESUME))
 
 gpu-acceptance:
 	@if $(PYTHON) bench/gpu_acceptance.py --usable; then $(PYTHON) $(ACCEPTANCE); \

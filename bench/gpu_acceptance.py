@@ -1,6 +1,6 @@
 """The acceptance of the engine on this machine's GPU, in parts of at most nine minutes: `make gpu-acceptance`, again and again.
 
-    python bench/gpu_acceptance.py [--part NAME] [--seconds 540] [--again] [--list]
+    python bench/gpu_acceptance.py [--part NAME] [--seconds 540] [--again] [--out DIR] [--resume FILE] [--list]
 
 A call does as many steps as it has seconds for, and the next one goes on: results lie in build/gpu-acceptance, for as long as the
 sources stay as they are. After every call bench/results/GPU.json and GPU.md hold what there is. --part: that one alone (and what it
@@ -11,6 +11,7 @@ something did, 2 wrong use. What is measured, and how: bench/README.md.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from importlib.util import find_spec
@@ -40,9 +41,12 @@ def main() -> int:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--list", action="store_true", help="the parts and their steps")
     parser.add_argument("--usable", action="store_true", help="exit status 0 where this interpreter has what is needed")
+    parser.add_argument("--out", type=Path, help="a folder for the results, the table and an archive of everything, behind every step")
+    parser.add_argument("--resume", type=Path, help="begin with the results of such an archive, of the same sources and GPU")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/gpu-acceptance")
     parser.add_argument("--parts", default="acceptance.parts", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.usable:
@@ -50,12 +54,16 @@ def main() -> int:
             print(f"{sys.executable} cannot be taken: {lacks}.", file=sys.stderr)
         return 1 if lacks else 0
     if given.work:
-        return driver.work(given.parts, given.work, given.folder, given.deadline)
+        return driver.work(given.parts, given.work, tuple(given.steps.split(",")), given.folder, given.deadline)
     if given.list:
         for part, steps in driver.load(given.parts).items():
             print(f"{part}: {', '.join(step.name for step in steps)}")
         return 0
+    if given.out is not None:
+        os.environ["ACCEPTANCE_OUT"] = str(given.out.resolve())
     try:
+        if given.resume is not None:
+            driver.resume(given.folder, given.resume)
         return driver.accept(driver.Call(given.parts, given.folder, given.seconds, given.part, given.again,
                                          lambda text: print(text, flush=True)))
     except Busy as error:

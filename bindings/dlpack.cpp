@@ -21,7 +21,10 @@ void raise(const char* error, const char* format, ...) {
 
 void check(dipengine_status status) {
   if (status == DIPENGINE_OK) return;
-  raise(status == DIPENGINE_INVALID_ARGUMENT ? "InputError" : "DeviceError", "%s", dipengine_last_error());
+  const char* const error = status == DIPENGINE_INVALID_ARGUMENT ? "InputError"
+                            : status == DIPENGINE_DEVICE_FAILED  ? "DeviceFailed"
+                                                                 : "DeviceError";
+  raise(error, "%s", dipengine_last_error());
 }
 
 namespace {

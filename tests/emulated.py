@@ -38,7 +38,8 @@ def build(folder: Path, bindings: str | None = None, *options: str) -> Path:
     run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_ONLY_ISAS=portable", "-DDIPENGINE_CUDA=OFF",
         "-DCMAKE_CXX_COMPILER=g++", f"-DDIPENGINE_PYTHON={'ON' if bindings else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}",
         *options)
-    targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device"]
+    targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device", "dipengine_runtime_tests",
+                                        "dipengine_silicon_harness"]
     run(CMAKE, "--build", folder, "--target", *targets, "--parallel", os.cpu_count() or 1)
     return folder / "tests/emulator"
 

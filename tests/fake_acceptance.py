@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from acceptance import bringing
 from acceptance import report as reports
 from acceptance.step import FAILED, MEASURED, PASSED, Parts, Step
 from acceptance.store import Store
@@ -43,6 +44,8 @@ def _run(name: str, does: str) -> dict[str, Any]:
         (FOLDER / detail).touch()
     elif kind == "machine":
         return MACHINE
+    elif kind == "process":
+        return {"status": MEASURED, "process": os.getpid()}
     elif kind == "result":
         return json.loads(detail)
     return {"status": MEASURED, "fake": True}
@@ -55,12 +58,14 @@ def _there(does: str) -> Any:
 
 def _parts() -> Parts:
     plan = json.loads((FOLDER / "plan.json").read_text())
-    return {part: [Step(name, lambda context, name=name, does=does: _run(name, does), expected, limit, peer, _there(does))
+    return {part: [Step(name, lambda context, name=name, does=does: _run(name, does), expected, limit, peer, _there(does), needed=part == "build")
                    for name, does, expected, limit, peer in steps]
             for part, steps in plan.items()}
 
 
 PARTS = _parts()
+NEEDS = json.loads((FOLDER / "needs.json").read_text()) if (FOLDER / "needs.json").exists() else {}
+ORDER = json.loads((FOLDER / "order.json").read_text()) if (FOLDER / "order.json").exists() else []
 
 
 def fingerprint() -> str:
@@ -69,8 +74,8 @@ def fingerprint() -> str:
 
 
 def report(store: Store, parts: Parts, say: Any) -> None:
-    if "build" in parts:
-        reports.write(store, parts, FOLDER, say)
+    if "build" in parts and (written := reports.write(store, parts, FOLDER, say)) and (out := os.environ.get("ACCEPTANCE_OUT")):
+        bringing.pack(store, written, Path(out))
 
 
-__all__ = ["PARTS", "fingerprint", "report"]
+__all__ = ["NEEDS", "ORDER", "PARTS", "fingerprint", "report"]

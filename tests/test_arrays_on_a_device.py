@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-strict = pytest.importorskip("array_api_strict")
+try:
+    import array_api_strict as strict
+except ImportError:  # tests on a GPU do without
+    strict = None
 
 import dipengine  # noqa: E402
 from conftest import TINY, synthetic_picture  # noqa: E402
@@ -45,6 +48,8 @@ def kind_of(array):
 @pytest.fixture
 def stand_in(monkeypatch):
     """Fits are on PyTorch's CPU ops wherever they are asked to run. Yields the devices asked for, and the names of host trips."""
+    if strict is None:
+        pytest.skip("needs array_api_strict")
     seen = {"devices": [], "trips": []}
 
     def device_of(array):

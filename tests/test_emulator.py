@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,33 @@ def emulator(folder):
 def test_emulator_finds_every_kind_of_mistake_and_follows_the_documented_layouts(emulator):
     for part in ("emulator_", "golden_", "sums_of_products", "plans_"):
         assert re.search(r"^[1-9]\d* tests, 0 failed$", run(emulator, part), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_launches_and_recordings_keep_the_rules_of_cudas_runtime(folder):
+    assert re.search(r"^[1-9]\d* tests, 0 failed$", run(folder.parent / "runtime/dipengine_runtime_tests"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_program_for_a_gpu_goes_on_behind_tests_that_end_in_any_way(folder):
+    program = folder.parent / "runtime/dipengine_silicon_harness"
+
+    def said(*arguments, **environment):
+        return subprocess.run([program, *arguments], capture_output=True, text=True, env=os.environ | {"DIPENGINE_SILICON_SECONDS": "2"} | environment)
+
+    result = said()
+    name = "silicon_cases.cpp/case_"
+    assert re.findall(r"^passed (\S+)$", result.stdout, re.MULTILINE) == [f"{name}that_passes", f"{name}between", f"{name}behind", "fit_case_behind"]
+    assert re.findall(r"^FAILED (\S+)$", result.stdout, re.MULTILINE) == [
+        f"{name}that_is_wrong", f"{name}that_aborts", f"{name}that_loses_the_device", f"{name}that_hangs", "fit_case_that_loses_the_device"]
+    assert result.returncode == 1 and result.stdout.endswith("9 tests, 5 failed\n")
+    for words in (r"x\[3\] is 1 where 2 is expected\nFAILED \S+wrong", r"and says so before\n    ended its process by signal 6 .*\nFAILED \S+aborts",
+                  r"the device is lost: misaligned address\nFAILED \S+device", r"did not end within 2 s\nFAILED \S+hangs",
+                  r"an iteration failed\nABORTED .*misaligned address\n    ended its process with status 3\n    a kernel failed\n(.*\n)+FAILED fit_case"):
+        assert re.search(words, result.stdout), words
+    assert said("fit_case_behind").stdout == "passed fit_case_behind\n1 tests, 0 failed\n"
+    assert said("--here", f"{name}behind").returncode == 0 and said(NO_DEVICE="1").returncode == 2
+    assert said("--list").stdout.count("\n") == 9 and said("nothing").returncode == 1
 
 
 @pytest.mark.slow
@@ -166,6 +194,38 @@ def sampled(folder):
     device = SampledDevice(folder, 227 * 1024, 1 << 26)
     layers = [Layer(str(size), (Part(size, size, 128),), 128, size, size, 1) for size in (32, 128)]
     return [launch for layer in layers for run in (LayerLaunches(device, layer, BFLOAT16),) for launch in run.forward() + run.backward()]
+
+
+FIFTEEN_MEGAPIXELS = 9 << 30  # bytes of the largest image in float32, and more; hardly any of them are touched
+
+
+def launches_of_fifteen_megapixels(folder, dtype):
+    from cuda_launches import LayerLaunches, SampledDevice, rest
+
+    from dipengine.bench.operations import layers_of
+    from dipengine.generators.architecture import Hourglass
+
+    architecture, device = Hourglass.regular(upsample="nearest"), SampledDevice(folder, 227 * 1024, FIFTEEN_MEGAPIXELS)
+    found = []
+    for layer in layers_of(architecture, 3904, 3968):
+        if layer.name in ("level0.up", "level0.point", "head"):  # not their weights' gradients, whose blocks go over the whole image
+            layer_launches = LayerLaunches(device, layer, dtype)
+            found += layer_launches.forward()
+            found += device.launches(layer.name, "data", "dipengine_conv_cuda_data_gradient", layer_launches.params)
+    return found + rest(device, architecture, 3904, 3968, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < FIFTEEN_MEGAPIXELS, reason="needs 9 GiB of address space")
+@pytest.mark.parametrize("dtype", ["BFLOAT16", "FLOAT32"])
+def test_no_number_of_a_kernel_overflows_at_fifteen_megapixels(folder, dtype):
+    """The emulator looks at every calculation; 128 channels of 3904 x 3968 pixels are nearly 2^31 values, 4 or 8 GB."""
+    sys.path.append(str(ROOT / "bench"))
+    import cuda_launches
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # the library's setting stays there
+        launches = pool.apply(launches_of_fifteen_megapixels, [folder, getattr(cuda_launches, dtype)])
+    assert max(launch.written for launch in launches) > 3.9e9
 
 
 @pytest.mark.slow

@@ -67,14 +67,45 @@ def test_every_step_is_done_once_in_the_order_of_the_parts(tmp_path):
     assert one.call()[0] == 0 and one.begun() == []
 
 
-def test_a_call_begins_nothing_that_it_has_no_time_for_and_the_next_goes_on(tmp_path):
+def test_a_call_passes_over_what_it_has_no_time_for_and_the_next_goes_on(tmp_path):
     one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "measure", 1000)], second=[("c", "measure", 1000), ("d", "measure")])
     status, said = one.call(seconds=30)
-    assert status == 0 and one.begun() == ["a"] and "1 of 4 steps are done; run it again for the others, next first/b." in said
+    assert status == 0 and one.begun() == ["a", "d"] and "2 of 4 steps are done; run it again for the others, next first/b." in said
     one.call(seconds=30)  # nothing before it in this call: begun although it may be too long
     assert one.begun() == ["b"]
     one.call(seconds=30)
-    assert one.begun() == ["c", "d"]
+    assert one.begun() == ["c"]
+
+
+def test_stages_come_before_what_is_left_of_the_parts(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "measure"), ("b", "measure")], second=[("c", "measure"), ("d", "raise"), ("e", "measure")])
+    (tmp_path / "order.json").write_text(json.dumps([["second", ["e", "d"]], ["first", ["b"]]]))
+    assert one.call()[0] == 1 and one.begun() == ["e", "d", "b", "a", "c"]
+    assert one.call("--part", "second", "--again")[0] == 1 and one.begun() == ["c", "d", "e"]
+
+
+def test_what_needs_a_step_that_failed_waits_for_it(tmp_path):
+    plan = {"first": [("a", "raise"), ("b", "measure")], "second": [("c", "measure"), ("d", "measure")], "third": [("e", "measure")]}
+    one = Acceptance(tmp_path, **plan)
+    (tmp_path / "needs.json").write_text(json.dumps({"second": "first/a", "third/e": "first/b"}))
+    status, said = one.call()
+    assert status == 1 and one.begun() == ["a", "b", "e"] and "second/c, second/d: not before what failed works" in said
+    one.plan(**plan | {"first": [("a", "measure"), ("b", "measure")]})
+    assert one.call("--again")[0] == 0 and one.begun() == ["a", "c", "d"]
+
+
+def test_what_is_asked_for_is_done_whatever_it_needs(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "raise")], second=[("c", "measure")])
+    (tmp_path / "needs.json").write_text(json.dumps({"second": "first/a"}))
+    one.call()
+    assert one.call("--part", "second")[0] == 1 and one.begun() == ["a", "c"]
+
+
+def test_every_step_that_failed_has_a_new_process_behind_it(tmp_path):
+    one = Acceptance(tmp_path, first=[("a", "process"), ("b", "raise"), ("c", "process"), ("d", "process"), ("e", "device"), ("f", "process")])
+    assert one.call()[0] == 1
+    process = {name: one.result("first", name)["process"] for name in "acdf"}
+    assert process["c"] == process["d"] and len(set(process.values())) == 3
 
 
 def test_what_the_seconds_cut_off_is_begun_again_and_nothing_else(tmp_path):
@@ -123,7 +154,7 @@ def test_two_calls_at_a_time_are_refused(tmp_path):
     ("raise", "failed", "ValueError: this fake step fails"),
     ("fail", "failed", "as planned"),
     ("die", "crashed", "ended by signal SIGKILL"),
-    ("device", "crashed", "ended with status 70"),
+    ("device", "failed", "RuntimeError: CUDA error: an illegal memory access was encountered"),
     ("sleep 60", "cut off", "took more than 2 s"),
 ])
 def test_a_step_that_fails_costs_itself_alone(tmp_path, does, status, reason):
@@ -164,6 +195,28 @@ def test_nothing_is_done_behind_a_build_that_failed(tmp_path):
     one = Acceptance(tmp_path, build=[("machine", "machine"), ("compile", "fail")], first=[("a", "measure")])
     status, said = one.call()
     assert status == 1 and one.begun() == ["machine", "compile"] and "The part 'build' failed: nothing else can be done" in said
+
+
+def test_results_go_to_a_folder_behind_every_step_and_another_call_goes_on_from_them(tmp_path):
+    plan, here, there = whole_plan(), tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    plan["restoration"] = [("ours", "sleep 30")]
+    plan["build"].insert(1, ("compile", result(status="passed")))
+    one, out = Acceptance(here, **plan), tmp_path / "out"
+    for name in ("build/tests/silicon/dipengine_ceilings", "build/large.o", "package/dipengine/_native.so"):
+        (here / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "state" / name).write_text(name)
+    one.call("--out", str(out), seconds=12)  # cut off
+    assert {path.name for path in out.iterdir()} == {"fake_1000.json", "fake_1000.md", "acceptance.tar.gz", "build.tar.gz"}
+    assert json.loads((out / "fake_1000.json").read_text())["missing"] == {"restoration": ["ours"]}
+    one.begun()
+    plan["restoration"] = [("ours", "measure")]
+    other = Acceptance(there, **plan)
+    other.call("--resume", str(out / "acceptance.tar.gz"))
+    assert other.begun() == ["ours"] and other.result("layers", "1024")["rows"]
+    assert (there / "state/package/dipengine/_native.so").exists() and not (there / "state/build/large.o").exists()
+    assert (there / "state/build/tests/silicon/dipengine_ceilings").read_text().startswith("build")
 
 
 def test_results_are_forgotten_when_the_sources_change(tmp_path):
@@ -207,6 +260,10 @@ def test_the_test_program_is_judged_by_what_it_says_and_how_it_ends():
     found = judge("passed a\nABORTED Giving a test's memory back: an illegal memory access was encountered\n", 3)
     assert found["status"] == "crashed"
     assert found["reason"] == "ended with status 3 behind a: ABORTED Giving a test's memory back: an illegal memory access was encountered"
+    said = "".join(f"    line {i}\n" for i in range(40)) + "FAILED a\npassed b\n    c is 1 where 2 is expected\n    ended its process by signal 11\nFAILED c\n"
+    found = judge(f"{said}3 tests, 2 failed\n", 1)
+    assert found["status"] == "failed" and found["failed"] == ["a", "c"] and len(found["said"]) < 20
+    assert found["said"][0] == "    line 0" and "    ended its process by signal 11" in found["said"]
     assert judge("0 tests, 0 failed\n", 1)["status"] == "crashed"
     assert judge("", -11)["status"] == "crashed"
 
@@ -227,6 +284,29 @@ def test_a_report_of_pytest_is_judged():
     assert found["status"] == "left out" and "No module named 'pyvips'" in found["reason"]
     assert judge(case.format("x", '<error message="boom">ZeroDivisionError</error>'))["status"] == "failed"
     assert judge()["status"] == "left out"
+
+
+def test_files_of_pytest_are_judged_together():
+    passed, left_out = {"status": "passed", "passed": 3}, {"status": "left out", "passed": 0, "reason": "no GPU"}
+    assert testing.judge_files({"a": passed, "b": left_out}) == {"status": "passed", "passed": 3, "files": {"a": passed, "b": left_out}}
+    cut_off = {"status": "cut off", "passed": 0, "reason": "took more than 5 s"}
+    found = testing.judge_files({"a": passed, "b": cut_off})
+    assert found["status"] == "failed" and found["reason"] == "b: took more than 5 s" and found["passed"] == 3
+    assert testing.judge_files({"b": left_out})["status"] == "left out"
+
+
+@pytest.mark.slow
+def test_files_of_pytest_run_at_once_and_one_that_hangs_costs_itself_alone(tmp_path):
+    from acceptance.step import Context
+
+    for name, body in (("good", "pass"), ("wrong", "assert False"), ("hung", "import time; time.sleep(600)"), ("gone", "import os; os._exit(3)")):
+        (tmp_path / f"test_{name}.py").write_text(f"import pytest\n@pytest.mark.gpu\ndef test_it():\n    {body}\n")
+    context = Context(tmp_path, lambda part, name: None)
+    began = time.monotonic()
+    found = testing.python(context, sorted(tmp_path.glob("test_*.py")), 25)
+    assert time.monotonic() - began < 60 and found["status"] == "failed" and found["passed"] == 1
+    assert {name: result["status"] for name, result in found["files"].items()} == {
+        "test_good": "passed", "test_wrong": "failed", "test_hung": "cut off", "test_gone": "crashed"}
 
 
 def test_the_checker_is_judged_by_its_summary_and_not_by_the_tests_alone():
@@ -278,7 +358,7 @@ def test_the_build_is_for_one_architecture_and_outside_of_the_sources(tmp_path):
     from acceptance.step import Context
 
     words = building.configuration(Context(tmp_path, lambda part, name: None), "9.0")
-    assert {"-DCMAKE_CUDA_ARCHITECTURES=90", "-DDIPENGINE_CUDA=ON", "-DDIPENGINE_SILICON=ON"} <= set(words)
+    assert {"-DCMAKE_CUDA_ARCHITECTURES=90-real", "-DDIPENGINE_CUDA=ON", "-DDIPENGINE_SILICON=ON"} <= set(words)
     assert f"-DDIPENGINE_MODULE_DIR={tmp_path}/package/dipengine" in words and words[3] == str(tmp_path / "build")
 
 
@@ -294,6 +374,17 @@ def test_every_test_file_of_the_emulator_runs_on_a_gpu_and_every_source_has_one(
     assert {name: report.folder_of(name) for _, name in listed} == {name: folder for folder, name in listed}
     assert testing.folder_of_tests("conv_mean") == "ops/conv" and testing.folder_of_tests("masked_mse") == "ops/masked_mse"
     assert ROOT / "tests/test_cuda_bindings.py" in testing.files_with_gpu_tests()
+
+
+def test_the_order_names_steps_that_there_are_and_begins_with_what_breaks_everything():
+    from acceptance import parts
+
+    for part, names in parts.ORDER:
+        assert set(names or ()) <= {step.name for step in parts.PARTS[part]}, part
+    assert [part for part, _ in parts.ORDER[:2]] == ["build", "smoke"] and parts.ORDER[-1] == ("compiled", None)
+    assert {part for part, names in parts.ORDER if names is None} == set(parts.PARTS)  # the whole of each, in the end
+    steps = {f"{part}/{step.name}" for part, listed in parts.PARTS.items() for step in listed}
+    assert set(parts.NEEDS) <= steps | set(parts.PARTS) and set(parts.NEEDS.values()) <= steps
 
 
 def test_a_source_counts_as_run_when_all_tests_of_its_folder_have_passed():
@@ -413,5 +504,23 @@ def test_the_best_peer_counts_once_all_have_been_tried():
     assert found["256, best PyTorch"] is True and found["256, eager tf32"] is False and found["512, eager tf32"] is None
 
 
+def test_kernels_of_an_iteration_are_summed_by_name():
+    from acceptance import profiling
+
+    assert profiling.short("void dipengine::(anonymous namespace)::conv_forward_kernel<dipengine::cuda::Bfloat16, dipengine::ConvTile<(int)2, "
+                           "(int)2, (int)4, (int)4> >(dipengine::(anonymous namespace)::ForwardLaunch)") == (
+        "conv_forward<Bfloat16, ConvTile<2, 2, 4, 4> >")
+    assert profiling.short("dipengine::(anonymous namespace)::adam_kernel(dipengine::(anonymous namespace)::AdamLaunch)") == "adam"
+    events = [(name, 100.0 * i + at, 100.0 * i + at + took) for i in range(3) for name, at, took in (("a_kernel(X)", 0, 10), ("b", 15, 30), ("a_kernel(X)", 50, 5))]
+    found = profiling.summary(reversed(events), 3)
+    assert found["kernels"] == [{"kernel": "b", "launches": 1, "us": 30}, {"kernel": "a", "launches": 2, "us": 15}]
+    assert (found["launches"], found["busy_us"], found["us"]) == (3, 45, 85)
+    assert found["sequence"] == [["a", 10, 45], ["b", 30, 5], ["a", 5, 5]]
+    assert profiling.summary(events[:3], 1)["sequence"][0] == ["a", 10, 0]
+    text = "\n".join(table._profile({"profile": {"256": {"status": "measured"} | found, "1024": {"status": "cut off", "reason": "slow"}}}))
+    assert "3 launches an iteration; 85 us, of which kernels run 45 us." in text and "| `b` | 1 | 30.0 | 66.7% |" in text
+    assert "1024x1024: cut off slow" in text
+
+
 def test_the_table_of_nothing_is_no_table():
-    assert table._iterations({}) == table._layers({}) == table._restoration({}) == []
+    assert table._iterations({}) == table._layers({}) == table._restoration({}) == table._profile({}) == []

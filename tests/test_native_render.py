@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dipengine
-from conftest import skip_without_provider, synthetic_picture
+from conftest import synthetic_picture
 from dipengine.export.exporter import value_record
 from dipengine.export.onnx_format import KEY
 from dipengine.images import ValueMap
@@ -103,9 +103,10 @@ def test_pixels_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, n
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(),  # before `host` is built for it
+                    reason="needs an ONNX Runtime with CUDAExecutionProvider: pip install onnxruntime-gpu")
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_on_a_gpu_are_those_of_python_to_the_bit(host, runtime, files, tmp_path, name):
-    skip_without_provider("cuda")
     python = dipengine.Renderer(files / f"{name}.onnx", provider="cuda", strict=True)
     for region in ((), (5, 3, 11, 9)):
         part = painted(host, runtime, files / f"{name}.onnx", tmp_path / "raw", "units", 2, *region, RENDER_PROVIDER="cuda")

@@ -198,10 +198,9 @@ def test_a_relative_cache_home_is_ignored(monkeypatch, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_gpu_paints_what_the_cpu_paints(model, provider, tmp_path, monkeypatch):
+    skip_without_provider(provider)
     import cupy
     import torch
-
-    skip_without_provider(provider)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     renderer, cpu = Renderer(model, provider=provider, strict=True), Renderer(model, provider="cpu").render()

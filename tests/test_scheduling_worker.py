@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from dipengine.errors import FitError, InputError, OutOfMemory, OutputError
+from dipengine.errors import DeviceFailed, FitError, InputError, OutOfMemory, OutputError
 from dipengine.images import check_target
 from dipengine.scheduling.jobs import Request
 from dipengine.scheduling.messages import Failed, Start, Stop, Threads
@@ -66,6 +66,7 @@ def hidden_disk_full():
         (disk_full(), "disk", "It cannot be written."),
         (hidden_disk_full(), "disk", None),
         (name_too_long(), "final", None),
+        (DeviceFailed("An iteration failed: misaligned address."), "accident", "An iteration failed: misaligned address."),
         (Strange(1, 2), "accident", "Strange: odd"),
     ],
 )
@@ -73,7 +74,7 @@ def test_what_is_said_of_an_error(error, kind, said):
     failed = failure_of(START, error)
     assert (failed.job, failed.attempt, failed.kind, failed.error) == (3, 2, kind, said or str(error))
     assert pickle.loads(pickle.dumps(failed)).error == failed.error  # whatever it was, it reaches the driver
-    assert (failed.cause is error) == isinstance(error, (InputError, FitError, OutOfMemory, OutputError))
+    assert (failed.cause is error) == isinstance(error, (InputError, FitError, OutOfMemory, OutputError, DeviceFailed))
 
 
 class Connection:
@@ -100,6 +101,8 @@ class Fitting:
         self.saved += 1
 
     def set_threads(self, count):
+        if isinstance(self.failing, Exception):
+            raise self.failing
         if self.failing == "threads":
             raise OutOfMemory("There is no room for the larger plan.")
         self.threads = count
@@ -127,3 +130,15 @@ def test_a_fit_that_has_no_room_for_more_threads_fails_alone():
     worker._take(Threads(4))
     assert second.threads == 4 and list(worker._running) == [2] and first.closed
     assert [(message.job, message.kind) for message in worker._connection.sent] == [(1, "memory")]
+
+
+@pytest.mark.parametrize("error", [DeviceFailed("An iteration failed: misaligned address."), RuntimeError("CUDA error: unknown error")])
+def test_a_worker_whose_device_failed_leaves_without_touching_it_again(error):
+    first, second = Fitting(1, error), Fitting(2)
+    worker = worker_with(first, second)
+    worker._inbox.put(Threads(4))
+    worker._listen = lambda: None
+    worker.run()  # ends by itself
+    assert worker.spent and second.saved == 0
+    failed = [message for message in worker._connection.sent if isinstance(message, Failed)]
+    assert [(message.job, message.kind) for message in failed] == [(1, "accident")]

@@ -10,19 +10,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from acceptance import gpu
 from acceptance.step import FAILED, LEFT_OUT, PASSED, Context, Step
 from acceptance.testing import program
 
 ONE_ITERATION = ["fit_step_by_step_and_replayed", "fit_in_company"]
 # What each tool looks at: name, tool, beginnings of tests, seconds it is given.
 RUNS = (
-    ("memcheck-fits", "memcheck", ONE_ITERATION, 120),
-    ("racecheck-fits", "racecheck", ONE_ITERATION[:1], 150),
-    ("initcheck-fits", "initcheck", ONE_ITERATION[:1], 120),
-    ("synccheck-fits", "synccheck", ONE_ITERATION[:1], 120),
-    ("memcheck-kernels", "memcheck", ["test_", "golden_"], 240),
-    ("racecheck-kernels", "racecheck", ["test_"], 300),
-    ("synccheck-kernels", "synccheck", ["test_"], 240),
+    ("memcheck-fits", "memcheck", ONE_ITERATION, 100),
+    ("initcheck-fits", "initcheck", ONE_ITERATION[:1], 100),
+    ("racecheck-fits", "racecheck", ONE_ITERATION[:1], 120),
+    ("synccheck-fits", "synccheck", ONE_ITERATION[:1], 100),
+    ("memcheck-kernels", "memcheck", ["test_", "golden_"], 200),
+    ("racecheck-kernels", "racecheck", ["test_"], 240),
+    ("synccheck-kernels", "synccheck", ["test_"], 200),
 )
 
 
@@ -30,7 +31,7 @@ def check(context: Context, tool: str, beginnings: list[str]) -> dict[str, Any]:
     sanitizer = _sanitizer()
     if sanitizer is None:
         return {"status": LEFT_OUT, "reason": "compute-sanitizer was not found; it comes with the CUDA toolkit"}
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", str(program(context)), *beginnings]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", str(program(context)), "--here", *beginnings]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace",
                             env=os.environ | {"DIPENGINE_SILICON_EXACT": "1"})
     said = result.stdout + result.stderr
@@ -40,8 +41,8 @@ def check(context: Context, tool: str, beginnings: list[str]) -> dict[str, Any]:
 
 def _sanitizer() -> str | None:
     """On the PATH, or beside the compiler."""
-    nvcc = shutil.which("nvcc")
-    folders = [os.environ.get("PATH", os.defpath), *([str(Path(nvcc).resolve().parent)] if nvcc else [])]
+    compiler = gpu.nvcc()
+    folders = [os.environ.get("PATH", os.defpath), *([str(Path(compiler).resolve().parent)] if compiler else [])]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 

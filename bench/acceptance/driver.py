@@ -1,8 +1,11 @@
 """Runs the parts step by step, within the seconds of a call, and goes on where the last call stopped.
 
-Steps of a part run in one process after another's results are safe, so that what takes its process with it (a device that gives up, a
-system that ends who takes too much memory) costs itself alone: a new process goes on behind it. The driver itself imports nothing
-that takes time.
+Steps of a part run in one process, each once the results before it are safe. What takes its process with it (a device that gives up, a
+system that ends who takes too much memory) costs itself alone: a new process goes on behind it, and behind any step that failed, whose
+process may have lost its device. The results file is written anew behind every step. The driver itself imports nothing that takes time.
+
+Parts are done in their order, or, where the module of parts has an ORDER, in stages of that first: (part, names of steps). What is in
+its NEEDS waits while another step has failed: that time is better spent once it works.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acceptance import bringing
 from acceptance import step as steps
 from acceptance.step import ROOT, Context, Parts, Step
 from acceptance.store import Store
@@ -38,6 +42,17 @@ class Call:
     only: str | None = None
     again: bool = False
     say: Callable[[str], None] = print
+
+
+Stage = tuple[str, tuple[str, ...] | None]  # a part, and which of its steps; None: all that are open
+
+
+def stages_of(call: Call, store: Store, parts: Parts) -> list[Stage]:
+    """What the call is to do, in turn."""
+    if call.only is not None:
+        needs = call.only != FIRST and FIRST in parts and _open(store, parts, FIRST)
+        return [*([(FIRST, None)] if needs else []), (call.only, None)]
+    return [*getattr(importlib.import_module(call.parts_module), "ORDER", []), *((part, None) for part in parts)]
 
 
 def load(module: str) -> Parts:
@@ -60,53 +75,65 @@ def accept(call: Call) -> int:
         context = Context(call.folder, store.result)
         for part, listed in parts.items():
             store.forget(part, [s.name for s in listed if s.there is not None and not s.there(context)])
-        chosen = list(parts) if call.only is None else [call.only]
-        if call.only not in (None, FIRST) and FIRST in parts and _open(store, parts, FIRST):
-            chosen.insert(0, FIRST)
         if call.again:
-            for part in chosen:
+            for part in parts if call.only is None else [call.only]:
                 store.forget(part, [s.name for s in parts[part] if part == call.only or _bad(store, part, s)])
         fresh = True
-        for part in chosen:
-            fresh, more = _run_part(call, store, parts, part, deadline, held, fresh)
-            if part == FIRST and any(_bad(store, part, s) for s in parts[part]):
-                call.say(f"The part {FIRST!r} failed: nothing else can be done ({store.log(part)}).")
+        for part, names in stages_of(call, store, parts):
+            waits = [f"{part}/{s.name}" for s in _open(store, parts, part, names) if _waits(call, store, parts, part, s)]
+            if waits and names is None:
+                call.say(f"{', '.join(waits)}: not before what failed works")
+            fresh, more = _run_stage(call, store, parts, (part, names), deadline, held, fresh)
+            if any(s.needed and _bad(store, part, s) for s in parts[part]):
+                call.say(f"The part {part!r} failed: nothing else can be done ({store.log(part)}).")
                 break
-            if more:
+            if more or (part == FIRST and _open(store, parts, part)):
                 break
         return _conclude(call, store, parts)
     finally:
         os.close(held)
 
 
-def _run_part(call: Call, store: Store, parts: Parts, part: str, deadline: float, held: int, fresh: bool) -> tuple[bool, bool]:
-    """(whether the call has begun nothing yet, whether time ran out)."""
-    while pending := _open(store, parts, part):
-        if not fresh and time.time() + pending[0].expected > deadline:
-            return fresh, True
-        ended = _worker(call, store, parts, part, deadline, held)
+def resume(folder: Path, archive: Path) -> None:
+    """Put the results of an archive into the folder. Raises Busy."""
+    store = Store(folder)
+    held = store.lock()
+    try:
+        bringing.unpack(store, archive)
+    finally:
+        os.close(held)
+
+
+def _run_stage(call: Call, store: Store, parts: Parts, stage: Stage, deadline: float, held: int, fresh: bool) -> tuple[bool, bool]:
+    """(whether the call has begun nothing yet, whether time ran out). What the call has no time for is left to the next."""
+    while pending := [s for s in _open(store, parts, *stage) if (fresh or time.time() + s.expected <= deadline)
+                      and not _waits(call, store, parts, stage[0], s)]:
+        ended = _worker(call, store, parts, stage[0], [s.name for s in pending], deadline, held)
         fresh = False
         if ended == "time":
             return fresh, True
-        if _open(store, parts, part) == pending:  # no process got as far as a step
-            raise SystemExit(f"Nothing could be done in {part!r}; see {store.log(part)}.")
+        if any(s.needed and _bad(store, stage[0], s) for s in parts[stage[0]]):
+            break
+        if all(store.result(stage[0], s.name) is None for s in pending):  # no process got as far as a step
+            raise SystemExit(f"Nothing could be done in {stage[0]!r}; see {store.log(stage[0])}.")
     return fresh, False
 
 
-def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, held: int) -> str:
-    """One process for what is left of a part: "done", "time", or "crashed" with a result for the step that it was in."""
+def _worker(call: Call, store: Store, parts: Parts, part: str, names: list[str], deadline: float, held: int) -> str:
+    """One process for steps of a part, of which it begins the first: "done" (with what there was time for), "time" (that is over), or
+    "crashed" with a result for the step that it was in."""
     context = Context(call.folder, store.result)
     command = [sys.executable, str(ROOT / "bench/gpu_acceptance.py"), "--work", part, "--parts", call.parts_module, "--folder",
-               str(call.folder), "--deadline", str(deadline)]
+               str(call.folder), "--deadline", str(deadline), "--steps", ",".join(names)]
     with store.log(part).open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=context.environment(), pass_fds=[held],
                                    start_new_session=True)
     limits = {s.name: s.limit for s in parts[part]}
-    waited_for = [s.name for s in _open(store, parts, part)]
+    waited_for = list(names)
     try:
         while process.poll() is None:
             time.sleep(POLL)
-            _tell(call, store, part, waited_for)
+            _tell(call, store, parts, part, waited_for)
             now, at = time.time(), store.under_way()
             if at is not None and now - at["began"] > limits[at["name"]]:
                 _end(process)
@@ -119,20 +146,22 @@ def _worker(call: Call, store: Store, parts: Parts, part: str, deadline: float, 
                     store.under_way_file.unlink(missing_ok=True)
                 return "time"
         if (at := store.under_way()) is None:
-            return "time" if process.returncode == LATER else "done"
+            return "done"
         _finish_for(store, at, {"status": steps.CRASHED, "reason": _status(process.returncode), "log": _tail(store.log(part))})
         return "crashed"
     finally:
         _end(process)
-        _tell(call, store, part, waited_for)
+        _tell(call, store, parts, part, waited_for)
 
 
-def _tell(call: Call, store: Store, part: str, waited_for: list[str]) -> None:
-    """Says what has come to an end, once."""
-    for name in list(waited_for):
-        if (result := store.result(part, name)) is not None:
-            call.say(f"[{part}] {name}: {said(result)}")
-            waited_for.remove(name)
+def _tell(call: Call, store: Store, parts: Parts, part: str, waited_for: list[str]) -> None:
+    """Says what has come to an end, once, and writes it into the results file."""
+    ended = [(name, result) for name in waited_for if (result := store.result(part, name)) is not None]
+    for name, result in ended:
+        call.say(f"[{part}] {name}: {said(result)}")
+        waited_for.remove(name)
+    if ended:
+        importlib.import_module(call.parts_module).report(store, parts, lambda text: None)
 
 
 def _finish_for(store: Store, at: dict[str, Any], result: dict[str, Any]) -> None:
@@ -142,19 +171,16 @@ def _finish_for(store: Store, at: dict[str, Any], result: dict[str, Any]) -> Non
     store.under_way_file.unlink(missing_ok=True)
 
 
-LATER = 75  # a worker's status: it has time for no further step
-
-
-def work(parts_module: str, part: str, folder: Path, deadline: float) -> int:
-    """What a worker does: the open steps of a part, in turn."""
+def work(parts_module: str, part: str, names: tuple[str, ...], folder: Path, deadline: float) -> int:
+    """What a worker does: these steps of a part in turn, the first and those that there is time for, until one fails."""
     store, driver = Store(folder), os.getppid()
     parts = load(parts_module)
     context = Context(folder, store.result)
-    for number, step in enumerate(_open(store, parts, part)):
+    for number, step in enumerate(_open(store, parts, part, names)):
         if os.getppid() != driver:
             return 1  # nobody waits for it any more
         if number and time.time() + step.expected > deadline:
-            return LATER
+            continue
         print(f"---- {step.name}", flush=True)
         store.start(part, step.name)
         began = time.time()
@@ -163,6 +189,9 @@ def work(parts_module: str, part: str, folder: Path, deadline: float) -> int:
         except Exception as error:
             result = _failure(error)
         store.finish(part, step.name, result, time.time() - began)
+        if result["status"] in steps.BAD:
+            sys.stdout.flush()
+            os._exit(0)  # without the ends of libraries, which may wait for a device that is gone
     return 0
 
 
@@ -170,11 +199,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     traceback.print_exc()
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}".rstrip(": ")
     out_of_memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower()
-    result = {"status": steps.NO_MEMORY if out_of_memory else steps.FAILED, "reason": reason[:300]}
-    if "CUDA error" in str(error) and not out_of_memory:  # nothing works in this process any more: let the next one go on
-        print(reason, flush=True)
-        os._exit(70)
-    return result
+    return {"status": steps.NO_MEMORY if out_of_memory else steps.FAILED, "reason": reason[:300]}
 
 
 def _lost(store: Store, say: Callable[[str], None]) -> None:
@@ -184,13 +209,26 @@ def _lost(store: Store, say: Callable[[str], None]) -> None:
         store.under_way_file.unlink()
 
 
-def _open(store: Store, parts: Parts, part: str) -> list[Step]:
-    return [s for s in parts[part] if store.result(part, s.name) is None]
+def _open(store: Store, parts: Parts, part: str, names: tuple[str, ...] | None = None) -> list[Step]:
+    """In the order of the names, where there are some."""
+    found = {s.name: s for s in parts[part] if store.result(part, s.name) is None}
+    return [found[name] for name in (found if names is None else names) if name in found]
 
 
 def _bad(store: Store, part: str, step: Step) -> bool:
     result = store.result(part, step.name)
     return result is not None and not step.peer and result["status"] in (*steps.BAD, steps.CUT_OFF)
+
+
+def _waits(call: Call, store: Store, parts: Parts, part: str, step: Step) -> bool:
+    """Whether a step that this one needs has failed: by NEEDS of the module of parts, "part/step" by "part/step" or by "part". Who asks
+    for a part gets it."""
+    needs = getattr(importlib.import_module(call.parts_module), "NEEDS", {})
+    needed = needs.get(f"{part}/{step.name}", needs.get(part))
+    if needed is None or call.only is not None:
+        return False
+    other, name = needed.split("/")
+    return any(s.name == name and _bad(store, other, s) for s in parts[other])
 
 
 def _conclude(call: Call, store: Store, parts: Parts) -> int:

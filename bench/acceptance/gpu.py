@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _QUERY = {"name": "name", "driver": "driver_version", "compute_capability": "compute_cap", "memory_mib": "memory.total",
@@ -40,6 +42,13 @@ def clocks() -> dict[str, str]:
     return {name: found[name] for name in ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "pstate")}
 
 
+def nvcc() -> str | None:
+    """The compiler: on the PATH, or where the toolkit is by itself."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", os.defpath), *(str(Path(home) / "bin") for home in homes if home)]
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(folders))
+
+
 def software() -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
     for name in ("torch", "numpy", "triton", "cupy-cuda13x", "pytest"):
@@ -47,8 +56,8 @@ def software() -> dict[str, Any]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    nvcc = shutil.which("nvcc")
-    found["nvcc"] = re.search(r"release [\d.]+, V([\d.]+)", _run(nvcc, "--version")).group(1) if nvcc else None
+    compiler = nvcc()
+    found["nvcc"] = re.search(r"release [\d.]+, V([\d.]+)", _run(compiler, "--version")).group(1) if compiler else None
     return found
 
 

@@ -89,7 +89,7 @@ def _median(measure: Any) -> float | None:
 def _steps() -> list[Step]:
     found, compiled = [], []
     for size, (height, width) in SIZES.items():
-        found.append(Step(f"{size}-ours", lambda context, h=height, w=width: ours(context, h, w), 10, 120))
+        found.append(Step(f"{size}-ours", lambda context, h=height, w=width: ours(context, h, w), 10, 60 if height < 2000 else 100))
         for short, name in PEERS.items():
             step = Step(f"{size}-{short}", lambda context, n=name, h=height, w=width: peer(context, n, h, w),
                         150 if short == "compiled" else 15, 500 if short == "compiled" else 150, peer=True)

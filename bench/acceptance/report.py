@@ -16,16 +16,17 @@ from acceptance.testing import PROGRAMS
 FORMAT = "dipengine GPU acceptance 1"  # how cmake/DipengineManifest.cmake knows these files
 
 
-def write(store: Store, parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
-    """GPU.json and GPU.md in `folder`; nothing before it is known what GPU this is."""
+def write(store: Store, parts: Parts, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """GPU.json and GPU.md in `folder`; nothing before it is known what GPU this is. What was written."""
     machine = store.result("build", "machine")
     if machine is None or "gpu" not in machine:
-        return
+        return []
     found = compose(store, parts)
     path = folder / f"{gpu.slug(machine['gpu']['name'])}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     path.with_suffix(".md").write_text(table.text(found))
     say(f"Written: {path} and {path.with_suffix('.md').name}")
+    return [path, path.with_suffix(".md")]
 
 
 def compose(store: Store, parts: Parts) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Step:
     """expected: seconds; it is begun only where a call has that many left (or has done nothing else). limit: seconds after which it
     is given up, which is its result. run raises what it likes: the driver makes a result of it. peer: what it measures is not ours, so
     that its failure fails nothing. there: whether what it made is still there; else it is done again (results may have come from another
-    machine)."""
+    machine). needed: where it fails, nothing else is begun."""
 
     name: str
     run: Callable[[Context], dict[str, Any]]
@@ -61,6 +61,7 @@ class Step:
     limit: float
     peer: bool = False
     there: Callable[[Context], bool] | None = None
+    needed: bool = False
 
 
 Parts = dict[str, list[Step]]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,6 +76,24 @@ class Store:
     def forget(self, part: str, names: Iterable[str]) -> None:
         for name in names:
             (self._results / part / f"{name}.json").unlink(missing_ok=True)
+
+    # ---- going from machine to machine --------------------------------------------------------------------------------
+
+    def pack(self, names: Iterable[str], path: Path) -> None:
+        """Files and folders of this one as a .tar.gz, whole or not at all."""
+        new = path.with_suffix(".new")
+        with tarfile.open(new, "w:gz", compresslevel=3) as packed:
+            for name in names:
+                if (self.folder / name).exists():
+                    packed.add(self.folder / name, name, filter=lambda info: None if "__pycache__" in info.name else info)
+        new.replace(path)
+
+    def unpack(self, path: Path) -> None:
+        """What `pack` made, in the place of what there is."""
+        with tarfile.open(path) as packed:
+            for name in {member.name.split("/")[0] for member in packed}:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            packed.extractall(self.folder, filter="data")
 
     # ---- what is being done -----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ def text(found: dict[str, Any]) -> str:
     if not found["complete"]:
         names = "; ".join(_missing(part, names, found["results"][part]) for part, names in found["missing"].items())
         lines += [f"**Not complete.** Not done yet: {names}.", ""]
-    lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_cohorts(results),
+    lines += [*_targets(found), *_kernels(found), *_checks(results), *_ceilings(results), *_iterations(results), *_profile(results), *_cohorts(results),
               *_layers(results), *_restoration(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -120,6 +120,23 @@ def _layers(results: dict[str, Any]) -> list[str]:
         if wide:
             lines += [f"Layers of 128 channels: {min(wide):.0%} to {max(wide):.0%} of their roofline.", ""]
     return ["## Layers", "", *lines] if lines else []
+
+
+MOST_KERNELS = 16  # in the table; all are in the JSON file
+
+
+def _profile(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for size, result in results.get("profile", {}).items():
+        if result["status"] != MEASURED:
+            lines += [f"{size}x{size}: {result['status']} {result.get('reason', '')}".rstrip(), ""]
+            continue
+        lines += [f"### {size}x{size}", "", f"{result['launches']:g} launches an iteration; {result['us']:.0f} us, of which kernels run "
+                  f"{result['busy_us']:.0f} us.", ""]
+        shown = result["kernels"][:MOST_KERNELS]
+        lines += _rows(("kernel", "launches", "us", "of the kernels' time"), [
+            (f"`{row['kernel']}`", f"{row['launches']:g}", f"{row['us']:.1f}", f"{row['us'] / result['busy_us']:.1%}") for row in shown])
+    return ["## Kernels of an iteration", "", *lines] if lines else []
 
 
 def _restoration(results: dict[str, Any]) -> list[str]:

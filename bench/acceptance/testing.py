@@ -1,18 +1,20 @@
 """Part "tests": the emulator's own tests on the GPU (each kernel against plain loops and the CPU's ops, whole iterations against the
-plan on a CPU, fits in company against fits alone), and the tests in Python that are marked `gpu`."""
+plan on a CPU, fits in company against fits alone), and the tests in Python that are marked `gpu`, all their files at once. Part "smoke":
+a few of the first, for what is wrong everywhere to be known within a minute."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acceptance.step import CRASHED, FAILED, LEFT_OUT, PASSED, ROOT, Context, Step
+from acceptance.step import BAD, CRASHED, CUT_OFF, FAILED, LEFT_OUT, PASSED, ROOT, Context, Step
 
 EMULATOR = ROOT / "tests/emulator"
 
@@ -57,11 +59,29 @@ def judge(said: str, code: int) -> dict[str, Any]:
     found = {"passed": len(passed), "failed": failed}
     if code == 0 and passed and not failed:
         return found | {"status": PASSED}
-    found["said"] = [line for line in said.splitlines() if not line.startswith("passed ")][-60:]
+    found["said"] = _of_failures(said)
     if code in (0, 1) and failed:
         return found | {"status": FAILED, "reason": f"{len(failed)} of {len(passed) + len(failed)} failed, first {failed[0]}"}
     last = found["said"][-1].strip() if found["said"] else "nothing said"
     return found | {"status": CRASHED, "reason": f"ended with status {code} behind {passed[-1] if passed else 'no test'}: {last}"[:300]}
+
+
+_LINES = 14  # that are kept of a test that failed: its first, which name the first difference
+
+
+def _of_failures(said: str) -> list[str]:
+    """What was said of each test that failed, and at the end."""
+    kept: list[str] = []
+    own: list[str] = []
+    for line in said.splitlines():
+        if line.startswith("passed "):
+            own = []
+        elif line.startswith("FAILED "):
+            kept += [*own[:_LINES], line]
+            own = []
+        else:
+            own.append(line)
+    return (kept + own[-_LINES:])[:300]
 
 
 def files_with_gpu_tests(tests: Path = ROOT / "tests") -> list[Path]:
@@ -69,14 +89,44 @@ def files_with_gpu_tests(tests: Path = ROOT / "tests") -> list[Path]:
             and path.name != "test_gpu_acceptance.py"]
 
 
-def python(context: Context, path: Path) -> dict[str, Any]:
-    report = context.folder / f"{path.stem}.xml"
-    report.unlink(missing_ok=True)
-    subprocess.call([sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", f"--junitxml={report}", str(path)],
-                    cwd=ROOT, env=context.environment())
-    if not report.exists():
-        return {"status": CRASHED, "reason": "pytest wrote no report; see the log"}
-    return judge_report(report.read_text())
+def python(context: Context, paths: list[Path], seconds: float) -> dict[str, Any]:
+    """All files at the same time, each in a process of its own, which has so many seconds. "files" has the result of each."""
+    began, running, files = time.monotonic(), {}, {}
+    folder = context.folder / "pytest"
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        report, log = folder / f"{path.stem}.xml", folder / f"{path.stem}.txt"
+        report.unlink(missing_ok=True)
+        with log.open("wb") as file:
+            running[path.stem] = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}",
+                 str(path)], cwd=ROOT, env=context.environment(), stdout=file, stderr=subprocess.STDOUT)
+    for name, process in running.items():
+        try:
+            code = process.wait(max(0.1, began + seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+            files[name] = {"status": CUT_OFF, "reason": f"took more than {seconds:.0f} s", "passed": 0, "failed": [], "skipped": []}
+        report, log = folder / f"{name}.xml", folder / f"{name}.txt"
+        print(f"==== {name}", log.read_text(errors="replace"), sep="\n", flush=True)
+        if name not in files:
+            reason = f"pytest ended with status {code} and no report"
+            crash = {"status": CRASHED, "reason": reason, "passed": 0, "failed": [], "skipped": []}
+            files[name] = judge_report(report.read_text()) if report.exists() else crash
+    return judge_files(files)
+
+
+def judge_files(files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The results of several files as one."""
+    found: dict[str, Any] = {"passed": sum(result["passed"] for result in files.values()), "files": files}
+    bad = [f"{name}: {result['reason']}" for name, result in files.items() if result["status"] in (*BAD, CUT_OFF)]
+    if bad:
+        return found | {"status": FAILED, "reason": "; ".join(bad)[:300]}
+    if found["passed"] == 0:
+        reasons = [result["reason"] for result in files.values()]
+        return found | {"status": LEFT_OUT, "reason": reasons[0] if reasons else "there are no such tests"}
+    return found | {"status": PASSED}
 
 
 def judge_report(xml: str) -> dict[str, Any]:
@@ -103,14 +153,12 @@ def judge_report(xml: str) -> dict[str, Any]:
     return found | {"status": PASSED}
 
 
-def _program_step(name: str, asked: Program) -> Step:
-    limit = 400 if name in ("conv", "fits") else 120
-    return Step(name, lambda context: run_program(context, asked.beginnings), 10, limit)
+def _program_step(name: str, beginnings: tuple[str, ...]) -> Step:
+    return Step(name, lambda context: run_program(context, beginnings), 5, 300 if name in ("conv", "fits") else 120)
 
 
-def _python_step(path: Path) -> Step:
-    return Step(path.stem, lambda context: python(context, path), 20, 400)
-
-
-STEPS = [*(_program_step(name, asked) for name, asked in PROGRAMS.items()),
-         *(_python_step(path) for path in files_with_gpu_tests())]
+PYTHON_SECONDS = 240.0
+PYTHON = Step("python", lambda context: python(context, files_with_gpu_tests(), PYTHON_SECONDS), 60, PYTHON_SECONDS + 20)
+STEPS = [*(_program_step(name, asked.beginnings) for name, asked in PROGRAMS.items()), PYTHON]
+SMOKE = [_program_step("kernels", ("golden_", "test_philox.cpp/", "test_iteration.cpp/", "test_conv.cpp/conv_nearest_with_skip")),
+         _program_step("fit", ("fit_step_by_step", "fit_in_company"))]

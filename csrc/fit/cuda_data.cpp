@@ -26,16 +26,16 @@ dipengine_status CudaPlan::upload_constants() const {
   const double* exact = p_.operator_kind == DIPENGINE_OPERATOR_BLUR ? p_.kernel : p_.taps;
   const std::vector<float> weights(exact, exact + operator_weights());
   const std::vector<double> scale(fits, p_.electrons_scale), shift(fits, p_.electrons_shift), variance(fits, p_.read_variance);
-  const std::vector<int64_t> none(fits, 0);
+  // Numbers are fetched with those beside them, which no turn may have written yet.
+  const std::vector<char> zeros(fit_numbers_bytes(p_.slots), 0);
   const auto upload = [this](void* to, const auto& values) {
     return cuda::upload(to, values.data(), values.size() * sizeof(values[0]), stream_);
   };
+  DIPENGINE_TRY(upload(at<void>(fits_buffer_), zeros));
   if (!weights.empty()) DIPENGINE_TRY(upload(at<float>(operator_buffer_), weights));
   DIPENGINE_TRY(upload(fits_.scale, scale));
   DIPENGINE_TRY(upload(fits_.shift, shift));
-  DIPENGINE_TRY(upload(fits_.read_variance, variance));
-  DIPENGINE_TRY(upload(fits_.unread, none));
-  return upload(fits_.learnt, none);
+  return upload(fits_.read_variance, variance);
 }
 
 // ---- the output -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ const char* dipengine_status_string(dipengine_status status) {
     case DIPENGINE_STRUCT_SIZE: return "params struct of another ABI version";
     case DIPENGINE_UNSUPPORTED: return "unsupported";
     case DIPENGINE_OUT_OF_RESOURCES: return "out of resources";
+    case DIPENGINE_DEVICE_FAILED: return "device failed";
   }
   return "unknown status";
 }

@@ -27,6 +27,12 @@ class DeviceError(DipEngineError, RuntimeError):
     """The device, precision or kernel backend asked for is not available here."""
 
 
+class DeviceFailed(DeviceError):
+    """A GPU gave up while it worked: the process can use it no more, another one may."""
+
+    exit_status = 1
+
+
 class DependencyError(DipEngineError, ImportError):
     """A package is missing; the message names the command that installs it."""
 

@@ -40,6 +40,7 @@ dipengine_status wait_for(void* stream, void* before) {
 }
 
 dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) {
+  DIPENGINE_REQUIRE(!dipengine::emulator::recording(), "Numbers of the host are copied while launches are recorded.");
   happened += "numbers on " + number(stream) + ";";
   std::memcpy(to, from, bytes);
   return DIPENGINE_OK;

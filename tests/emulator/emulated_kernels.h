@@ -30,6 +30,9 @@ enum class Mistake {
   shuffle_in_a_branch,
   two_barriers_at_once,
   misaligned,
+  misaligned_word,
+  overflow,
+  host_memory,
   blocks_share_a_place
 };
 // Two blocks of 64 threads turn data[256] around, or make a mistake.

@@ -51,6 +51,8 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
+bool recording() { return recorded != nullptr; }
+
 void record_on(void* stream, Sequence* sequence) {
   recorded_stream = stream;
   recorded = sequence;
@@ -86,6 +88,7 @@ dipengine_status emulate(const char* name, const void* kernel, const Grid& given
     recorded->push_back([=] { return emulate(name, kernel, given, thread, stream); });
     return DIPENGINE_OK;
   }
+  DIPENGINE_REQUIRE(recorded == nullptr, "%s is launched on another stream than the one that is recorded.", name);
   kernel_name = name;
   size_t& most = the_launched[kernel];
   most = std::max(most, given.shared);

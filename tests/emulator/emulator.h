@@ -5,7 +5,8 @@
 // compiled with -fsanitize=thread, whose calls before every access (`__tsan_read4` and so on) are defined here: so each
 // access to shared or global memory is checked, and found are, whatever the order of that run,
 //
-//   - accesses outside of every buffer, and misaligned ones of 16 bytes;
+//   - accesses outside of every buffer, the host's memory among them, and misaligned ones;
+//   - calculations with signed numbers that leave the range of their type;
 //   - reads of shared memory that nobody has written;
 //   - two accesses to the same place, one of them a write, that no barrier orders: between threads of a block, between
 //     blocks of a launch, and between a thread and an asynchronous copy that was not waited for;
@@ -52,6 +53,7 @@ void clear_faults();
 // Launches on a stream, kept to be run later: all on `stream` from record_on(stream, &sequence) to record_on(stream, nullptr).
 using Sequence = std::vector<std::function<dipengine_status()>>;
 void record_on(void* stream, Sequence* sequence);
+bool recording();
 
 // The streams of the launches since the last call.
 std::vector<void*> launched_on();

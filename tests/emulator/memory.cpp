@@ -1,4 +1,6 @@
 // Global and shared memory: what every access is checked against, and the functions of platform/cuda/copy.h.
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -36,14 +38,25 @@ void complain(const char* wrong, const char* where, size_t offset, const Moment&
   }
 }
 
+// Whether it is part of a program or library, as a kernel's constants are; its params lie on a thread's stack.
+bool constant(uintptr_t address) {
+  static std::map<uintptr_t, bool> pages;
+  const auto [page, is_new] = pages.try_emplace(address >> 12, false);
+  Dl_info about;
+  if (is_new) page->second = dladdr(reinterpret_cast<const void*>(address), &about) != 0;
+  return page->second;
+}
+
 void check_access(const void* pointer, size_t bytes, bool write, const Moment& now) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   if (stacks().holds(address)) return;
   const uintptr_t start = reinterpret_cast<uintptr_t>(shared_storage.data());
   if (address - start < shared_storage.size()) return check_shared(static_cast<const unsigned char*>(pointer), bytes, write, now);
   Region* region = region_of(address);
-  if (region == nullptr) {  // params and constants are read from the host's memory
-    if (write) fault("thread %d writes outside of every buffer", now.thread);
+  if (region == nullptr) {
+    if (address - reinterpret_cast<uintptr_t>(body) < sizeof(*body)) return;  // the call of the kernel
+    if (write) return complain("writes outside of every buffer", "the host's", address, now);
+    if (!constant(address)) complain("reads outside of every buffer", "the host's", address, now);
     return;
   }
   (write ? counted.written : counted.read) += static_cast<int64_t>(bytes);
@@ -79,6 +92,11 @@ bool misaligned(const void* pointer, uintptr_t bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes == 0) return false;
   fault("thread %d gives an address of a %zu-byte access that is no multiple of %zu", current, bytes, bytes);
   return true;
+}
+
+// Of an aligned value, of which structs of 16 bytes are aligned as their members.
+void aligned_access(const void* pointer, size_t bytes, bool write) {
+  if (current >= 0 && !misaligned(pointer, bytes < 8 ? bytes : 8)) access(pointer, bytes, write);
 }
 
 bool in_shared(const void* pointer, size_t bytes) {
@@ -178,8 +196,8 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 #define DIPENGINE_HOOKS(bytes)                                                                             \
-  void __tsan_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); }           \
-  void __tsan_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }           \
+  void __tsan_read##bytes(void* address) { dipengine::emulator::aligned_access(address, bytes, false); }   \
+  void __tsan_write##bytes(void* address) { dipengine::emulator::aligned_access(address, bytes, true); }   \
   void __tsan_volatile_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); }  \
   void __tsan_volatile_write##bytes(void* address) { dipengine::emulator::access(address, bytes, true); }  \
   void __tsan_unaligned_read##bytes(void* address) { dipengine::emulator::access(address, bytes, false); } \
@@ -193,5 +211,21 @@ void __tsan_read_range(void* address, unsigned long bytes) { dipengine::emulator
 void __tsan_write_range(void* address, unsigned long bytes) { dipengine::emulator::access(address, bytes, true); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+
+// And where a calculation with signed numbers (-fsanitize=signed-integer-overflow) has left its range.
+struct Place {  // how what the compiler tells of it begins
+  const char* file;
+  uint32_t line, column;
+};
+#define DIPENGINE_OVERFLOW(name, ...)                                                                            \
+  void __ubsan_handle_##name##_overflow(Place* place, ##__VA_ARGS__) {                                           \
+    dipengine::emulator::fault("thread %d: a number of %s:%u is out of its type's range", dipengine::emulator::current, \
+                               dipengine::emulator::name_of(place->file), place->line);                          \
+  }
+DIPENGINE_OVERFLOW(add, void*, void*)
+DIPENGINE_OVERFLOW(sub, void*, void*)
+DIPENGINE_OVERFLOW(mul, void*, void*)
+DIPENGINE_OVERFLOW(negate, void*)
+DIPENGINE_OVERFLOW(divrem, void*, void*)
 
 }  // extern "C"

@@ -1,6 +1,8 @@
 // Compiled as kernels are: with every access checked.
 #include "emulated_kernels.h"
 
+#include <memory>
+
 #include "platform/cuda/copy.h"
 #include "platform/cuda/launch.h"
 #include "platform/cuda/tensor_core.h"
@@ -55,6 +57,7 @@ DIPENGINE_KERNEL(32, 1) load_kernel(DIPENGINE_PARAMS(LoadParams) p) {
 
 struct MistakeParams {
   float* data;
+  const float* on_the_host;
   Mistake mistake;
 };
 
@@ -102,6 +105,9 @@ DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
     }
   }
   if (m == Mistake::misaligned) cuda::store16(shared + 1, cuda::load16(shared));
+  if (m == Mistake::misaligned_word) *reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(shared) + 2) = sum;
+  if (m == Mistake::host_memory) sum += *p.on_the_host;
+  if (m == Mistake::overflow) own[t] = static_cast<float>((t + 0x7fffffff) / 2);
   if (m == Mistake::blocks_share_a_place && t == 0) p.data[0] = sum;
 }
 
@@ -118,7 +124,8 @@ dipengine_status load_matrices(const uint16_t* from, uint16_t* out, bool transpo
 }
 
 dipengine_status make_mistake(float* data, Mistake mistake) {
-  return cuda::launch(mistake_kernel, "mistake", {2, 1, 1, 64, 1024}, MistakeParams{data, mistake}, nullptr);
+  const auto on_the_host = std::make_unique<float>(1.0f);
+  return cuda::launch(mistake_kernel, "mistake", {2, 1, 1, 64, 1024}, MistakeParams{data, on_the_host.get(), mistake}, nullptr);
 }
 
 dipengine_status launch_with(int threads, size_t shared) {

@@ -208,6 +208,9 @@ TEST(emulator_finds_mistakes_in_every_order) {
     CHECK(finds("for threads that never come", Mistake::shuffle_in_a_branch));
     CHECK(finds("while others", Mistake::two_barriers_at_once));
     CHECK(finds("no multiple of 16", Mistake::misaligned));
+    CHECK(finds("no multiple of 4", Mistake::misaligned_word));
+    CHECK(finds("reads outside of every buffer", Mistake::host_memory));
+    CHECK(finds("out of its type's range", Mistake::overflow));
     CHECK(finds("with no barrier between", Mistake::blocks_share_a_place));
   }
   emulator::settings().seed = 1;

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "device.h"
 #include "emulator.h"
 #include "platform/cuda/tensor_core.h"
 #include "rounding.h"
@@ -71,6 +72,16 @@ bool Memory::intact() const {
 }
 
 }  // namespace dipengine::emulator
+
+namespace dipengine {
+
+bool silicon::device_works() {
+  const cudaError_t error = cudaDeviceSynchronize();
+  if (error != cudaSuccess) std::printf("    the device is lost: %s\n", cudaGetErrorString(error));
+  return error == cudaSuccess;
+}
+
+}  // namespace dipengine
 
 namespace dipengine::cuda {
 

@@ -36,7 +36,8 @@ typedef enum dipengine_status {
   DIPENGINE_INVALID_ARGUMENT = 1, /* a shape, stride, pointer or value is not usable */
   DIPENGINE_STRUCT_SIZE = 2,      /* the params struct is of another ABI version */
   DIPENGINE_UNSUPPORTED = 3,      /* valid, but no kernel of this build does it */
-  DIPENGINE_OUT_OF_RESOURCES = 4  /* memory or threads could not be had */
+  DIPENGINE_OUT_OF_RESOURCES = 4, /* memory or threads could not be had */
+  DIPENGINE_DEVICE_FAILED = 5     /* a GPU gave up; this process can use it no more */
 } dipengine_status;
 
 /* Element types. bfloat16 is stored as the upper half of a float32. */

@@ -38,6 +38,11 @@ dipengine_status wait_for(void* stream, void* before) {
 }
 
 dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) {
+  cudaStreamCaptureStatus captures = cudaStreamCaptureStatusNone;
+  DIPENGINE_TRY(check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &captures), "Copying numbers to a device"));
+  DIPENGINE_REQUIRE(captures == cudaStreamCaptureStatusNone,
+                    "An op that is given numbers of the host cannot be captured in a CUDA graph, whose replays would read them when they "
+                    "are gone; call it outside of the capture.");
   // From pageable memory: staged before the call returns.
   return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
                "Copying numbers to a device");

@@ -20,9 +20,33 @@ struct Grid {
 
 #if defined(__CUDACC__)
 
+// Errors that stay: every later call of the process fails with them.
+static inline bool device_failed(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorUnknown: return true;
+    default: return false;
+  }
+}
+
 // DIPENGINE_OK, or a failure with a sentence that names what was being done.
 static inline dipengine_status check(cudaError_t error, const char* doing) {
   if (error == cudaSuccess) return DIPENGINE_OK;
+  if (device_failed(error)) {
+    return fail(DIPENGINE_DEVICE_FAILED, "%s failed: %s; nothing can be done on this device by this process any more, start it anew.",
+                doing, cudaGetErrorString(error));
+  }
   (void)cudaGetLastError();  // a launch's error would else be reported again by the next call
   if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver) {
     return fail(DIPENGINE_UNSUPPORTED, "%s needs a CUDA device and its driver: %s.", doing, cudaGetErrorString(error));
@@ -44,22 +68,6 @@ static inline dipengine_status check_grid(const Grid& grid, const char* name) {
   return DIPENGINE_OK;
 }
 
-// Start `kernel` on `stream` (a cudaStream_t); returns before it has run.
-template <typename Params>
-static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
-  DIPENGINE_TRY(check_grid(grid, name));
-  const void* function = reinterpret_cast<const void*>(kernel);
-  if (grid.shared > 48 * 1024) {
-    DIPENGINE_TRY(
-        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), name));
-  }
-  void* arguments[] = {const_cast<Params*>(&params)};
-  return check(cudaLaunchKernel(
-                   function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-                   dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared, static_cast<cudaStream_t>(stream)),
-               name);
-}
-
 // Bytes of shared memory that a block may have on the current device.
 static inline dipengine_status shared_memory_limit(size_t* bytes) {
   int device = 0, limit = 0;
@@ -67,6 +75,33 @@ static inline dipengine_status shared_memory_limit(size_t* bytes) {
   DIPENGINE_TRY(check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "choosing tiles"));
   *bytes = static_cast<size_t>(limit);
   return DIPENGINE_OK;
+}
+
+// While true, the thread's launches bring their kernels' code to the device and start nothing: a driver loads code at a kernel's first
+// launch, by calls that a stream which is being captured may not take.
+inline thread_local bool loading = false;
+
+// Start `kernel` on `stream` (a cudaStream_t); returns before it has run.
+template <typename Params>
+static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
+  DIPENGINE_TRY(check_grid(grid, name));
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (grid.shared > 48 * 1024) {
+    // All that there is, whatever this launch takes: what was set for one launch must not fall short of another's, captured before.
+    size_t limit = 0;
+    DIPENGINE_TRY(shared_memory_limit(&limit));
+    DIPENGINE_REQUIRE(grid.shared <= limit, "%s would need %zu bytes of shared memory where the device has %zu.", name, grid.shared, limit);
+    DIPENGINE_TRY(check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(limit)), name));
+  }
+  if (loading) {
+    cudaFuncAttributes attributes;
+    return check(cudaFuncGetAttributes(&attributes, function), name);
+  }
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return check(cudaLaunchKernel(
+                   function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
+                   dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared, static_cast<cudaStream_t>(stream)),
+               name);
 }
 
 #else
@@ -82,7 +117,9 @@ dipengine_status shared_memory_limit(size_t* bytes);
 
 template <typename Params>
 static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
-  return emulate(name, reinterpret_cast<const void*>(kernel), grid, [kernel, params] { kernel(params); }, stream);
+  // Its params are copied to the thread here; that is no access of the kernel's.
+  const auto thread = [kernel, params]() __attribute__((no_sanitize_thread)) { kernel(params); };
+  return emulate(name, reinterpret_cast<const void*>(kernel), grid, thread, stream);
 }
 
 #endif

@@ -1,8 +1,47 @@
 #include "platform/cuda/stream.h"
 
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
 #include "platform/cuda/launch.h"
 
 namespace dipengine::cuda {
+namespace {
+
+// A recorded sequence: a graph, or, where DIPENGINE_CUDA_GRAPHS is 0, the launches themselves, so that an error names its kernel.
+struct Recorded {
+  cudaGraphExec_t graph = nullptr;
+  std::function<dipengine_status()> launches;
+};
+
+bool uses_graphs() {
+  const char* const said = std::getenv("DIPENGINE_CUDA_GRAPHS");
+  return said == nullptr || std::strcmp(said, "0") != 0;
+}
+
+// The code of all kernels that are launched comes to the device.
+dipengine_status load(const std::function<dipengine_status()>& launches) {
+  loading = true;
+  const dipengine_status status = launches();
+  loading = false;
+  return status;
+}
+
+dipengine_status capture(cudaStream_t stream, const std::function<dipengine_status()>& launches, cudaGraphExec_t* made) {
+  const char* const doing = "Recording an iteration";
+  DIPENGINE_TRY(check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), doing));
+  dipengine_status status = launches();
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);  // also behind a failed launch: the stream is captured else
+  if (status == DIPENGINE_OK) status = check(ended, doing);
+  if (status == DIPENGINE_OK) status = check(cudaGraphInstantiateWithFlags(made, graph, 0), doing);
+  if (graph != nullptr) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError();
+  return status;
+}
+
+}  // namespace
 
 dipengine_status allocate(size_t bytes, void** memory) {
   const cudaError_t error = cudaMalloc(memory, bytes);
@@ -41,28 +80,26 @@ dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int
 }
 
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
-  const char* const doing = "Recording an iteration";
-  cudaStream_t on = static_cast<cudaStream_t>(stream);
-  DIPENGINE_TRY(check(cudaStreamBeginCapture(on, cudaStreamCaptureModeThreadLocal), doing));
-  const dipengine_status launched = launches();
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(on, &graph);  // also behind a failed launch: the stream is captured else
-  dipengine_status status = launched;
-  if (status == DIPENGINE_OK) status = check(ended, doing);
-  cudaGraphExec_t made = nullptr;
-  if (status == DIPENGINE_OK) status = check(cudaGraphInstantiateWithFlags(&made, graph, 0), doing);
-  if (graph != nullptr) (void)cudaGraphDestroy(graph);
-  (void)cudaGetLastError();
-  if (status == DIPENGINE_OK) *sequence = made;
-  return status;
+  auto recorded = std::make_unique<Recorded>();
+  DIPENGINE_TRY(load(launches));
+  if (uses_graphs()) {
+    DIPENGINE_TRY(capture(static_cast<cudaStream_t>(stream), launches, &recorded->graph));
+  } else {
+    recorded->launches = launches;
+  }
+  *sequence = recorded.release();
+  return DIPENGINE_OK;
 }
 
 dipengine_status replay(void* sequence, void* stream) {
-  return check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(sequence), static_cast<cudaStream_t>(stream)), "An iteration");
+  const Recorded& recorded = *static_cast<Recorded*>(sequence);
+  if (recorded.graph == nullptr) return recorded.launches();
+  return check(cudaGraphLaunch(recorded.graph, static_cast<cudaStream_t>(stream)), "An iteration");
 }
 
 void forget(void* sequence) {
-  if (sequence != nullptr) (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(sequence));
+  const std::unique_ptr<Recorded> recorded(static_cast<Recorded*>(sequence));
+  if (recorded != nullptr && recorded->graph != nullptr) (void)cudaGraphExecDestroy(recorded->graph);
 }
 
 }  // namespace dipengine::cuda

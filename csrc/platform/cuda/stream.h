@@ -36,8 +36,8 @@ struct FloatRows {
 // `count` rows of `length` floats from one place of a device's memory to another of the same one, in the stream's order.
 dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int64_t count, int64_t length, void* stream);
 
-// Keeps what `launches` launches on `stream` in *sequence, with params as they are now, and runs none of it. Within, nothing but
-// launches may be given to the stream.
+// Keeps what `launches` launches on `stream` in *sequence, with params as they are now, and runs none of it. It is called twice, once
+// to load the kernels' code; within, nothing but launches may be given to the stream. What it refers to must outlive the sequence.
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence);
 // All of it in its order, behind what the stream has; returns before it has run.
 dipengine_status replay(void* sequence, void* stream);

@@ -46,10 +46,11 @@ class Worker:
         self._waiting: dict[int, Any] = {}  # for others to leave
         self._running: dict[int, Any] = {}
         self._leaving = False
+        self.spent = False  # its device has failed: nothing works in this process any more
         self._sending = threading.Lock()
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Until told to stop, or the device has failed (`spent`)."""
         for task in (self._listen, self._live):
             threading.Thread(target=task, daemon=True).start()
         self._options = replace(self._options, budget=self._options.budget or _budget_of(self._options.device))
@@ -60,6 +61,8 @@ class Worker:
             for number in list(self._waiting):
                 self._begin(self._waiting.pop(number))
             self._take_messages()
+        if self.spent:  # a new process takes its place, and the images that are left from their checkpoints
+            return
         for work in list(self._running.values()):
             self._guarded(work.start, work.save)
 
@@ -170,6 +173,8 @@ class Worker:
     def _fail(self, start: Start, error: Exception) -> None:
         self._leave(start.job)
         self._send(failure_of(start, error))
+        if device_failed(error):
+            self._leaving = self.spent = True
 
     def _guarded(self, start: Start, action: Any, *arguments: Any, work: Any = None) -> None:
         """One image's failure is that image's alone. work: that is in none of the lists."""
@@ -179,6 +184,13 @@ class Worker:
             if work is not None:
                 work.close()
             self._fail(start, error)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether the process has lost its device, by the core's word or PyTorch's."""
+    from dipengine.errors import DeviceFailed
+
+    return isinstance(error, DeviceFailed) or "CUDA error" in str(error)
 
 
 def failure_of(start: Start, error: Exception) -> Failed:
@@ -196,7 +208,7 @@ def failure_of(start: Start, error: Exception) -> Failed:
         text, kind = str(error) or "The memory is used up.", "memory"
     elif isinstance(error, TimeLimit):
         kind = "time"
-    elif (ours and not isinstance(error, OutputError)) or name_too_long(error):
+    elif (ours and not isinstance(error, OutputError) and not device_failed(error)) or name_too_long(error):
         kind = "final"  # the same again would come to the same
     return Failed(start.job, start.attempt, text, kind, error if ours else None)
 
@@ -236,10 +248,14 @@ def main() -> int:
 
     connection = Connection(int(sys.argv[1]))
     options = WorkerOptions(**json.loads(sys.argv[2]))
+    worker = Worker(connection, options)
     try:
-        Worker(connection, options).run()
+        worker.run()
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the driver is gone
+    if worker.spent:
+        print("its device failed", file=sys.stderr)
+        return 1
     return 0
 
 
