@@ -63,7 +63,7 @@ class Memory:
             ("emulator_memory", ctypes.c_void_p, [ctypes.c_size_t]), ("emulator_data", ctypes.c_void_p, [ctypes.c_void_p]),
             ("emulator_intact", ctypes.c_int, [ctypes.c_void_p]), ("emulator_free", None, [ctypes.c_void_p]),
             ("emulator_fault", ctypes.c_char_p, []), ("emulator_happened", ctypes.c_char_p, []),
-            ("emulator_launched_on", ctypes.c_char_p, []),
+            ("emulator_launched_on", ctypes.c_char_p, []), ("emulator_stored_pixels", ctypes.c_int64, [ctypes.c_int64]),
         ):
             function = getattr(self.core, name)
             function.restype, function.argtypes = result, arguments

@@ -42,9 +42,13 @@ RECIPE = Recipe(SMALL, iterations=40, average_decay=0.9, average_warm_up=True)
 PROBLEM = Problem("inpaint", TARGET, TARGET.shape[:2], RECIPE, known=KNOWN)
 
 
-@pytest.fixture(params=[pytest.param("emulated", marks=[pytest.mark.slow, *NEEDS]), pytest.param("gpu", marks=pytest.mark.gpu)])
+EMULATED = [pytest.mark.slow, *NEEDS]
+
+
+@pytest.fixture(params=[pytest.param("emulated", marks=EMULATED), pytest.param("as large", marks=EMULATED),
+                        pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """The native plan over the emulated device, and on a GPU where there is one."""
+    """The native plan over the emulated device, there also as large images have it, and on a GPU where there is one."""
     if request.param == "gpu":
         if backend.cuda_missing():
             pytest.skip(f"needs a core with CUDA kernels: {backend.cuda_missing()}")
@@ -55,8 +59,12 @@ def device(request, monkeypatch):
     for place in (native_fit, native_cohort):
         monkeypatch.setattr(place, "native", module)
         monkeypatch.setattr(place, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))
+    core = Memory(module).core
+    before = core.emulator_stored_pixels(0) if request.param == "as large" else None
     yield
-    assert Memory(module).core.emulator_fault() == b""
+    if before is not None:
+        core.emulator_stored_pixels(before)
+    assert core.emulator_fault() == b""
 
 
 class Tf32Convolution(torch.autograd.Function):

@@ -5,6 +5,9 @@
 #include "ops/conv/conv_cuda.h"
 
 namespace dipengine {
+
+int64_t most_stored_pixels = int64_t{512} * 512;
+
 namespace {
 
 class Builder {
@@ -24,7 +27,8 @@ class Builder {
     const int top = level(0, z);
     Unit head{"head", -1, parameter("head.conv.weight"), parameter("head.conv.bias"), 1, 1, 0, false, {plain(top)}};
     graph_.units.push_back(head);
-    if (recomputes_ && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
+    const bool large = graph_.height * graph_.width > most_stored_pixels;
+    if (recomputes_ && large && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
         g_.channels_up[0] <= DIPENGINE_CONV_CUDA_OVER_RAW) {
       form_gradient(top);
     }

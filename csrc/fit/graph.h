@@ -89,10 +89,14 @@ struct Graph {
   void pack(const std::vector<size_t>& workspaces);
 };
 
+// Canvas pixels up to which a graph stores every gradient: there time is dear and memory is not. By the canvas alone, never by how many
+// fits there are, as a gradient that is formed may have other bits. A variable for tests, whose images are small.
+extern int64_t most_stored_pixels;
+
 // The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. `recomputes`, as a
 // CUDA device does: z is not kept from the forward pass to the end of the backward one, but drawn anew there by a second step
-// "perturb"; and the largest gradient of all, of the image's size with all channels, is never there. A 1x1 unit in front of the head
-// forms it from that of the logits, and leaves its own data gradient in the place of its raw output, which nobody reads any more.
+// "perturb"; and of a large canvas the largest gradient of all, of its size with all channels, is never there. A 1x1 unit in front of
+// the head forms it from that of the logits, and leaves its own data gradient in the place of its raw output, read for the last time.
 Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1, bool recomputes = false);
 
 }  // namespace dipengine

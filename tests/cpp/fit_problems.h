@@ -10,9 +10,24 @@
 
 #include "check.h"
 #include "dipengine/fit.h"
+#include "fit/graph.h"
 #include "platform/thread_pool.h"
 
 namespace check {
+
+// Graphs are those of large images for as long as it lives.
+class AsLarge {
+ public:
+  explicit AsLarge(bool large = true) : most_(dipengine::most_stored_pixels) {
+    if (large) dipengine::most_stored_pixels = 0;
+  }
+  ~AsLarge() { dipengine::most_stored_pixels = most_; }
+  AsLarge(const AsLarge&) = delete;
+  AsLarge& operator=(const AsLarge&) = delete;
+
+ private:
+  int64_t most_;
+};
 
 // A problem small enough for sanitizers, whose image (21 x 30) does not fill its canvas (24 x 32).
 struct FitProblem {

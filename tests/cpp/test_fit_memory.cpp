@@ -197,6 +197,7 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
   for (const FitProblem& problem : check::every_task_and_precision()) {
     for (const bool recomputes : {false, true}) cases.emplace_back(problem, recomputes);  // as on a CPU, on a device
   }
+  const check::AsLarge as_large;
   for (const auto& [problem, recomputes] : cases) {
     Graph graph = dipengine::make_graph(problem.params, 1, recomputes);
     std::vector<size_t> workspaces;
@@ -225,6 +226,8 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
 // The outermost 1x1 unit forms the gradient behind it and writes over its own output: nobody else has either, or reads that output later.
 TEST(a_gradient_that_is_formed_is_nowhere_and_what_is_written_over_was_read_last) {
   int formed = 0;
+  for (const FitProblem& problem : check::every_task_and_precision()) CHECK(dipengine::make_graph(problem.params, 1, true).forms == -1);
+  const check::AsLarge as_large;
   for (const FitProblem& problem : check::every_task_and_precision()) {
     const Graph graph = dipengine::make_graph(problem.params, 1, true);
     CHECK(dipengine::make_graph(problem.params).forms == -1 && (graph.forms >= 0) == (problem.params.generator.one_by_one_up != 0));

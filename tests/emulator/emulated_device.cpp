@@ -3,6 +3,7 @@
 #include <string>
 
 #include "emulator.h"
+#include "fit/graph.h"
 #include "platform/cuda/device.h"
 #include "platform/error.h"
 
@@ -59,6 +60,13 @@ dipengine_status dipengine_cuda_device_memory(int32_t, size_t* free_bytes, size_
   *free_bytes = 3 << 20;
   *total_bytes = 4 << 20;
   return DIPENGINE_OK;
+}
+
+// Canvas pixels up to which fits store every gradient from now on; what it was.
+DIPENGINE_API int64_t emulator_stored_pixels(int64_t most) {
+  const int64_t before = dipengine::most_stored_pixels;
+  dipengine::most_stored_pixels = most;
+  return before;
 }
 
 // What has been asked for since the last call.

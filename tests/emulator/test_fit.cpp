@@ -86,7 +86,9 @@ std::string changed(const FitProblem& problem, const std::string& state, void (*
 }  // namespace
 
 TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
-  for (const bool other : {false, true}) {
+  for (const int which : {0, 1, 2}) {  // the small one also as if it were large
+    const bool other = which == 1;
+    const check::AsLarge as_large(which == 2);
     for (const int32_t dtype : {DIPENGINE_FLOAT32, DIPENGINE_BFLOAT16}) {
       const FitProblem problem = other ? other_problem(dtype) : small_problem(dtype);
       const bool bfloat16 = dtype == DIPENGINE_BFLOAT16;
@@ -112,7 +114,8 @@ TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
 }
 
 TEST(fit_in_company_has_the_bits_that_it_has_alone) {
-  for (const int32_t dtype : {DIPENGINE_FLOAT32, DIPENGINE_BFLOAT16}) {
+  for (const auto& [dtype, large] : {std::pair{DIPENGINE_FLOAT32, false}, {DIPENGINE_BFLOAT16, false}, {DIPENGINE_BFLOAT16, true}}) {
+    const check::AsLarge as_large(large);
     FitProblem problem = small_problem(dtype);
     problem.params.iterations = 4;
     const FitProblem device = on_device(problem);
@@ -154,6 +157,7 @@ TEST(fit_in_company_has_the_bits_that_it_has_alone) {
 }
 
 TEST(fit_slots_have_images_of_their_own_sizes) {
+  const check::AsLarge as_large;
   FitProblem problem = small_problem(DIPENGINE_FLOAT32);
   problem.params.stop = DIPENGINE_STOP_AUTO;  // so that best states have places, too
   const FitProblem largest = on_device(check::resized(problem, 16, 16, 1));
@@ -398,7 +402,12 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
 
 // Two iterations: the second is of weights that the first's gradients have made.
 TEST(fit_of_every_task_agrees_with_the_plan_on_a_cpu_and_has_its_bits_among_others) {
+  std::vector<std::pair<FitProblem, bool>> cases;
   for (const FitProblem& problem : check::every_task(DIPENGINE_FLOAT32)) {
+    for (const bool large : {false, true}) cases.emplace_back(problem, large);
+  }
+  for (const auto& [problem, large] : cases) {
+    const check::AsLarge as_large(large);
     const FitProblem small = check::resized(problem, 22, 29, 5), largest = check::resized(problem, 24, 32, 6);
     TestFit cpu(small, 3), alone(on_device(small), 3), company(on_device(largest), nullptr, 2);
     company.start(0, on_device(largest), 8);
