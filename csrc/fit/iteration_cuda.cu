@@ -110,11 +110,11 @@ DIPENGINE_KERNEL(kCopyThreads, 4) turn_copy_kernel(DIPENGINE_PARAMS(CopyLaunch) 
 }
 
 DIPENGINE_KERNEL(kCopyThreads, 4) turn_margin_kernel(DIPENGINE_PARAMS(MarginLaunch) l) {
-  const int64_t fit = cuda::block_z(), y = cuda::block_y();
+  const int64_t fit = cuda::block_y();
   if (l.active[fit] == 0) return;
-  float* const row = l.image + fit * l.fit_stride + y * l.row;
-  const int64_t x = static_cast<int64_t>(cuda::block_x()) * kCopyThreads + cuda::thread_index();
-  if (x < l.row && (y >= l.sizes[2 * fit] || x >= l.sizes[2 * fit + 1])) row[x] = 0;
+  const int64_t index = static_cast<int64_t>(cuda::block_x()) * kCopyThreads + cuda::thread_index(), y = index / l.row;
+  if (y >= l.rows) return;
+  if (y >= l.sizes[2 * fit] || index % l.row >= l.sizes[2 * fit + 1]) l.image[fit * l.fit_stride + index] = 0;
 }
 
 template <typename T>
@@ -177,7 +177,7 @@ dipengine_status launch_copies(const CopyLaunch& launch, int64_t fits, void* str
 
 dipengine_status launch_margin(const MarginLaunch& launch, int64_t fits, void* stream) {
   return cuda::launch(turn_margin_kernel, "turn_margin",
-                      {(launch.row + kCopyThreads - 1) / kCopyThreads, launch.rows, fits, kCopyThreads, 0}, launch, stream);
+                      {(launch.rows * launch.row + kCopyThreads - 1) / kCopyThreads, fits, 1, kCopyThreads, 0}, launch, stream);
 }
 
 }  // namespace dipengine

@@ -137,19 +137,13 @@ bool copies_case(int64_t fits, int64_t count) {
   return emulator::same_bits("blocks", blocks.copy(), expected);
 }
 
-}  // namespace
-
-SCENARIO(turns_of_one_fit) { return turns_case(1, kByVariance) && turns_case(1, kByNoise); }
-SCENARIO(turns_of_many_fits) { return turns_case(301, kByVariance) && turns_case(300, kByNoise); }
-SCENARIO(copies_between_arrays) { return copies_case(1, 1) && copies_case(4, 1027) && copies_case(5, 2048); }
-SCENARIO(zeros_around_an_image) {
-  const int64_t fits = 3, rows = 5, row = 300, stride = rows * row + 7;
+bool margin_case(int64_t rows, int64_t row, const std::vector<int64_t>& window) {
+  const int64_t fits = 3, stride = rows * row + 7;
   check::Numbers numbers(1);
   const std::vector<float> before = numbers.vector<float>(fits * stride);
   std::vector<float> expected = before;
   Array<float> image(before);
   Array<uint8_t> active(std::vector<uint8_t>{1, 0, 1});
-  const std::vector<int64_t> window = {4, 277, 1, 1, 5, 12};
   Array<int64_t> sizes(window);
   for (int64_t f : {0, 2}) {
     for (int64_t i = 0; i < rows * row; ++i) {
@@ -161,3 +155,10 @@ SCENARIO(zeros_around_an_image) {
   if (launch_margin(launch, fits, nullptr) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   return emulator::same_bits("image", image.copy(), expected);
 }
+
+}  // namespace
+
+SCENARIO(turns_of_one_fit) { return turns_case(1, kByVariance) && turns_case(1, kByNoise); }
+SCENARIO(turns_of_many_fits) { return turns_case(301, kByVariance) && turns_case(300, kByNoise); }
+SCENARIO(copies_between_arrays) { return copies_case(1, 1) && copies_case(4, 1027) && copies_case(5, 2048); }
+SCENARIO(zeros_around_an_image) { return margin_case(5, 300, {4, 277, 1, 1, 5, 12}) && margin_case(66000, 1, {65999, 1, 1, 1, 7, 1}); }

@@ -17,11 +17,12 @@ DIPENGINE_DEVICE float* at(const dipengine_pixels& image, int64_t fit_offset, in
 }
 
 DIPENGINE_KERNEL(kThreads, 4) sigmoid_backward_kernel(DIPENGINE_PARAMS(Params) p) {
-  const int64_t fit = cuda::block_z(), y = cuda::block_y();
+  const int64_t fit = cuda::block_y();
   if (p.active != nullptr && p.active[fit] == 0) return;
+  const int64_t longest = p.width * p.channels, index = static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index();
+  const int64_t y = index / longest, element = index % longest;
   const int64_t height = p.sizes == nullptr ? p.height : p.sizes[2 * fit];
-  const int64_t row = p.sizes == nullptr ? p.width * p.channels : p.sizes[2 * fit + 1];
-  const int64_t element = static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index();
+  const int64_t row = p.sizes == nullptr ? longest : p.sizes[2 * fit + 1];
   if (y >= height || element >= row) return;
   const int32_t pixel = static_cast<int32_t>(element) / static_cast<int32_t>(p.channels);
   const int32_t channel = static_cast<int32_t>(element) % static_cast<int32_t>(p.channels);
@@ -40,15 +41,16 @@ dipengine_status dipengine_sigmoid_backward_cuda(const dipengine_sigmoid_backwar
   DIPENGINE_TRY(check_struct(params, op));
   const dipengine_sigmoid_backward_cuda_params& p = *params;
   DIPENGINE_TRY(check_size(p.height, p.width, p.channels, op));
-  DIPENGINE_REQUIRE(p.fits >= 1 && p.width <= (int64_t{1} << 30) / p.channels,
-                    "%s was given %lld fits and rows of %lld pixels; give at least one fit, and rows of at most 2^30 elements.", op,
-                    static_cast<long long>(p.fits), static_cast<long long>(p.width));
+  constexpr int64_t most = int64_t{1} << 30;
+  DIPENGINE_REQUIRE(p.fits >= 1 && p.width <= most / p.channels && p.height <= most,
+                    "%s was given %lld fits of %lld rows of %lld pixels; give at least one fit, and rows of at most 2^30 elements.", op,
+                    static_cast<long long>(p.fits), static_cast<long long>(p.height), static_cast<long long>(p.width));
   DIPENGINE_TRY(check_pixels(p.x, p.width, p.channels, op, "x"));
   DIPENGINE_TRY(check_pixels(p.d_x, p.width, p.channels, op, "d_x"));
   DIPENGINE_TRY(check_pixels(p.d_raw, p.width, p.channels, op, "d_raw"));
   DIPENGINE_REQUIRE(p.fits == 1 || p.d_raw_fit_stride != 0, "%s cannot write d_raw of several fits into one place; space them.", op);
   return cuda::launch(sigmoid_backward_kernel, "sigmoid_backward",
-                      {(p.width * p.channels + kThreads - 1) / kThreads, p.height, p.fits, kThreads, 0}, p, p.stream);
+                      {(p.height * p.width * p.channels + kThreads - 1) / kThreads, p.fits, 1, kThreads, 0}, p, p.stream);
 }
 
 }  // extern "C"
