@@ -1,7 +1,8 @@
 // The rules of CUDA's runtime that csrc/platform/cuda/ could break, at their strictest.
 //
 //   - while a stream is captured: no memory taken or given back, no wait, no copy of pageable memory, no kernel's code loaded (which its
-//     first launch does); such a call breaks the capture;
+//     first launch does); such a call breaks the capture. A stream that waits for one of it is captured too, and has to be waited for
+//     again; one of it that waits for a stream outside breaks it;
 //   - a launch may have 48 KB of shared memory, or what was set last for its kernel; that holds for the kernels of a graph when it is
 //     made and at every replay, too;
 //   - behind a kernel's fault every call fails.
@@ -15,8 +16,12 @@
 struct FakeStream {
   FakeGraph* captures = nullptr;
   bool broken = false;
+  bool loose = false;  // captured by way of an event, with launches that no other stream waits for yet
 };
-struct FakeEvent {};
+struct FakeEvent {
+  FakeStream* of = nullptr;
+  FakeGraph* captures = nullptr;
+};
 struct Node {
   const void* kernel;
   size_t shared;
@@ -36,6 +41,7 @@ std::map<const void*, size_t> shared_limits;
 std::set<const void*> loaded;
 std::map<void*, size_t> memories;
 FakeStream* captured = nullptr;
+std::set<FakeStream*> streams;
 FakeStream legacy;
 cudaError_t last = cudaSuccess, lost = cudaSuccess;
 int device = 0;
@@ -144,6 +150,7 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3, void**, size_t shar
   if (lost != cudaSuccess) return told(lost);
   if (of(stream).captures != nullptr) {
     of(stream).captures->nodes.push_back({kernel, shared});
+    of(stream).loose = stream != captured;
   } else {
     run({kernel, shared});
   }
@@ -181,10 +188,12 @@ cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind, cudaStre
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new FakeStream;
+  streams.insert(*stream);
   ++the_state.streams;
   return told(cudaSuccess);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  streams.erase(stream);
   delete stream;
   --the_state.streams;
   return told(cudaSuccess);
@@ -192,7 +201,18 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return told(allowed("a stream is waited for") ? cudaSuccess : cudaErrorStreamCaptureUnsupported);
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return told(cudaSuccess); }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  FakeStream& waits = of(stream);
+  if (waits.captures != nullptr && event->captures == nullptr) {
+    captured->broken = true;
+    return told(cudaErrorStreamCaptureIsolation);
+  }
+  if (event->captures == nullptr) return told(cudaSuccess);
+  waits.captures = event->captures;
+  waits.loose = waits.loose || (event->of->loose && stream != captured);
+  event->of->loose = false;
+  return told(cudaSuccess);
+}
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = of(stream).captures != nullptr ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return told(cudaSuccess);
@@ -207,19 +227,27 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = stream->captures;
-  stream->captures = nullptr;
+  bool loose = false;
+  for (FakeStream* other : streams) {
+    loose = loose || other->loose;
+    other->captures = nullptr;
+    other->loose = false;
+  }
   captured = nullptr;
-  if (!stream->broken) return told(cudaSuccess);
+  if (!stream->broken && !loose) return told(cudaSuccess);
   (void)cudaGraphDestroy(*graph);
   *graph = nullptr;
-  return told(cudaErrorStreamCaptureInvalidated);
+  return told(stream->broken ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined);
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new FakeEvent;
   ++the_state.events;
   return told(cudaSuccess);
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return told(cudaSuccess); }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {&of(stream), of(stream).captures};
+  return told(cudaSuccess);
+}
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   --the_state.events;

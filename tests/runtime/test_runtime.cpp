@@ -91,6 +91,26 @@ TEST(runtime_what_no_capture_takes_fails_and_leaves_nothing) {
   CHECK(fake::state().forbidden.size() == 2 && fake::state().ran.size() == 3 && nothing_left());
 }
 
+// A second stream in a capture: put behind the first, and the first behind it again.
+TEST(runtime_branches_of_a_capture_begin_and_end_in_it) {
+  fake::reset();
+  void* beside = nullptr;
+  CHECK(cuda::open_stream(&beside) == DIPENGINE_OK);
+  for (int kind = 0; kind < 3; ++kind) {
+    const Recording recording([kind, beside](void* stream) {
+      DIPENGINE_TRY(launch(one_kernel, 0, stream));
+      if (kind != 1) DIPENGINE_TRY(cuda::wait_for(beside, stream));  // else it is no part of the capture
+      if (kind != 1) DIPENGINE_TRY(launch(other_kernel, 0, beside));
+      return kind == 2 ? DIPENGINE_OK : cuda::wait_for(stream, beside);
+    });
+    CHECK((recording.status == DIPENGINE_OK) == (kind == 0));
+    if (recording.sequence == nullptr) continue;
+    CHECK(cuda::replay(recording.sequence, recording.stream) == DIPENGINE_OK && fake::state().ran.size() == 2);
+  }
+  cuda::close_stream(beside);
+  CHECK(nothing_left() && fake::state().events == 0);
+}
+
 TEST(runtime_without_graphs_the_launches_themselves_are_replayed) {
   fake::reset();
   setenv("DIPENGINE_CUDA_GRAPHS", "0", 1);
