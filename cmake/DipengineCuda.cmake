@@ -15,12 +15,11 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/conv/conv_bias_gradient_cuda.cu
   csrc/ops/conv/conv_data_gradient_cuda.cu
   csrc/ops/conv/conv_data_plan_cuda.cu
-  csrc/ops/conv/conv_data_weights_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_mean_cuda.cu
+  csrc/ops/conv/conv_pack_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu
-  csrc/ops/conv/conv_weights_cuda.cu
   csrc/ops/deviance/deviance_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/norm/norm_cuda.cu

@@ -54,7 +54,8 @@ class Affine(Structure):
 class ConvSource(Structure):  # dipengine_conv_cuda_source
     _fields_ = [("height", c_int32), ("width", c_int32), ("channels", c_int32), ("upsample", c_int32), ("x", Pixels),
                 ("x_fit_stride", c_int64), ("inner", Affine), ("outer", Affine), ("slope", c_float), ("d_x", Pixels),
-                ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("centre", c_void_p), ("sum", c_void_p), ("product", c_void_p)]
+                ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("centre", c_void_p), ("sum", c_void_p), ("product", c_void_p),
+                ("fold", c_void_p)]
 
 
 class ConvParams(Structure):  # dipengine_conv_cuda_params
@@ -66,7 +67,8 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("packed_bytes", c_size_t), ("bias", c_void_p), ("raw", Pixels), ("raw_fit_stride", c_int64), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
                 ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),
-                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p)]
+                ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p),
+                ("tickets", c_void_p)]
 
 
 class DeviceArray:
@@ -192,6 +194,7 @@ class _Conv:
         self.device.call("dipengine_conv_cuda_weight_gradient", byref(p))
         self.device.call("dipengine_conv_cuda_data_gradient_sizes", byref(p), byref(bytes_), byref(more))
         self.space(p, bytes_.value, more.value)
+        self.device.call("dipengine_conv_cuda_data_pack", byref(p))
         self.device.call("dipengine_conv_cuda_data_gradient", byref(p))
         assert all(array.intact for array in self.kept)
         return {name: self.device.get(array, like) for name, (array, like) in self.results.items()}

@@ -31,6 +31,7 @@ dipengine_status device_of(const void*, int* device) {
 
 dipengine_status wait_for(void* stream, void* before) {
   happened += "stream " + number(stream) + " behind " + number(before) + ";";
+  emulator::put_behind(stream, before);
   return DIPENGINE_OK;
 }
 

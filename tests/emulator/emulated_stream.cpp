@@ -63,16 +63,16 @@ dipengine_status download(void* to, const void* from, size_t bytes, void* stream
 
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
   auto made = std::make_unique<emulator::Sequence>();
-  emulator::record_on(stream, made.get());
-  const dipengine_status status = launches();
-  emulator::record_on(nullptr, nullptr);
+  emulator::begin_recording(stream, made.get());
+  dipengine_status status = launches();
+  const dipengine_status ended = emulator::end_recording();
+  if (status == DIPENGINE_OK) status = ended;
   if (status == DIPENGINE_OK) *sequence = made.release();
   return status;
 }
 
 dipengine_status replay(void* sequence, void*) {
-  for (const auto& launch : *static_cast<emulator::Sequence*>(sequence)) DIPENGINE_TRY(launch());
-  return DIPENGINE_OK;
+  return emulator::run_in_some_order(*static_cast<emulator::Sequence*>(sequence));
 }
 
 void forget(void* sequence) { delete static_cast<emulator::Sequence*>(sequence); }

@@ -29,6 +29,8 @@ std::vector<Site> the_sites;
 std::vector<void*> the_streams;
 void* recorded_stream = nullptr;
 Sequence* recorded = nullptr;
+Sequence the_last_recorded;
+std::map<void*, std::vector<size_t>> recorded_behind;  // by stream: what its next launch has to come behind
 const char* kernel_name = "";
 std::vector<Launch> the_launches;
 Launch counted;  // of the blocks that ran
@@ -106,6 +108,8 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   int at_barrier = 0, done = 0;
+  uint32_t ticket_taken = 0;  // barriers behind which it was, and whether it was the last one
+  bool ticket_last = false;
   const char* barrier_file = nullptr;
   int barrier_line = 0;
 };
@@ -227,6 +231,23 @@ void barrier(const char* file, int line) {
   }
 }
 
+std::map<const uint32_t*, Known> tickets;  // of a launch: what is known to whoever takes one
+void take_ticket(uint32_t* ticket, int count, bool tells);
+
+// Every thread of the block is told what the first to get here finds.
+bool last_block_to_come(uint32_t* ticket, int count, const char* file, int line) {
+  if (the_settings.sampled) return false;  // the others may not have run
+  if (deleted(file, line)) {
+    if (block.ticket_taken == 0) take_ticket(ticket, count, false);
+    block.ticket_taken = UINT32_MAX;
+    return block.ticket_last;
+  }
+  barrier(file, line);
+  if (block.ticket_taken != me().now.barriers) take_ticket(ticket, count, true);
+  block.ticket_taken = me().now.barriers;
+  return block.ticket_last;
+}
+
 void perform(Operation operation, const std::array<void*, kLanes>& arguments, int warp);
 
 // An operation of a whole warp; done by the last lane that comes, for all.
@@ -311,6 +332,26 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
   complain(write ? region->cells.write(offset, bytes, now, launch_number, false)
                  : region->cells.read(offset, bytes, now, launch_number, false),
            "global", offset, now);
+}
+
+void take_ticket(uint32_t* ticket, int count, bool tells) {
+  const Region* region = region_of(reinterpret_cast<uintptr_t>(ticket));
+  if (region == nullptr || reinterpret_cast<uintptr_t>(ticket) - region->begin + sizeof(*ticket) > region->bytes) {
+    fault("thread %d takes a ticket outside of every buffer", current);
+    return;
+  }
+  if (*ticket >= static_cast<uint32_t>(count)) fault("a ticket of %d blocks stands at %u", count, *ticket);
+  block.ticket_last = *ticket + 1 >= static_cast<uint32_t>(count);
+  *ticket = block.ticket_last ? 0 : *ticket + 1;
+  if (!tells) return;
+  Known& told = tickets[ticket];
+  told.resize(known.size());
+  const auto learn = [](Known& to, const Known& from) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
+  };
+  learn(told, known);
+  told[static_cast<size_t>(me().now.block)] = me().now.barriers;
+  if (block.ticket_last) learn(known, told);
 }
 
 void access(const void* pointer, size_t bytes, bool write) {
@@ -450,6 +491,8 @@ void run_block(int64_t index) {
   block.threads.resize(static_cast<size_t>(grid.threads));
   block.warps.assign(static_cast<size_t>(grid.threads / kLanes), Warp{});
   block.at_barrier = block.done = 0;
+  block.ticket_taken = 0;
+  known.assign(known.size(), 0);
   for (int i = 0; i < grid.threads; ++i) {
     Thread& t = block.threads[static_cast<size_t>(i)];
     t.now = {static_cast<int32_t>(index), i, 0, 0};
@@ -474,9 +517,53 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
-void record_on(void* stream, Sequence* sequence) {
+const Sequence& last_recorded() { return the_last_recorded; }
+
+void begin_recording(void* stream, Sequence* sequence) {
   recorded_stream = stream;
   recorded = sequence;
+  recorded_behind = {{stream, {}}};
+}
+
+dipengine_status end_recording() {
+  Sequence& all = *recorded;
+  recorded = nullptr;
+  the_last_recorded = all;
+  std::vector<bool> joined(all.size(), false);
+  for (size_t last : recorded_behind[recorded_stream]) joined[last] = true;
+  for (size_t i = all.size(); i-- > 0;) {
+    if (!joined[i]) {
+      return fail(DIPENGINE_INVALID_ARGUMENT, "%s is on a stream that nothing waits for at the end of what is recorded.",
+                  all[i].name.c_str());
+    }
+    for (size_t before : all[i].after) joined[before] = true;
+  }
+  return DIPENGINE_OK;
+}
+
+void put_behind(void* stream, void* before) {
+  const auto from = recorded_behind.find(before);
+  if (recorded == nullptr || from == recorded_behind.end()) return;
+  const std::vector<size_t> launches = from->second;
+  std::vector<size_t>& own = recorded_behind[stream];
+  own.insert(own.end(), launches.begin(), launches.end());
+}
+
+dipengine_status run_in_some_order(const Sequence& sequence) {
+  std::vector<bool> done(sequence.size(), false);
+  Random order;
+  order.seed(the_settings.seed + 77 + launch_number);
+  for (size_t ran = 0; ran < sequence.size(); ++ran) {
+    std::vector<size_t> ready;
+    for (size_t i = 0; i < sequence.size(); ++i) {
+      const auto& after = sequence[i].after;
+      if (!done[i] && std::all_of(after.begin(), after.end(), [&](size_t b) { return done[b]; })) ready.push_back(i);
+    }
+    const size_t next = ready[order.below(static_cast<uint32_t>(ready.size()))];
+    DIPENGINE_TRY(sequence[next].run());
+    done[next] = true;
+  }
+  return DIPENGINE_OK;
 }
 
 std::vector<void*> launched_on() {
@@ -537,6 +624,8 @@ void sync_threads(const char* file, int line) { barrier(file, line); }
 void sync_warp(const char* file, int line) {
   if (!deleted(file, line)) together(Operation::sync_warp, nullptr, file, line);
 }
+
+bool last_block(uint32_t* ticket, int count, const char* file, int line) { return last_block_to_come(ticket, count, file, line); }
 
 double shuffle_xor(double value, int mask, const char* file, int line) {
   double result = 0;
@@ -622,8 +711,10 @@ dipengine_status shared_memory_limit(size_t* bytes) {
 
 dipengine_status emulate(const char* name, const void* kernel, const Grid& given, const std::function<void()>& thread,
                          void* stream) {
-  if (recorded != nullptr && stream == recorded_stream) {
-    recorded->push_back([=] { return emulate(name, kernel, given, thread, stream); });
+  const auto kept = recorded == nullptr ? recorded_behind.end() : recorded_behind.find(stream);
+  if (kept != recorded_behind.end()) {
+    recorded->push_back({name, [=] { return emulate(name, kernel, given, thread, stream); }, kept->second});
+    kept->second = {recorded->size() - 1};
     return DIPENGINE_OK;
   }
   kernel_name = name;
@@ -658,6 +749,8 @@ dipengine_status emulate(const char* name, const void* kernel, const Grid& given
   }
   const int64_t sampled = static_cast<int64_t>(order.size());
   counted = Launch{};
+  known.assign(static_cast<size_t>(blocks), 0);
+  tickets.clear();
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(static_cast<uint32_t>(i))]);
   for (int64_t index : order) {
     run_block(index);
