@@ -335,11 +335,13 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
 }
 
 void take_ticket(uint32_t* ticket, int count, bool tells) {
-  const Region* region = region_of(reinterpret_cast<uintptr_t>(ticket));
+  Region* region = region_of(reinterpret_cast<uintptr_t>(ticket));
   if (region == nullptr || reinterpret_cast<uintptr_t>(ticket) - region->begin + sizeof(*ticket) > region->bytes) {
     fault("thread %d takes a ticket outside of every buffer", current);
     return;
   }
+  const size_t offset = reinterpret_cast<uintptr_t>(ticket) - region->begin;
+  complain(region->cells.take(offset, launch_number), "global", offset, me().now);
   if (*ticket >= static_cast<uint32_t>(count)) fault("a ticket of %d blocks stands at %u", count, *ticket);
   block.ticket_last = *ticket + 1 >= static_cast<uint32_t>(count);
   *ticket = block.ticket_last ? 0 : *ticket + 1;
@@ -550,20 +552,35 @@ void put_behind(void* stream, void* before) {
 }
 
 dipengine_status run_in_some_order(const Sequence& sequence) {
-  std::vector<bool> done(sequence.size(), false);
+  const size_t count = sequence.size();
+  std::vector<std::vector<bool>> behind(count, std::vector<bool>(count, false));  // [launch, one that it comes behind]
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t before : sequence[i].after) {
+      behind[i][before] = true;
+      for (size_t j = 0; j < before; ++j) behind[i][j] = behind[i][j] || behind[before][j];
+    }
+  }
   Random order;
   order.seed(the_settings.seed + 77 + launch_number);
-  for (size_t ran = 0; ran < sequence.size(); ++ran) {
+  std::vector<bool> done(count, false);
+  std::vector<size_t> ran;
+  first_of_run = launch_number + 1;
+  dipengine_status status = DIPENGINE_OK;
+  while (ran.size() < count && status == DIPENGINE_OK) {
     std::vector<size_t> ready;
-    for (size_t i = 0; i < sequence.size(); ++i) {
+    for (size_t i = 0; i < count; ++i) {
       const auto& after = sequence[i].after;
       if (!done[i] && std::all_of(after.begin(), after.end(), [&](size_t b) { return done[b]; })) ready.push_back(i);
     }
     const size_t next = ready[order.below(static_cast<uint32_t>(ready.size()))];
-    DIPENGINE_TRY(sequence[next].run());
+    unordered.clear();
+    for (size_t before : ran) unordered.push_back(!behind[next][before]);
+    status = sequence[next].run();
     done[next] = true;
+    ran.push_back(next);
   }
-  return DIPENGINE_OK;
+  first_of_run = UINT32_MAX;
+  return status;
 }
 
 std::vector<void*> launched_on() {
