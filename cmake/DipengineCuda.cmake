@@ -28,9 +28,11 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/resample/resample_cuda.cu)
 # Host code that calls them.
 set(DIPENGINE_CUDA_HOST_SOURCES
+  csrc/fit/cuda_branches.cpp
   csrc/fit/cuda_data.cpp
   csrc/fit/cuda_device.cpp
-  csrc/fit/cuda_plan.cpp)
+  csrc/fit/cuda_plan.cpp
+  csrc/fit/cuda_weights.cpp)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)
 # As on the host: a fused multiply-add only where the source says fma.
 set(DIPENGINE_CUDA_FLAGS -fmad=false)

@@ -23,8 +23,6 @@ int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace
 
-int64_t most_branched_pixels = int64_t{512} * 512;
-
 CudaPlan::CudaPlan(const dipengine_fit_params& params, Graph& graph, const SlotLayout& layout, const LoopRules& rules)
     : p_(params),
       graph_(graph),
@@ -44,7 +42,7 @@ dipengine_status CudaPlan::size() {
   block_buffer_ = graph_.arena.add_permanent(static_cast<size_t>(stride_) * sizeof(float));
   fits_buffer_ = graph_.arena.add_once(fit_numbers_bytes(p_.slots));
   const int steps = static_cast<int>(graph_.steps.size());
-  branches_ = p_.slots * graph_.height * graph_.width <= most_branched_pixels;
+  branches_ = has_branches();
   last_share_.assign(graph_.nodes.size(), nullptr);
   for (const Step& s : graph_.steps) {
     if (s.kind != StepKind::backward) continue;
@@ -64,36 +62,6 @@ dipengine_status CudaPlan::size() {
   return DIPENGINE_OK;
 }
 
-// Work on a branch may begin as soon as it was put behind another, and end as late as it is waited for: until then what it uses is
-// nobody else's. Forward that is the loss; in the backward pass the update.
-void CudaPlan::live_on_branches() {
-  const int end = static_cast<int>(graph_.steps.size()), first = graph_.judged;
-  for (int& buffer : weights_buffers_) {
-    buffer = graph_.arena.add_once(most_products_);
-    live(buffer, first, end);
-  }
-  graph_.arena.use(graph_.nodes[0].raw, graph_.judged);
-  graph_.arena.use(graph_.d_logits, end);
-  for (const Node& node : graph_.nodes) {
-    live(node.raw_again, first, end);
-    if (node.gradient >= 0) live(node.gradient, first, end);
-  }
-  for (const Unit& unit : graph_.units) {
-    if (unit.mean) {
-      graph_.arena.use(unit.wide_weight, end);
-      live(unit.wide_gradient, first, end);
-    }
-    const size_t index = static_cast<size_t>(&unit - graph_.units.data());
-    if (packing_[0].buffers[index] >= 0) live(packing_[0].buffers[index], 0, first);
-    if (packing_[1].buffers[index] >= 0) live(packing_[1].buffers[index], 0, end);
-  }
-}
-
-void CudaPlan::live(int buffer, int from, int to) {
-  graph_.arena.use(buffer, from);
-  graph_.arena.use(buffer, to);
-}
-
 dipengine_status CudaPlan::bind(void* arena, void* stream) {
   base_ = static_cast<char*>(arena);
   stay_on(stream);
@@ -102,41 +70,6 @@ dipengine_status CudaPlan::bind(void* arena, void* stream) {
   const std::vector<uint32_t> none(static_cast<size_t>(tickets_count_), 0);
   DIPENGINE_TRY(cuda::upload(at<void>(tickets_buffer_), none.data(), none.size() * sizeof(none[0]), stream_));
   return upload_constants();
-}
-
-// ---- branches -------------------------------------------------------------------------------------------------------
-
-void CudaPlan::stay_on(void* stream) {
-  stream_ = stream;
-  for (void*& branch : streams_) branch = stream;
-}
-
-void CudaPlan::branch_to(const std::array<void*, kBeside>& streams) {
-  std::copy(streams.begin(), streams.end(), streams_ + kSkips);
-}
-
-dipengine_status CudaPlan::put_behind(Branch branch, Branch before) const {
-  return streams_[branch] == streams_[before] ? DIPENGINE_OK : cuda::wait_for(streams_[branch], streams_[before]);
-}
-
-bool CudaPlan::is_skip(const Part& part) const {
-  return graph_.nodes[static_cast<size_t>(part.node)].skip;
-}
-
-CudaPlan::Branch CudaPlan::home_of(const Unit& unit) const {
-  return unit.node >= 0 && graph_.nodes[static_cast<size_t>(unit.node)].skip ? kSkips : kMain;
-}
-
-void CudaPlan::take_tickets(int step, int64_t count) {
-  std::array<int64_t, 2>& first = first_ticket_[static_cast<size_t>(step)];
-  for (int64_t& at : first) {
-    at = tickets_count_;
-    tickets_count_ += count;
-  }
-}
-
-uint32_t* CudaPlan::tickets(int step, Branch branch) const {
-  return at<uint32_t>(tickets_buffer_) + first_ticket_[static_cast<size_t>(step)][branch == kMain ? 0 : 1];
 }
 
 dipengine_status CudaPlan::launch(int step) {
@@ -327,66 +260,6 @@ void CudaPlan::begin_conv(const Unit& unit, bool backward, Conv* conv) const {
   const int packed = packing_[backward ? 1 : 0].buffers[static_cast<size_t>(&unit - graph_.units.data())];
   c.packed = packed < 0 ? nullptr : at<void>(packed);
   c.packed_bytes = packed < 0 ? 0 : graph_.arena.size(packed);
-}
-
-// Weights change between iterations alone: all are packed at its beginning, by one launch for each pass.
-dipengine_status CudaPlan::size_weights() {
-  for (bool backward : {false, true}) packing_[backward ? 1 : 0].buffers.assign(graph_.units.size(), -1);
-  for (int step = 0; step < static_cast<int>(graph_.steps.size()); ++step) {
-    const Step& s = graph_.steps[static_cast<size_t>(step)];
-    const bool backward = s.kind == StepKind::backward;
-    if (!backward && s.kind != StepKind::forward) continue;
-    const Unit& unit = graph_.units[static_cast<size_t>(s.unit)];
-    Conv conv;
-    begin_conv(unit, backward, &conv);
-    size_t bytes = 0, unused = 0;
-    DIPENGINE_TRY(backward ? dipengine_conv_cuda_data_gradient_sizes(&conv.params, &bytes, &unused)
-                           : dipengine_conv_cuda_packed_bytes(&conv.params, &bytes));
-    if (unit.mean) graph_.arena.use(unit.wide_weight, 0);
-    if (bytes == 0) continue;
-    const int buffer = packing_[backward ? 1 : 0].buffers[static_cast<size_t>(s.unit)] = graph_.arena.add_once(bytes);
-    live(buffer, 0, step);
-  }
-  for (bool backward : {false, true}) {
-    std::vector<PackJob> jobs;
-    DIPENGINE_TRY(pack_jobs(backward, &jobs));
-    packing_[backward ? 1 : 0].table_buffer = graph_.arena.add_once(jobs.size() * sizeof(PackJob));
-  }
-  return DIPENGINE_OK;
-}
-
-dipengine_status CudaPlan::pack_jobs(bool backward, std::vector<PackJob>* jobs) const {
-  for (const Unit& unit : graph_.units) {
-    Conv conv;
-    begin_conv(unit, backward, &conv);
-    if (conv.params.packed == nullptr) continue;
-    DIPENGINE_TRY(backward ? add_data_packs(conv.params, "A fit", jobs) : add_forward_pack(conv.params, "A fit", jobs));
-  }
-  return DIPENGINE_OK;
-}
-
-dipengine_status CudaPlan::upload_jobs() {
-  for (bool backward : {false, true}) {
-    Packing& packing = packing_[backward ? 1 : 0];
-    std::vector<PackJob> jobs;
-    DIPENGINE_TRY(pack_jobs(backward, &jobs));
-    const int64_t blocks = share_blocks(&jobs);
-    packing.table = {at<PackJob>(packing.table_buffer), static_cast<int32_t>(jobs.size()), blocks, fits_.active};
-    if (jobs.empty()) continue;
-    DIPENGINE_TRY(cuda::upload(at<void>(packing.table_buffer), jobs.data(), jobs.size() * sizeof(PackJob), stream_));
-  }
-  return DIPENGINE_OK;
-}
-
-dipengine_status CudaPlan::pack(bool backward) const {
-  for (const Unit& unit : graph_.units) {
-    if (backward || !unit.mean) continue;
-    dipengine_conv_mean_cuda_params wider = mean_params(unit, unit.wide_weight, parameter(unit.weight), fits_.active);
-    wider.stream = streams_[kWeights];
-    DIPENGINE_TRY(dipengine_conv_mean_cuda_widen(&wider));
-  }
-  const PackTable& table = packing_[backward ? 1 : 0].table;
-  return table.count == 0 ? DIPENGINE_OK : launch_packs(table, p_.dtype, p_.slots, streams_[kWeights]);
 }
 
 dipengine_status CudaPlan::forward(int step, bool sizing) {

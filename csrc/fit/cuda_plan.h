@@ -23,8 +23,8 @@
 
 namespace dipengine {
 
-// Canvas pixels of all slots up to which an iteration has branches: larger images fill a device by themselves, and there memory
-// counts. Bits are the same either way. Only tests change it.
+// Canvas pixels up to which an iteration of one or two slots has branches: larger images, and more slots, fill a device by themselves,
+// and there memory counts. Bits are the same either way. Only tests change it.
 extern int64_t most_branched_pixels;
 
 class CudaPlan {
@@ -85,6 +85,7 @@ class CudaPlan {
   dipengine_conv_cuda_source source(const Part& part, bool backward) const;
   dipengine_conv_cuda_params conv_params(const Unit& unit, const dipengine_conv_cuda_source* sources, bool backward) const;
   enum Branch { kMain, kSkips, kWeights, kOtherWeights };
+  bool has_branches() const;
   dipengine_status put_behind(Branch branch, Branch before) const;
   bool is_skip(const Part& part) const;
   Branch home_of(const Unit& unit) const;
