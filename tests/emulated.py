@@ -116,13 +116,17 @@ class Device:
         fault = self.core.emulator_fault().decode()
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
-    def conv(self, problem) -> dict[str, Tensor]:
-        """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them."""
-        return _Conv(self, problem).run()
+    def conv(self, problem, tickets: bool = False) -> dict[str, Tensor]:
+        """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them.
+
+        tickets: the kernels' own blocks merge what they leave, as in a whole iteration, in place of a second launch.
+        """
+        return _Conv(self, problem, tickets).run()
 
 
 class _Conv:
-    def __init__(self, device: Device, problem) -> None:
+    def __init__(self, device: Device, problem, tickets: bool) -> None:
+        self.merges_itself = tickets
         self.device, self.problem, self.layer = device, problem, problem.layer
         self.kept: list[DeviceArray] = []
         self.results: dict[str, tuple[DeviceArray, Tensor]] = {}
@@ -179,6 +183,7 @@ class _Conv:
         self.device.call("dipengine_conv_cuda_packed_bytes", byref(p), byref(bytes_))
         self.device.call("dipengine_conv_cuda_workspace", byref(p), byref(more))
         self.space(p, bytes_.value, more.value)
+        self.tickets(p)
         self.device.call("dipengine_conv_cuda_pack", byref(p))
         self.device.call("dipengine_conv_cuda_forward", byref(p))
 
@@ -191,6 +196,7 @@ class _Conv:
             p.d_bias = self.numbers("d_bias", layer.channels)
         self.device.call("dipengine_conv_cuda_weight_gradient_workspace", byref(p), byref(more))
         self.space(p, 0, more.value)
+        self.tickets(p)
         self.device.call("dipengine_conv_cuda_weight_gradient", byref(p))
         self.device.call("dipengine_conv_cuda_data_gradient_sizes", byref(p), byref(bytes_), byref(more))
         self.space(p, bytes_.value, more.value)
@@ -198,6 +204,12 @@ class _Conv:
         self.device.call("dipengine_conv_cuda_data_gradient", byref(p))
         assert all(array.intact for array in self.kept)
         return {name: self.device.get(array, like) for name, (array, like) in self.results.items()}
+
+    def tickets(self, p: ConvParams) -> None:
+        if self.merges_itself:
+            count = c_int64()
+            self.device.call("dipengine_conv_cuda_tickets", byref(p), byref(count))
+            p.tickets = self.put(torch.zeros(count.value, dtype=torch.int32))
 
     def space(self, p: ConvParams, packed: int, workspace: int) -> None:
         self.kept += [self.device.empty(packed), self.device.empty(workspace)]
