@@ -200,7 +200,7 @@ class LayerLaunches:
         found += self.run("weights", "conv_cuda_weight_gradient", self.params, {
             "conv_weight_gradient": [self.image_bytes(part) + d_raw for part in layer.parts], "conv_bias_gradient": d_raw})
         old = 2 if layer.name.endswith("down1") else 1
-        images = [source.d_x for source in self.sources]
+        images = [Pixels.from_buffer_copy(source.d_x) for source in self.sources]
         for part, source, image in zip(layer.parts, self.sources, images, strict=True):
             if not part.raw:
                 continue
