@@ -17,12 +17,14 @@
 #define DIPENGINE_PARAMS(Type) const __grid_constant__ Type
 #define DIPENGINE_UNROLL _Pragma("unroll")
 #define DIPENGINE_UNROLL_BY_8 _Pragma("unroll 8")
+#define DIPENGINE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define DIPENGINE_DEVICE static inline
 #define DIPENGINE_KERNEL(threads, blocks) void
 #define DIPENGINE_PARAMS(Type) const Type
 #define DIPENGINE_UNROLL
 #define DIPENGINE_UNROLL_BY_8
+#define DIPENGINE_NO_UNROLL
 #endif
 
 namespace dipengine::cuda {
