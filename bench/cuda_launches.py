@@ -1,7 +1,8 @@
 """Every launch of one iteration of a network on the CUDA kernels, as the kernels' own code makes it, without a GPU.
 
 The ops are called on the emulated device of tests/emulator, which notes each launch (kernel, grid, threads, shared memory) and
-runs all blocks of a small one and a sample of a large one's, to count their products and the bytes that they ask for.
+runs all blocks of a small one and a sample of a large one's, to count their products and the bytes that they ask for. What the last
+block of a launch does, merging what the others left, is not counted.
 Nothing here knows how a kernel is cut up; what it knows is the size of the arrays that each call is given.
 """
 
@@ -23,7 +24,8 @@ from dipengine.generators.architecture import Hourglass
 
 FLOAT32, BFLOAT16, UINT8 = 0, 1, 3
 READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_weight_gradient", "norm_statistics", "norm_backward", "conv_pack",
-                       "conv_data_pack", "conv_bias_gradient")  # whose threads ask for some bytes several times
+                       "conv_bias_gradient")  # whose threads ask for some bytes several times
+PACKS = ("pack", "pack data")  # steps
 
 
 class NormParams(Structure):  # dipengine_norm_cuda_params
@@ -31,7 +33,7 @@ class NormParams(Structure):  # dipengine_norm_cuda_params
                 ("workspace_bytes", c_size_t), ("fits", c_int64), ("active", c_void_p), ("numbers_fit_stride", c_int64),
                 ("parameters_fit_stride", c_int64), ("source", POINTER(ConvSource)), ("dtype", c_int32), ("mean", c_void_p),
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p),
-                ("shift", c_void_p), ("g", Pixels), ("g_fit_stride", c_int64), ("a", c_void_p), ("b", c_void_p), ("c", c_void_p)]
+                ("shift", c_void_p), ("g", Pixels), ("g_fit_stride", c_int64), ("a", c_void_p), ("b", c_void_p), ("c", c_void_p), ("tickets", c_void_p)]
 
 
 class NormGradient(Structure):  # dipengine_norm_cuda_gradient
@@ -137,6 +139,9 @@ class LayerLaunches:
     def __init__(self, device: SampledDevice, layer: Layer, dtype: int) -> None:
         self.device, self.layer, self.dtype, self.bytes = device, layer, dtype, 4 if dtype == FLOAT32 else 2
         at = device.pointer
+        self.gradient = NormGradient(struct_size=sizeof(NormGradient), fits=1, count=1, eps=1e-5)  # folded where it is summed
+        for name in ("mean", "variance", "gamma", "a", "b", "c", "d_gamma", "d_beta"):
+            setattr(self.gradient, name, at)
         self.merge = any(part.upsample != "none" for part in layer.parts)
         self.sources = (ConvSource * len(layer.parts))(*(self.source(part) for part in layer.parts))
         raw = dtype if layer.norm else FLOAT32
@@ -146,7 +151,7 @@ class LayerLaunches:
             struct_size=sizeof(ConvParams), source_size=sizeof(ConvSource), fits=1, sources=self.sources, sources_count=len(self.sources),
             dtype=dtype, raw_dtype=raw, kernel=layer.kernel, stride=layer.stride, pad=layer.kernel // 2, height=layer.height,
             width=layer.width, channels=layer.channels, weight=at, packed=at, packed_bytes=device.memory.bytes, workspace=at,
-            workspace_bytes=device.memory.bytes, raw=pixels, eps=1e-5, gradient=pixels, gradient_dtype=raw, d_weight=at,
+            workspace_bytes=device.memory.bytes, raw=pixels, eps=1e-5, gradient=pixels, gradient_dtype=raw, d_weight=at, tickets=at,
         )
         if layer.norm:
             for name in ("mean", "variance", "gamma", "beta", "scale", "shift", "gradient_scale", "raw_scale", "gradient_shift"):
@@ -161,6 +166,7 @@ class LayerLaunches:
                             fold if self.merge else Affine(), 0.2 if part.raw else 1.0)
         if part.raw:
             source.d_x, source.sum, source.product, source.centre = x, at, at, at
+            source.fold = ctypes.addressof(self.gradient)
             source.accumulate = int(self.layer.name.endswith("down1"))  # the skip's share is there already
         return source
 
@@ -173,16 +179,10 @@ class LayerLaunches:
     def norm(self, source: ConvSource) -> NormParams:
         at = self.device.pointer
         p = NormParams(struct_size=sizeof(NormParams), source_size=sizeof(ConvSource), fits=1, source=ctypes.pointer(source),
-                       dtype=self.dtype, workspace=at, workspace_bytes=self.device.memory.bytes, eps=1e-5, g=source.d_x)
+                       dtype=self.dtype, workspace=at, workspace_bytes=self.device.memory.bytes, eps=1e-5, g=source.d_x, tickets=at)
         for name in ("mean", "variance", "gamma", "beta", "scale", "shift", "a", "b", "c"):
             setattr(p, name, at)
         return p
-
-    def fold(self, step: str, channels: int, pixels: int) -> list[Launch]:
-        p = NormGradient(struct_size=sizeof(NormGradient), fits=1, channels=channels, count=pixels, eps=1e-5)
-        for name in ("mean", "variance", "gamma", "sum", "product", "a", "b", "c", "d_gamma", "d_beta"):
-            setattr(p, name, self.device.pointer)
-        return self.run(step, "norm_cuda_fold_gradient", p, {})
 
     def forward(self) -> list[Launch]:
         found, images = [], [self.image_bytes(part) for part in self.layer.parts]
@@ -190,40 +190,45 @@ class LayerLaunches:
             for source, size in zip(self.sources, images, strict=True):
                 found += self.run("merge", "norm_cuda_statistics", self.norm(source), {"norm_statistics": size})
         weight = 4 * self.layer.kernel**2 * sum(part.channels for part in self.layer.parts) * self.layer.channels
-        packing = self.run("forward", "conv_cuda_pack", self.params, {"conv_pack": weight})
+        packing = self.run(PACKS[0], "conv_cuda_pack", self.params, {"conv_pack": weight})
         packed = sum(launch.written for launch in packing)
         return found + packing + self.run("forward", "conv_cuda_forward", self.params, {"conv_forward": sum(images) + packed})
 
     def backward(self) -> list[Launch]:
         layer, found = self.layer, []
-        if layer.norm:
-            found += self.fold("norm", layer.channels, layer.pixels)
         d_raw = self.raw_bytes * (2 if layer.norm else 1)  # gradient and raw
         found += self.run("weights", "conv_cuda_weight_gradient", self.params, {
             "conv_weight_gradient": [self.image_bytes(part) + d_raw for part in layer.parts], "conv_bias_gradient": d_raw})
-        wanted = [part for part in layer.parts if part.raw]
-        if not wanted:
-            return found
-        launches = self.device.launches(layer.name, "data", "dipengine_conv_cuda_data_gradient", self.params)
-        arrays: dict[str, int | list[int]] = {"conv_data_pack": [], "conv_data_gradient": []}
-        which, packed = iter(wanted), 0
-        part = None
-        for launch in launches:
-            if launch.kernel.startswith("conv_data_pack"):
-                part = part or next(which)
-                arrays["conv_data_pack"].append(4 * layer.kernel**2 * part.channels * layer.channels)
-                packed += launch.written
-            elif launch.kernel.startswith("conv_data_gradient"):
-                old = 2 if layer.name.endswith("down1") else 1
-                arrays["conv_data_gradient"].append(d_raw + packed + old * self.image_bytes(part))
-                part, packed = None, 0
-        found += _once(launches, arrays)
+        old = 2 if layer.name.endswith("down1") else 1
+        images = [Pixels.from_buffer_copy(source.d_x) for source in self.sources]
+        for part, source, image in zip(layer.parts, self.sources, images, strict=True):
+            if not part.raw:
+                continue
+            for other in self.sources:
+                other.d_x = Pixels()
+            source.d_x = image
+            weight = 4 * layer.kernel**2 * part.channels * layer.channels
+            packing = self.run(PACKS[1], "conv_cuda_data_pack", self.params, {"conv_pack": weight})
+            read = d_raw + sum(launch.written for launch in packing) + old * self.image_bytes(part)
+            found += packing + self.run("data", "conv_cuda_data_gradient", self.params, {"conv_data_gradient": read})
+        for source, image in zip(self.sources, images, strict=True):
+            source.d_x = image
         if self.merge:
             for part, source in zip(layer.parts, self.sources, strict=True):
-                found += self.fold("merge", part.channels, layer.pixels)
                 read = (3 if source.accumulate else 2) * self.image_bytes(part)  # x, the gradient, and what is there already
                 found += self.run("merge", "norm_cuda_backward", self.norm(source), {"norm_backward": read})
         return found
+
+
+def packed_at_once(launches: list[Launch]) -> list[Launch]:
+    """The same with the weights of all layers packed by two launches, one for each pass, as an iteration begins with them."""
+    found = []
+    for step in PACKS:
+        packs = [launch for launch in launches if launch.step == step]
+        total = {name: sum(getattr(launch, name) for launch in packs) for name in ("asked", "written", "arrays")}
+        kernel, blocks = packs[0].kernel.replace("conv_pack", "conv_pack_all"), sum(launch.blocks for launch in packs)
+        found.append(replace(packs[0], layer="all", kernel=kernel, grid=(blocks, 1, 1), **total))
+    return found + [launch for launch in launches if launch.step not in PACKS]
 
 
 def rest(device: SampledDevice, architecture: Hourglass, height: int, width: int, dtype: int) -> list[Launch]:
@@ -256,4 +261,4 @@ def iteration(device: SampledDevice, architecture: Hourglass, height: int, width
     for layer in layers_of(architecture, height, width):
         launches = LayerLaunches(device, layer, dtype)
         found += launches.forward() + launches.backward()
-    return found + rest(device, architecture, height, width, dtype)
+    return packed_at_once(found) + rest(device, architecture, height, width, dtype)

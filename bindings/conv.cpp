@@ -139,7 +139,9 @@ void backward_on_device(Call<dipengine_conv_cuda_params>& c, py::handle workspac
   p.workspace = memory.data() == nullptr ? nullptr : at<char>(memory.data(), padded(packed));
   p.workspace_bytes = more;
   if (p.d_weight != nullptr) call_on(c.place, dipengine_conv_cuda_weight_gradient, p);
-  if (packed > 0) call_on(c.place, dipengine_conv_cuda_data_gradient, p);
+  if (packed == 0) return;
+  call_on(c.place, dipengine_conv_cuda_data_pack, p);
+  call_on(c.place, dipengine_conv_cuda_data_gradient, p);
 }
 
 void conv_forward(const Sources& sources, py::handle weight, py::handle raw, int stride, int pad, int padding, py::handle bias,

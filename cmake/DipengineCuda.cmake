@@ -16,12 +16,11 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/conv/conv_bias_gradient_cuda.cu
   csrc/ops/conv/conv_data_gradient_cuda.cu
   csrc/ops/conv/conv_data_plan_cuda.cu
-  csrc/ops/conv/conv_data_weights_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
   csrc/ops/conv/conv_mean_cuda.cu
+  csrc/ops/conv/conv_pack_cuda.cu
   csrc/ops/conv/conv_plan_cuda.cu
   csrc/ops/conv/conv_weight_gradient_cuda.cu
-  csrc/ops/conv/conv_weights_cuda.cu
   csrc/ops/deviance/deviance_cuda.cu
   csrc/ops/masked_mse/masked_mse_cuda.cu
   csrc/ops/norm/norm_cuda.cu
@@ -30,9 +29,11 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/resample/resample_cuda.cu)
 # Host code that calls them.
 set(DIPENGINE_CUDA_HOST_SOURCES
+  csrc/fit/cuda_branches.cpp
   csrc/fit/cuda_data.cpp
   csrc/fit/cuda_device.cpp
-  csrc/fit/cuda_plan.cpp)
+  csrc/fit/cuda_plan.cpp
+  csrc/fit/cuda_weights.cpp)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)
 # As on the host: a fused multiply-add only where the source says fma.
 set(DIPENGINE_CUDA_FLAGS -fmad=false)

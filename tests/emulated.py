@@ -56,7 +56,7 @@ class ConvSource(Structure):  # dipengine_conv_cuda_source
     _fields_ = [("height", c_int32), ("width", c_int32), ("channels", c_int32), ("upsample", c_int32), ("x", Pixels),
                 ("x_fit_stride", c_int64), ("inner", Affine), ("outer", Affine), ("slope", c_float), ("d_x", Pixels),
                 ("d_x_fit_stride", c_int64), ("accumulate", c_int32), ("over_raw", c_int32), ("centre", c_void_p), ("sum", c_void_p),
-                ("product", c_void_p)]
+                ("product", c_void_p), ("fold", c_void_p)]
 
 
 class ConvHead(Structure):  # dipengine_conv_cuda_head
@@ -73,7 +73,7 @@ class ConvParams(Structure):  # dipengine_conv_cuda_params
                 ("variance", c_void_p), ("gamma", c_void_p), ("beta", c_void_p), ("eps", c_double), ("scale", c_void_p), ("shift", c_void_p),
                 ("gradient", Pixels), ("gradient_fit_stride", c_int64), ("gradient_dtype", c_int32), ("gradient_scale", c_void_p),
                 ("raw_scale", c_void_p), ("gradient_shift", c_void_p), ("d_weight", c_void_p), ("d_bias", c_void_p),
-                ("head", ConvHead)]
+                ("head", ConvHead), ("tickets", c_void_p)]
 
 
 class DeviceArray:
@@ -121,13 +121,17 @@ class Device:
         fault = self.core.emulator_fault().decode()
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
-    def conv(self, problem) -> dict[str, Tensor]:
-        """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them."""
-        return _Conv(self, problem).run()
+    def conv(self, problem, tickets: bool = False) -> dict[str, Tensor]:
+        """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them.
+
+        tickets: the kernels' own blocks merge what they leave, as in a whole iteration, in place of a second launch.
+        """
+        return _Conv(self, problem, tickets).run()
 
 
 class _Conv:
-    def __init__(self, device: Device, problem) -> None:
+    def __init__(self, device: Device, problem, tickets: bool) -> None:
+        self.merges_itself = tickets
         self.device, self.problem, self.layer = device, problem, problem.layer
         self.kept: list[DeviceArray] = []
         self.results: dict[str, tuple[DeviceArray, Tensor]] = {}
@@ -184,6 +188,7 @@ class _Conv:
         self.device.call("dipengine_conv_cuda_packed_bytes", byref(p), byref(bytes_))
         self.device.call("dipengine_conv_cuda_workspace", byref(p), byref(more))
         self.space(p, bytes_.value, more.value)
+        self.tickets(p)
         self.device.call("dipengine_conv_cuda_pack", byref(p))
         self.device.call("dipengine_conv_cuda_forward", byref(p))
 
@@ -196,12 +201,20 @@ class _Conv:
             p.d_bias = self.numbers("d_bias", layer.channels)
         self.device.call("dipengine_conv_cuda_weight_gradient_workspace", byref(p), byref(more))
         self.space(p, 0, more.value)
+        self.tickets(p)
         self.device.call("dipengine_conv_cuda_weight_gradient", byref(p))
         self.device.call("dipengine_conv_cuda_data_gradient_sizes", byref(p), byref(bytes_), byref(more))
         self.space(p, bytes_.value, more.value)
+        self.device.call("dipengine_conv_cuda_data_pack", byref(p))
         self.device.call("dipengine_conv_cuda_data_gradient", byref(p))
         assert all(array.intact for array in self.kept)
         return {name: self.device.get(array, like) for name, (array, like) in self.results.items()}
+
+    def tickets(self, p: ConvParams) -> None:
+        if self.merges_itself:
+            count = c_int64()
+            self.device.call("dipengine_conv_cuda_tickets", byref(p), byref(count))
+            p.tickets = self.put(torch.zeros(count.value, dtype=torch.int32))
 
     def space(self, p: ConvParams, packed: int, workspace: int) -> None:
         self.kept += [self.device.empty(packed), self.device.empty(workspace)]

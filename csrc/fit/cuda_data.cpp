@@ -76,11 +76,12 @@ dipengine_masked_mse_cuda_params CudaPlan::data_params(int step) const {
   return m;
 }
 
-// Of d_logits, what lies outside the image: the loss does not see it.
+// Of d_logits, what lies outside the image: the loss does not see it, so it is cleared beside it.
 dipengine_status CudaPlan::clear_margin() {
+  DIPENGINE_TRY(put_behind(kSkips, kMain));
   return launch_margin({at<float>(graph_.d_logits), float_stride(graph_.d_logits), graph_.height, graph_.width * channels_,
                         fits_.painted, fits_.active},
-                       p_.slots, stream_);
+                       p_.slots, streams_[kSkips]);
 }
 
 // x = sigmoid(logits) over the image: average, statistic, and either x itself or at once the squared error's gradient.
@@ -140,7 +141,8 @@ dipengine_status CudaPlan::image_backward() {
   s.x_fit_stride = image_stride();
   s.d_x_fit_stride = float_stride(graph_.d_image);
   s.d_raw_fit_stride = float_stride(graph_.d_logits);
-  return dipengine_sigmoid_backward_cuda(&s);
+  DIPENGINE_TRY(dipengine_sigmoid_backward_cuda(&s));
+  return put_behind(kMain, kSkips);
 }
 
 // ---- A --------------------------------------------------------------------------------------------------------------

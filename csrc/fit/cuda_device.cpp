@@ -54,6 +54,9 @@ CudaDevice::~CudaDevice() {
   if (stream_ == nullptr && arena_ == nullptr) return;
   const Entered entered(p_.device_index);
   if (iteration_ != nullptr) cuda::forget(iteration_);
+  for (void* stream : beside_) {
+    if (stream != nullptr) cuda::close_stream(stream);
+  }
   if (stream_ != nullptr) cuda::close_stream(stream_);
   if (arena_ != nullptr) cuda::release(arena_);
 }
@@ -83,6 +86,7 @@ dipengine_status CudaDevice::allocate() {
   new (block_.get()) SlotState{};
   DIPENGINE_TRY(cuda::allocate(graph_.arena.bytes(), &arena_));
   DIPENGINE_TRY(cuda::open_stream(&stream_));
+  for (void*& stream : beside_) DIPENGINE_TRY(cuda::open_stream(&stream));
   DIPENGINE_TRY(plan_.bind(arena_, stream_));
   DIPENGINE_TRY(record());
   return cuda::wait(stream_);
@@ -93,7 +97,10 @@ dipengine_status CudaDevice::record() {
     for (int step = 0; step < static_cast<int>(graph_.steps.size()); ++step) DIPENGINE_TRY(plan_.launch(step));
     return DIPENGINE_OK;
   };
-  return cuda::record(stream_, launches, &iteration_);
+  if (plan_.branches()) plan_.branch_to(beside_);
+  const dipengine_status recorded = cuda::record(stream_, launches, &iteration_);
+  plan_.stay_on(stream_);
+  return recorded;
 }
 
 dipengine_status CudaDevice::upload(void* to, const void* from, size_t bytes) const {

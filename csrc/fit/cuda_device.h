@@ -71,6 +71,7 @@ class CudaDevice final : public FitDevice {
   std::vector<float> scratch_, channel_numbers_;
   std::unique_ptr<char, Free> block_, spread_;  // a slot's, as its state has it and as the device has it
   void *arena_ = nullptr, *stream_ = nullptr, *iteration_ = nullptr;
+  std::array<void*, CudaPlan::kBeside> beside_{};  // streams of a recorded iteration's branches
   int64_t total_ = 0;        // turns since the fit was made
   bool has_learnt_ = false;  // since a start
 };

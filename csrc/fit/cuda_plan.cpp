@@ -4,6 +4,7 @@
 
 #include "ops/adam/adam_cuda.h"
 #include "ops/philox/philox_cuda.h"
+#include "platform/cuda/device.h"
 #include "platform/error.h"
 
 namespace dipengine {
@@ -11,14 +12,14 @@ namespace {
 
 constexpr uint32_t kCodeStream = 0, kPerturbationStream = 1;
 enum Number { kMean, kVariance, kScale, kShift, kSum, kProduct };
-enum Spare { kA, kB, kC, kSpares };
+enum Coefficient { kA, kB, kC };
 
 // What buffers seem to lie at while they are sized; never followed.
+size_t aligned(size_t bytes) { return (bytes + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign; }
+
 char* const kNowhere = reinterpret_cast<char*>(uintptr_t{1} << 20);
 
 int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
-
-size_t aligned(size_t bytes) { return (bytes + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign; }
 
 }  // namespace
 
@@ -36,56 +37,84 @@ CudaPlan::CudaPlan(const dipengine_fit_params& params, Graph& graph, const SlotL
 dipengine_status CudaPlan::size() {
   gradients_ = static_cast<int64_t>(layout_.bytes() / sizeof(float));
   numbers_at_ = gradients_ + padded(layout_.trainable());
-  spare_ = numbers_at_ + padded(graph_.numbers);
-  stride_ = spare_ + padded(kSpares * graph_.most_channels);
+  coefficients_ = numbers_at_ + padded(graph_.numbers);
+  stride_ = coefficients_ + padded(graph_.numbers / 2);  // three where a node or part has six numbers
   block_buffer_ = graph_.arena.add_permanent(static_cast<size_t>(stride_) * sizeof(float));
   fits_buffer_ = graph_.arena.add_once(fit_numbers_bytes(p_.slots));
   const int steps = static_cast<int>(graph_.steps.size());
-  operator_buffer_ = graph_.arena.add_once(static_cast<size_t>(operator_weights()) * sizeof(float));
-  for (int buffer : {fits_buffer_, operator_buffer_}) {
-    graph_.arena.use(buffer, 0);
-    graph_.arena.use(buffer, steps);
+  branches_ = has_branches();
+  last_share_.assign(graph_.nodes.size(), nullptr);
+  for (const Step& s : graph_.steps) {
+    if (s.kind != StepKind::backward) continue;
+    for (const Part& part : graph_.units[static_cast<size_t>(s.unit)].parts) last_share_[static_cast<size_t>(part.node)] = &part;
   }
+  DIPENGINE_TRY(size_weights());
+  operator_buffer_ = graph_.arena.add_once(static_cast<size_t>(operator_weights()) * sizeof(float));
+  first_ticket_.assign(graph_.steps.size(), {0, 0});
   fits_ = fit_numbers_at(at<void>(fits_buffer_), p_.slots);
   for (int step = 0; step < steps; ++step) DIPENGINE_TRY(each(step, true));
-  graph_.pack(needed_);
+  tickets_buffer_ = graph_.arena.add_once(static_cast<size_t>(tickets_count_) * sizeof(uint32_t));
+  for (int buffer : {fits_buffer_, operator_buffer_, packing_[0].table_buffer, packing_[1].table_buffer, tickets_buffer_}) {
+    live(buffer, 0, steps);
+  }
+  if (branches_) live_on_branches();
+  graph_.pack(needed_, branches_);
   return DIPENGINE_OK;
 }
 
 dipengine_status CudaPlan::bind(void* arena, void* stream) {
   base_ = static_cast<char*>(arena);
-  stream_ = stream;
+  stay_on(stream);
   fits_ = fit_numbers_at(at<void>(fits_buffer_), p_.slots);
+  DIPENGINE_TRY(upload_jobs());
+  const std::vector<uint32_t> none(static_cast<size_t>(tickets_count_), 0);
+  DIPENGINE_TRY(cuda::upload(at<void>(tickets_buffer_), none.data(), none.size() * sizeof(none[0]), stream_));
   return upload_constants();
 }
 
 dipengine_status CudaPlan::launch(int step) {
   const int last = static_cast<int>(graph_.steps.size()) - 1;  // the inspection
-  if (step == 0) DIPENGINE_TRY(launch_begin(turn(), stream_));
+  if (step == 0) {
+    DIPENGINE_TRY(launch_begin(turn(), stream_));
+    DIPENGINE_TRY(put_behind(kWeights, kMain));
+    DIPENGINE_TRY(pack(false));
+    DIPENGINE_TRY(each(step, false));
+    DIPENGINE_TRY(put_behind(kMain, kWeights));
+    return pack(true);
+  }
   if (step == graph_.judged) {
     const int64_t trainable = layout_.trainable(), image = places_.sizes[SlotArrays::average];
     DIPENGINE_TRY(launch_judge(turn(), stream_));
-    DIPENGINE_TRY(copies({{array_at(SlotArrays::parameters), array_at(SlotArrays::snapshot_parameters), trainable},
+    // Where weights are packed, and what lies around the image is cleared, for what now begins.
+    for (Branch branch : {kWeights, kSkips}) DIPENGINE_TRY(put_behind(kMain, branch));
+    on_weights_ = {0, 0};
+    // Nothing waits for copies but the update, as fits that go back to a snapshot learn nothing now.
+    DIPENGINE_TRY(put_behind(kSkips, kMain));
+    DIPENGINE_TRY(copies(streams_[kSkips], {{array_at(SlotArrays::parameters), array_at(SlotArrays::snapshot_parameters), trainable},
                           {array_at(SlotArrays::m), array_at(SlotArrays::snapshot_m), trainable},
                           {array_at(SlotArrays::v), array_at(SlotArrays::snapshot_v), trainable},
                           {array_at(SlotArrays::average), array_at(SlotArrays::snapshot_average), image},
                           {array_at(SlotArrays::es_mean), array_at(SlotArrays::snapshot_es_mean), image}}));
+    if (branches_ && graph_.nodes[0].raw_again != graph_.nodes[0].raw) DIPENGINE_TRY(perturb(p_.perturbation, true, fits_.learns));
+  }
+  if (graph_.steps[static_cast<size_t>(step)].kind == StepKind::adam) {
+    for (Branch branch : {kSkips, kWeights, kOtherWeights}) DIPENGINE_TRY(put_behind(kMain, branch));
   }
   DIPENGINE_TRY(each(step, false));
   if (step != last) return DIPENGINE_OK;
   DIPENGINE_TRY(launch_end(turn(), stream_));
   if (p_.stop != DIPENGINE_STOP_AUTO) return DIPENGINE_OK;
-  return copies({{array_at(SlotArrays::parameters), array_at(SlotArrays::best_parameters), layout_.trainable()},
+  return copies(stream_, {{array_at(SlotArrays::parameters), array_at(SlotArrays::best_parameters), layout_.trainable()},
                  {array_at(SlotArrays::average), array_at(SlotArrays::best_average), places_.sizes[SlotArrays::average]}});
 }
 
 dipengine_status CudaPlan::each(int step, bool sizing) {
   switch (graph_.steps[static_cast<size_t>(step)].kind) {
     case StepKind::perturb: {
-      // Cheaper to draw again than to keep: behind the loss it is those of fits that learn.
-      const Node& z = graph_.nodes[0];
-      return sizing ? DIPENGINE_OK
-                    : perturb(p_.perturbation, step == 0 ? z.raw : z.raw_again, step == 0 ? fits_.active : fits_.learns);
+      // Cheaper to draw again than to keep: behind the loss it is those of fits that learn. Gradients of weights alone read it.
+      const bool done = sizing || (branches_ && step > 0);  // behind the loss
+      return done ? DIPENGINE_OK
+                  : perturb(p_.perturbation, step > 0, step > 0 ? fits_.learns : fits_.active);
     }
     case StepKind::merge: return merge(step, sizing);
     case StepKind::forward: return forward(step, sizing);
@@ -113,14 +142,14 @@ dipengine_pixels CudaPlan::pixels(const Node& node, int buffer) const {
   return {at<void>(buffer), node.width * node.channels, node.channels};
 }
 
-void* CudaPlan::workspace(int step, size_t skip) const {
+void* CudaPlan::workspace(int step) const {
   const int buffer = graph_.steps[static_cast<size_t>(step)].workspace;
-  return buffer < 0 ? nullptr : at<char>(buffer) + skip;
+  return buffer < 0 ? nullptr : at<void>(buffer);
 }
 
-size_t CudaPlan::workspace_bytes(int step, size_t skip) const {
+size_t CudaPlan::workspace_bytes(int step) const {
   const int buffer = graph_.steps[static_cast<size_t>(step)].workspace;
-  return buffer < 0 ? 0 : graph_.arena.size(buffer) - skip;
+  return buffer < 0 ? 0 : graph_.arena.size(buffer);
 }
 
 void CudaPlan::need(int step, size_t bytes) {
@@ -204,9 +233,9 @@ dipengine_conv_cuda_params CudaPlan::conv_params(const Unit& unit, const dipengi
     c.shift = node_number(*out, kShift);
     return c;
   }
-  c.gradient_scale = spare(kA);
-  c.raw_scale = spare(kB);
-  c.gradient_shift = spare(kC);
+  c.gradient_scale = coefficient(out->numbers, kA, out->channels);
+  c.raw_scale = coefficient(out->numbers, kB, out->channels);
+  c.gradient_shift = coefficient(out->numbers, kC, out->channels);
   c.d_weight = gradient(unit.weight);
   if (out->gradient >= 0) {
     c.gradient = pixels(*out, out->gradient);
@@ -221,30 +250,53 @@ dipengine_conv_cuda_params CudaPlan::conv_params(const Unit& unit, const dipengi
   return c;
 }
 
+void CudaPlan::begin_conv(const Unit& unit, bool backward, Conv* conv) const {
+  for (size_t i = 0; i < unit.parts.size(); ++i) {
+    const Part& part = unit.parts[i];
+    const Node& node = graph_.nodes[static_cast<size_t>(part.node)];
+    conv->sources[i] = source(part, backward);
+    if (!backward || node.gamma < 0) continue;
+    const bool merged = part.merged_first >= 0;
+    if (!merged && last_share_[static_cast<size_t>(part.node)] != &part) continue;
+    conv->folds[i] = merged ? fold_of(unit, part) : fold_of(node);
+    conv->sources[i].fold = &conv->folds[i];
+  }
+  dipengine_conv_cuda_params& c = conv->params;
+  c = conv_params(unit, conv->sources, backward);
+  conv->sources[0].over_raw = c.head.weight != nullptr;
+  if (unit.mean) {
+    c.weight = at<float>(unit.wide_weight);
+    c.parameters_fit_stride = float_stride(unit.wide_weight);
+  }
+  const int packed = packing_[backward ? 1 : 0].buffers[static_cast<size_t>(&unit - graph_.units.data())];
+  c.packed = packed < 0 ? nullptr : at<void>(packed);
+  c.packed_bytes = packed < 0 ? 0 : graph_.arena.size(packed);
+}
+
 dipengine_status CudaPlan::forward(int step, bool sizing) {
   const Unit& unit = graph_.units[static_cast<size_t>(graph_.steps[static_cast<size_t>(step)].unit)];
-  dipengine_conv_cuda_source sources[DIPENGINE_CONV_MAX_SOURCES];
-  for (size_t i = 0; i < unit.parts.size(); ++i) sources[i] = source(unit.parts[i], false);
-  dipengine_conv_cuda_params c = conv_params(unit, sources, false);
-  size_t moments = 0;
-  DIPENGINE_TRY(dipengine_conv_cuda_packed_bytes(&c, &c.packed_bytes));
-  DIPENGINE_TRY(dipengine_conv_cuda_workspace(&c, &moments));
-  const size_t skip = aligned(c.packed_bytes);
+  Conv conv;
+  begin_conv(unit, false, &conv);
+  dipengine_conv_cuda_params& c = conv.params;
   if (sizing) {
-    need(step, skip + moments);
+    size_t moments = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_workspace(&c, &moments));
+    need(step, moments);
+    int64_t count = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_tickets(&c, &count));
+    take_tickets(step, count);
     return DIPENGINE_OK;
   }
-  c.packed = workspace(step);
-  c.workspace = workspace(step, skip);
-  c.workspace_bytes = workspace_bytes(step, skip);
-  dipengine_conv_cuda_params weights = c;
-  if (unit.mean) {
-    const dipengine_conv_mean_cuda_params wider = mean_params(unit, unit.wide_weight, parameter(unit.weight), fits_.active);
-    DIPENGINE_TRY(dipengine_conv_mean_cuda_widen(&wider));
-    weights.weight = wider.wide;
-    weights.parameters_fit_stride = wider.wide_fit_stride;
+  const Branch branch = home_of(unit);
+  if (branch == kSkips) DIPENGINE_TRY(put_behind(kSkips, kMain));
+  for (const Part& part : unit.parts) {
+    if (part.merged_first >= 0 && is_skip(part)) DIPENGINE_TRY(put_behind(kMain, kSkips));
   }
-  DIPENGINE_TRY(dipengine_conv_cuda_pack(&weights));
+  c.stream = streams_[branch];
+  c.tickets = tickets(step, branch);
+  c.parameters_fit_stride = stride_;  // of bias, gamma and beta
+  c.workspace = workspace(step);
+  c.workspace_bytes = workspace_bytes(step);
   return dipengine_conv_cuda_forward(&c);
 }
 
@@ -255,76 +307,126 @@ dipengine_conv_mean_cuda_params CudaPlan::mean_params(const Unit& unit, int wide
           at<float>(wide), stride_, float_stride(wide)};
 }
 
-// From sums behind a norm to A, B and C of the gradient in front of it.
-dipengine_norm_cuda_gradient CudaPlan::fold_params(const Node& node, double count) const {
+// From the sums behind a node's norm, complete with its last share, to A, B and C of the gradient in front of it.
+dipengine_norm_cuda_gradient CudaPlan::fold_of(const Node& node) const {
+  dipengine_norm_cuda_gradient g = fold_at(node.numbers, node.channels, static_cast<double>(node.height * node.width));
+  g.gamma = parameter(node.gamma);
+  g.centred = 1;
+  g.d_gamma = gradient(node.gamma);
+  g.d_beta = gradient(node.beta);
+  return g;
+}
+
+// The same of a part's share of the norm of a concatenation.
+dipengine_norm_cuda_gradient CudaPlan::fold_of(const Unit& unit, const Part& part) const {
+  const Node& out = graph_.nodes[static_cast<size_t>(unit.node)];
+  dipengine_norm_cuda_gradient g = fold_at(part.numbers, graph_.nodes[static_cast<size_t>(part.node)].channels,
+                                           static_cast<double>(out.height * out.width));
+  g.gamma = parameter(unit.merge_gamma) + part.merged_first;
+  g.d_gamma = gradient(unit.merge_gamma) + part.merged_first;
+  const bool dead = graph_.specs[static_cast<size_t>(unit.merge_beta)].dead;
+  g.d_beta = dead ? nullptr : gradient(unit.merge_beta) + part.merged_first;
+  return g;
+}
+
+dipengine_norm_cuda_gradient CudaPlan::fold_at(int64_t numbers, int64_t channels, double count) const {
+  const auto number = [&](int which) { return blocks() + numbers_at_ + numbers + which * channels; };
   dipengine_norm_cuda_gradient g{};
   g.struct_size = sizeof(g);
-  g.stream = stream_;
   g.fits = p_.slots;
   g.active = fits_.learns;
   g.numbers_fit_stride = g.parameters_fit_stride = stride_;
-  g.channels = node.channels;
+  g.channels = channels;
   g.count = count;
   g.eps = kNormEpsilon;
-  g.a = spare(kA);
-  g.b = spare(kB);
-  g.c = spare(kC);
+  g.mean = number(kMean);
+  g.variance = number(kVariance);
+  g.sum = number(kSum);
+  g.product = number(kProduct);
+  g.a = coefficient(numbers, kA, channels);
+  g.b = coefficient(numbers, kB, channels);
+  g.c = coefficient(numbers, kC, channels);
   return g;
 }
 
 dipengine_status CudaPlan::backward(int step, bool sizing) {
   const Unit& unit = graph_.units[static_cast<size_t>(graph_.steps[static_cast<size_t>(step)].unit)];
-  dipengine_conv_cuda_source sources[DIPENGINE_CONV_MAX_SOURCES];
-  for (size_t i = 0; i < unit.parts.size(); ++i) sources[i] = source(unit.parts[i], true);
-  dipengine_conv_cuda_params c = conv_params(unit, sources, true);
-  sources[0].over_raw = c.head.weight != nullptr;
-  size_t sums = 0, products = 0;
-  DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient_workspace(&c, &products));
-  DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(&c, &c.packed_bytes, &sums));
-  const size_t skip = aligned(c.packed_bytes);
-  if (sizing) {  // one after the other: in one place
-    need(step, std::max(products, skip + sums));
+  Conv conv;
+  begin_conv(unit, true, &conv);
+  dipengine_conv_cuda_params& c = conv.params;
+  if (sizing) {
+    size_t sums = 0, products = 0, packed = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient_workspace(&c, &products));
+    DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(&c, &packed, &sums));
+    sums = unit.parts.size() * aligned(sums);
+    need(step, branches_ ? sums : std::max(products, sums));  // one after the other, in one place
+    most_products_ = std::max(most_products_, products);
+    int64_t count = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_tickets(&c, &count));
+    take_tickets(step, count);
     return DIPENGINE_OK;
   }
-  if (unit.node >= 0) {
-    const Node& out = graph_.nodes[static_cast<size_t>(unit.node)];
-    dipengine_norm_cuda_gradient fold = fold_params(out, static_cast<double>(out.height * out.width));
-    fold.mean = node_number(out, kMean);
-    fold.variance = node_number(out, kVariance);
-    fold.gamma = parameter(out.gamma);
-    fold.sum = node_number(out, kSum);
-    fold.product = node_number(out, kProduct);
-    fold.centred = 1;
-    fold.d_gamma = gradient(out.gamma);
-    fold.d_beta = gradient(out.beta);
-    DIPENGINE_TRY(dipengine_norm_cuda_fold_gradient(&fold));
-  }
-  if (unit.mean) {
-    c.weight = at<float>(unit.wide_weight);
-    c.d_weight = at<float>(unit.wide_gradient);
-    c.parameters_fit_stride = float_stride(unit.wide_weight);
-  }
-  c.workspace = workspace(step);
-  c.workspace_bytes = workspace_bytes(step);
-  DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient(&c));
-  if (unit.mean) {
-    const dipengine_conv_mean_cuda_params narrower = mean_params(unit, unit.wide_gradient, gradient(unit.weight), fits_.learns);
-    DIPENGINE_TRY(dipengine_conv_mean_cuda_narrow(&narrower));
-  }
-  if (c.packed_bytes == 0) return DIPENGINE_OK;  // z alone is read, which has no gradient
-  c.packed = workspace(step);
-  c.workspace = workspace(step, skip);
-  c.workspace_bytes = workspace_bytes(step, skip);
-  return dipengine_conv_cuda_data_gradient(&c);
+  DIPENGINE_TRY(weight_gradient(step, unit, c));
+  return c.packed == nullptr ? DIPENGINE_OK : data_gradient(step, unit, conv);  // z alone is read, which has no gradient
 }
 
-dipengine_norm_cuda_params CudaPlan::norm_params(int step, const dipengine_conv_cuda_source* source, const uint8_t* active) const {
+// Nothing waits for it but Adam.
+dipengine_status CudaPlan::weight_gradient(int step, const Unit& unit, dipengine_conv_cuda_params c) {
+  // Two branches of them, so that they are not the longest way, each with its own place to work in.
+  const Branch branch = on_weights_[0] <= on_weights_[1] ? kWeights : kOtherWeights;
+  on_weights_[branch - kWeights] += static_cast<int>(unit.parts.size());
+  for (Branch before : {kMain, kSkips}) DIPENGINE_TRY(put_behind(branch, before));
+  c.stream = streams_[branch];
+  if (unit.mean) c.d_weight = at<float>(unit.wide_gradient);
+  const int buffer = branches_ ? weights_buffers_[branch - kWeights] : graph_.steps[static_cast<size_t>(step)].workspace;
+  c.workspace = at<void>(buffer);
+  c.workspace_bytes = graph_.arena.size(buffer);
+  c.tickets = tickets(step, branch);
+  DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient(&c));
+  if (!unit.mean) return DIPENGINE_OK;
+  dipengine_conv_mean_cuda_params narrower = mean_params(unit, unit.wide_gradient, gradient(unit.weight), fits_.learns);
+  narrower.stream = c.stream;
+  return dipengine_conv_mean_cuda_narrow(&narrower);
+}
+
+// A skip's share of a concatenation's gradient goes its own way, until what both come from wants the sum of its shares.
+dipengine_status CudaPlan::data_gradient(int step, const Unit& unit, Conv& conv) {
+  dipengine_conv_cuda_params& c = conv.params;
+  size_t packed = 0, sums = 0;
+  for (size_t i = 0; i < unit.parts.size(); ++i) {
+    const Part& part = unit.parts[i];
+    if (graph_.nodes[static_cast<size_t>(part.node)].gamma < 0) continue;
+    const Branch branch = part.merged_first >= 0 && is_skip(part) ? kSkips : home_of(unit);
+    if (branch == kSkips) DIPENGINE_TRY(put_behind(kSkips, home_of(unit)));
+    if (part.accumulate) DIPENGINE_TRY(put_behind(kMain, kSkips));
+    dipengine_conv_cuda_params one = c;
+    one.stream = streams_[branch];
+    one.packed = static_cast<char*>(c.packed) + packed;
+    one.packed_bytes = c.packed_bytes - packed;
+    one.workspace = static_cast<char*>(workspace(step)) + sums;
+    one.workspace_bytes = workspace_bytes(step) - sums;
+    one.tickets = tickets(step, branch);
+    dipengine_conv_cuda_source sources[DIPENGINE_CONV_MAX_SOURCES];
+    std::copy_n(conv.sources, unit.parts.size(), sources);
+    for (size_t other = 0; other < unit.parts.size(); ++other) {
+      if (other == i) continue;
+      sources[other].d_x.data = nullptr;
+      sources[other].sum = sources[other].product = nullptr;
+    }
+    one.sources = sources;
+    DIPENGINE_TRY(dipengine_conv_cuda_data_gradient(&one));
+    size_t own_packed = 0, own_sums = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(&one, &own_packed, &own_sums));
+    packed += own_packed;
+    sums += aligned(own_sums);
+  }
+  return DIPENGINE_OK;
+}
+
+dipengine_norm_cuda_params CudaPlan::norm_params(const dipengine_conv_cuda_source* source, const uint8_t* active) const {
   dipengine_norm_cuda_params n{};
   n.struct_size = sizeof(n);
   n.source_size = sizeof(*source);
-  n.stream = stream_;
-  n.workspace = workspace(step);
-  n.workspace_bytes = workspace_bytes(step);
   n.fits = p_.slots;
   n.active = active;
   n.numbers_fit_stride = n.parameters_fit_stride = stride_;
@@ -333,19 +435,47 @@ dipengine_norm_cuda_params CudaPlan::norm_params(int step, const dipengine_conv_
   return n;
 }
 
+// Each part of a concatenation on its own branch, in a place of its own.
+dipengine_status CudaPlan::size_parts(int step, const Unit& unit) {
+  size_t bytes = 0;
+  int64_t most = 0;
+  for (const Part& part : unit.parts) {
+    const dipengine_conv_cuda_source s = source({part.node, part.upsample, -1, 0, false}, false);
+    const dipengine_norm_cuda_params n = norm_params(&s, nullptr);
+    size_t own = 0;
+    int64_t count = 0;
+    DIPENGINE_TRY(dipengine_norm_cuda_workspace(&n, &own));
+    DIPENGINE_TRY(dipengine_norm_cuda_tickets(&n, &count));
+    bytes += aligned(own);
+    most = std::max(most, count);
+  }
+  need(step, bytes);
+  take_tickets(step, most);
+  return DIPENGINE_OK;
+}
+
+dipengine_status CudaPlan::place_part(int step, const Part& part, size_t* used, dipengine_norm_cuda_params* n) const {
+  const Branch branch = is_skip(part) ? kSkips : kMain;
+  size_t own = 0;
+  DIPENGINE_TRY(dipengine_norm_cuda_workspace(n, &own));
+  n->stream = streams_[branch];
+  n->workspace = static_cast<char*>(workspace(step)) + *used;
+  n->workspace_bytes = workspace_bytes(step) - *used;
+  n->tickets = tickets(step, branch);
+  *used += aligned(own);
+  return DIPENGINE_OK;
+}
+
 // The statistics of a concatenation's parts, each at its own resolution, and their share of its norm.
 dipengine_status CudaPlan::merge(int step, bool sizing) {
   const Unit& unit = graph_.units[static_cast<size_t>(graph_.steps[static_cast<size_t>(step)].unit)];
+  if (sizing) return size_parts(step, unit);
+  size_t used = 0;
   for (const Part& part : unit.parts) {
     dipengine_conv_cuda_source s = source(part, false);
     s.outer = {nullptr, nullptr};
-    dipengine_norm_cuda_params n = norm_params(step, &s, fits_.active);
-    if (sizing) {
-      size_t bytes = 0;
-      DIPENGINE_TRY(dipengine_norm_cuda_workspace(&n, &bytes));
-      need(step, bytes);
-      continue;
-    }
+    dipengine_norm_cuda_params n = norm_params(&s, fits_.active);
+    DIPENGINE_TRY(place_part(step, part, &used, &n));
     n.mean = part_number(part, kMean);
     n.variance = part_number(part, kVariance);
     n.gamma = parameter(unit.merge_gamma) + part.merged_first;
@@ -361,41 +491,30 @@ dipengine_status CudaPlan::merge(int step, bool sizing) {
 // Through the norm of a concatenation: from the gradient behind it, which each part's buffer holds, to the part's own.
 dipengine_status CudaPlan::merge_backward(int step, bool sizing) {
   const Unit& unit = graph_.units[static_cast<size_t>(graph_.steps[static_cast<size_t>(step)].unit)];
-  const Node& out = graph_.nodes[static_cast<size_t>(unit.node)];
+  if (sizing) return size_parts(step, unit);
+  size_t used = 0;
   for (const Part& part : unit.parts) {
     const Node& node = graph_.nodes[static_cast<size_t>(part.node)];
-    const dipengine_conv_cuda_source s = source({part.node, part.upsample, -1, 0, false}, true);
-    dipengine_norm_cuda_params n = norm_params(step, &s, fits_.learns);
-    if (sizing) {
-      size_t bytes = 0;
-      DIPENGINE_TRY(dipengine_norm_cuda_workspace(&n, &bytes));
-      need(step, bytes);
-      continue;
-    }
-    dipengine_norm_cuda_gradient fold = fold_params(node, static_cast<double>(out.height * out.width));
-    fold.mean = part_number(part, kMean);
-    fold.variance = part_number(part, kVariance);
-    fold.gamma = parameter(unit.merge_gamma) + part.merged_first;
-    fold.sum = part_number(part, kSum);
-    fold.product = part_number(part, kProduct);
-    fold.d_gamma = gradient(unit.merge_gamma) + part.merged_first;
-    const bool dead = graph_.specs[static_cast<size_t>(unit.merge_beta)].dead;
-    fold.d_beta = dead ? nullptr : gradient(unit.merge_beta) + part.merged_first;
-    DIPENGINE_TRY(dipengine_norm_cuda_fold_gradient(&fold));
+    dipengine_conv_cuda_source s = source({part.node, part.upsample, -1, 0, false}, true);
+    const dipengine_norm_cuda_gradient fold = fold_of(node);
+    s.fold = &fold;
+    dipengine_norm_cuda_params n = norm_params(&s, fits_.learns);
+    DIPENGINE_TRY(place_part(step, part, &used, &n));
     n.g = s.d_x;
     n.g_fit_stride = s.d_x_fit_stride;
-    n.a = spare(kA);
-    n.b = spare(kB);
-    n.c = spare(kC);
+    n.a = coefficient(part.numbers, kA, node.channels);
+    n.b = coefficient(part.numbers, kB, node.channels);
+    n.c = coefficient(part.numbers, kC, node.channels);
     DIPENGINE_TRY(dipengine_norm_cuda_backward(&n));
   }
   return DIPENGINE_OK;
 }
 
-dipengine_status CudaPlan::perturb(double std, int to, const uint8_t* active) {
+dipengine_status CudaPlan::perturb(double std, bool again, const uint8_t* active) {
+  const int to = again ? graph_.nodes[0].raw_again : graph_.nodes[0].raw;
   dipengine_perturb_cuda_params z{};
   z.struct_size = sizeof(z);
-  z.stream = stream_;
+  z.stream = again ? streams_[kSkips] : stream_;
   z.fits = p_.slots;
   z.count = graph_.height * graph_.width * p_.generator.input_depth;
   z.seeds = fits_.seeds;
@@ -440,7 +559,8 @@ dipengine_status CudaPlan::adam() {
 }
 
 dipengine_status CudaPlan::launch_forward() {
-  DIPENGINE_TRY(perturb(0, graph_.nodes[0].raw, fits_.active));
+  DIPENGINE_TRY(pack(false));
+  DIPENGINE_TRY(perturb(0, false, fits_.active));
   const auto within = [&](int i) {
     const StepKind kind = graph_.steps[static_cast<size_t>(i)].kind;
     return kind == StepKind::forward || kind == StepKind::merge;
@@ -449,13 +569,13 @@ dipengine_status CudaPlan::launch_forward() {
   return DIPENGINE_OK;
 }
 
-dipengine_status CudaPlan::copies(std::initializer_list<ArrayPair> pairs) const {
+dipengine_status CudaPlan::copies(void* stream, std::initializer_list<ArrayPair> pairs) const {
   CopyLaunch l{};
   for (const ArrayPair& pair : pairs) l.pairs[l.pairs_count++] = pair;
   l.blocks = blocks();
   l.fit_stride = stride_;
   l.copies = fits_.copies;
-  return launch_copies(l, p_.slots, stream_);
+  return launch_copies(l, p_.slots, stream);
 }
 
 }  // namespace dipengine

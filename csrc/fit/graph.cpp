@@ -118,6 +118,7 @@ class Builder {
     const int64_t height = graph_.height >> i, width = graph_.width >> i;
     const int64_t down = g_.channels_down[i];
     const int skip = g_.channels_skip[i] > 0 ? unit(name + ".skip", height, width, g_.channels_skip[i], {plain(enter)}, 1) : -1;
+    if (skip >= 0) graph_.nodes[static_cast<size_t>(skip)].skip = true;
     int deep = unit(name + ".down1", height / 2, width / 2, down, {plain(enter)}, g_.kernel_down[i], 2);
     deep = unit(name + ".down2", height / 2, width / 2, down, {plain(deep)}, g_.kernel_down[i]);
     if (i + 1 < g_.levels) deep = level(i + 1, deep);
@@ -222,11 +223,15 @@ class Builder {
 
 }  // namespace
 
-void Graph::pack(const std::vector<size_t>& workspaces) {
+void Graph::pack(const std::vector<size_t>& workspaces, bool branched) {
   for (size_t i = 0; i < steps.size(); ++i) {
     if (workspaces[i] == 0) continue;
     steps[i].workspace = arena.add_once((workspaces[i] + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign);
     arena.use(steps[i].workspace, static_cast<int>(i));
+    if (!branched) continue;
+    const bool before = static_cast<int>(i) < judged;
+    arena.use(steps[i].workspace, before ? 0 : judged);
+    arena.use(steps[i].workspace, before ? judged : static_cast<int>(steps.size()));
   }
   arena.pack();
 }

@@ -22,6 +22,7 @@ struct Node {
   int raw_again;    // what the backward pass reads: the same, but for a z that is made twice
   int gradient;     // buffer of leaky_relu' * d_activation; -1 for z, and where its only reader forms it (Graph::forms)
   int64_t numbers;  // first of its per-channel numbers, six of `channels` each: see Numbers
+  bool skip = false;  // past a level's inside
 };
 
 // What a convolution reads: a node, or its part of a concatenation.
@@ -85,8 +86,9 @@ struct Graph {
   int painted = -1;                     // the step that adds the output to its slot's averages: the slot is untouched before
   int judged = -1;                      // the step before which the loss is known and nothing is learnt yet
 
-  // Gives each step a workspace of so many bytes, of all fits together, and decides where every buffer lies.
-  void pack(const std::vector<size_t>& workspaces);
+  // Gives each step a workspace of so many bytes, of all fits together, and decides where every buffer lies. branched: steps up to
+  // the loss, and those behind it, may be under way at the same time.
+  void pack(const std::vector<size_t>& workspaces, bool branched = false);
 };
 
 // Canvas pixels up to which a graph stores every gradient: there time is dear and memory is not. By the canvas alone, never by how many

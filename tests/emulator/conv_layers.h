@@ -20,6 +20,7 @@ struct Layer {
   int kernel = 3, stride = 1, pad = 1, padding = DIPENGINE_PADDING_REFLECTION;
   bool wide = false, bias = false;
   int fits = 1;
+  bool tickets = true;  // blocks merge what they leave
 };
 
 constexpr int kNearest = DIPENGINE_UPSAMPLE_NEAREST, kBilinear = DIPENGINE_UPSAMPLE_BILINEAR, kZero = DIPENGINE_PADDING_ZERO;

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dipengine/dipengine.h"
+#include "ops/norm/parts_cuda.h"
 
 namespace dipengine::emulated {
 
@@ -39,5 +40,14 @@ enum class Mistake {
 dipengine_status make_mistake(float* data, Mistake mistake);
 
 dipengine_status launch_with(int threads, size_t shared);
+
+// Blocks of 32 threads, 8 channels each, that leave the parts of `from` and merge them (ops/norm/parts_merge_cuda.h).
+struct Merging {
+  PartTree tree;
+  MomentsLaunch moments;
+  SumsLaunch sums;
+  const float* from;
+};
+dipengine_status merge(const Merging& merging, bool moments, int64_t fits);
 
 }  // namespace dipengine::emulated

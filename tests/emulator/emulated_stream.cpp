@@ -81,17 +81,17 @@ dipengine_status record(void* stream, const std::function<dipengine_status()>& l
   auto made = std::make_unique<emulator::Sequence>();
   for (int time = 0; time < 2 && status == DIPENGINE_OK; ++time) {  // the first to load kernels, of which there is nothing here
     made->clear();
-    emulator::record_on(stream, made.get());
+    emulator::begin_recording(stream, made.get());
     status = launches();
-    emulator::record_on(nullptr, nullptr);
+    const dipengine_status ended = emulator::end_recording();
+    if (status == DIPENGINE_OK) status = ended;
   }
   if (status == DIPENGINE_OK) *sequence = made.release();
   return status;
 }
 
 dipengine_status replay(void* sequence, void*) {
-  for (const auto& launch : *static_cast<emulator::Sequence*>(sequence)) DIPENGINE_TRY(launch());
-  return DIPENGINE_OK;
+  return emulator::run_in_some_order(*static_cast<emulator::Sequence*>(sequence));
 }
 
 void forget(void* sequence) { delete static_cast<emulator::Sequence*>(sequence); }

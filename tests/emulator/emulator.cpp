@@ -13,8 +13,6 @@ namespace {
 std::vector<std::string> the_faults;
 std::vector<Site> the_sites;
 std::vector<void*> the_streams;
-void* recorded_stream = nullptr;
-Sequence* recorded = nullptr;
 std::vector<Launch> the_launches;
 std::map<const void*, size_t> the_launched;
 
@@ -51,13 +49,6 @@ const std::vector<std::string>& faults() { return the_faults; }
 void clear_faults() { the_faults.clear(); }
 void clear_sites() { the_sites.clear(); }
 
-bool recording() { return recorded != nullptr; }
-
-void record_on(void* stream, Sequence* sequence) {
-  recorded_stream = stream;
-  recorded = sequence;
-}
-
 std::vector<void*> launched_on() {
   std::vector<void*> streams;
   streams.swap(the_streams);
@@ -84,11 +75,9 @@ dipengine_status shared_memory_limit(size_t* bytes) {
 
 dipengine_status emulate(const char* name, const void* kernel, const Grid& given, const std::function<void()>& thread,
                          void* stream) {
-  if (recorded != nullptr && stream == recorded_stream) {
-    recorded->push_back([=] { return emulate(name, kernel, given, thread, stream); });
-    return DIPENGINE_OK;
-  }
-  DIPENGINE_REQUIRE(recorded == nullptr, "%s is launched on another stream than the one that is recorded.", name);
+  bool kept = false;
+  DIPENGINE_TRY(keep(name, stream, [=] { return emulate(name, kernel, given, thread, stream); }, &kept));
+  if (kept) return DIPENGINE_OK;
   kernel_name = name;
   size_t& most = the_launched[kernel];
   most = std::max(most, given.shared);
@@ -101,7 +90,7 @@ dipengine_status emulate(const char* name, const void* kernel, const Grid& given
                     "%s: a grid of %lld x %lld x %lld blocks.", name, static_cast<long long>(given.x),
                     static_cast<long long>(given.y), static_cast<long long>(given.z));
   const size_t before = the_faults.size();
-  begin_checks();
+  begin_checks(given.x * given.y * given.z);
   grid = given;
   body = &thread;
   ++launch_number;

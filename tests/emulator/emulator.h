@@ -50,10 +50,24 @@ Settings& settings();
 const std::vector<std::string>& faults();
 void clear_faults();
 
-// Launches on a stream, kept to be run later: all on `stream` from record_on(stream, &sequence) to record_on(stream, nullptr).
-using Sequence = std::vector<std::function<dipengine_status()>>;
-void record_on(void* stream, Sequence* sequence);
+// Launches kept to be run later: those on `stream` from begin_recording(stream, &sequence) on, and those on streams that were put
+// behind it or behind another of them (cuda::wait_for), each with the launches that it has to come behind.
+struct Recorded {
+  std::string name;
+  std::function<dipengine_status()> run;
+  std::vector<size_t> after;
+};
+using Sequence = std::vector<Recorded>;
+void begin_recording(void* stream, Sequence* sequence);
+// A failure where a launch is on a stream that `stream` was not put behind again.
+dipengine_status end_recording();
+void put_behind(void* stream, void* before);
+// All of it in an order drawn from the seed, of those that what each launch has to come behind leaves. Also found, whatever the order:
+// two launches with neither behind the other that touch the same place, one of them to write.
+dipengine_status run_in_some_order(const Sequence& sequence);
 bool recording();
+// What the last recording kept.
+const Sequence& last_recorded();
 
 // The streams of the launches since the last call.
 std::vector<void*> launched_on();

@@ -29,7 +29,8 @@ Region* region_of(uintptr_t address) {
   return nullptr;
 }
 
-std::map<const char*, int> complaints;  // of a launch, by kind
+std::map<const char*, int> complaints;     // of a launch, by kind
+std::map<const uint32_t*, Known> tickets;  // of a launch: what is known to whoever takes one
 
 void complain(const char* wrong, const char* where, size_t offset, const Moment& now) {
   if (wrong != nullptr && ++complaints[wrong] <= 3) {
@@ -72,7 +73,33 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
 
 }  // namespace
 
-void begin_checks() { complaints.clear(); }
+void begin_checks(int64_t blocks) {
+  complaints.clear();
+  known.assign(static_cast<size_t>(blocks), 0);
+  tickets.clear();
+}
+
+void take_ticket(uint32_t* ticket, int count, bool tells) {
+  Region* region = region_of(reinterpret_cast<uintptr_t>(ticket));
+  if (region == nullptr || reinterpret_cast<uintptr_t>(ticket) - region->begin + sizeof(*ticket) > region->bytes) {
+    fault("thread %d takes a ticket outside of every buffer", current);
+    return;
+  }
+  const size_t offset = reinterpret_cast<uintptr_t>(ticket) - region->begin;
+  complain(region->cells.take(offset, launch_number), "global", offset, me().now);
+  if (*ticket >= static_cast<uint32_t>(count)) fault("a ticket of %d blocks stands at %u", count, *ticket);
+  block.ticket_last = *ticket + 1 >= static_cast<uint32_t>(count);
+  *ticket = block.ticket_last ? 0 : *ticket + 1;
+  if (!tells) return;
+  Known& told = tickets[ticket];
+  told.resize(known.size());
+  const auto learn = [](Known& to, const Known& from) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
+  };
+  learn(told, known);
+  told[static_cast<size_t>(me().now.block)] = me().now.barriers;
+  if (block.ticket_last) learn(known, told);
+}
 
 void check_shared(const unsigned char* address, size_t bytes, bool write, const Moment& now, bool pending) {
   const size_t offset = static_cast<size_t>(address - shared);

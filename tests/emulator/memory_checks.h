@@ -14,12 +14,22 @@ struct Moment {
   uint32_t barriers, warp_syncs;
 };
 
+// Of other blocks, by their index: how many of its barriers a block had passed when the one that runs learnt, by a ticket
+// (cuda::last_block), that it had.
+using Known = std::vector<uint32_t>;
+inline Known known;
+
 // Whether all that happened at `before` comes before what happens at `now`.
 inline bool ordered(const Moment& before, const Moment& now) {
-  if (before.block != now.block) return false;
+  if (before.block != now.block) return before.barriers < known[static_cast<size_t>(before.block)];
   if (before.thread == now.thread || before.barriers < now.barriers) return true;
   return before.thread / 32 == now.thread / 32 && before.warp_syncs < now.warp_syncs;
 }
+
+// While a recorded sequence is run, of its launches from number `first_of_run` on: which of those that ran need not have, before the
+// one that runs now does.
+inline uint32_t first_of_run = UINT32_MAX;
+inline std::vector<bool> unordered;
 
 struct Cell {
   uint32_t launch = 0;  // that the rest is about
@@ -38,6 +48,7 @@ class Cells {
   const char* read(size_t offset, size_t bytes, const Moment& now, uint32_t launch, bool needs_writer) {
     const char* wrong = nullptr;
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+      if (cells_[i].written && chance(cells_[i], launch)) wrong = "reads what a launch writes that need not come before";
       Cell& c = fresh(i, launch);
       if (c.pending)
         wrong = "reads what an asynchronous copy may not have brought yet";
@@ -53,6 +64,7 @@ class Cells {
   const char* write(size_t offset, size_t bytes, const Moment& now, uint32_t launch, bool pending) {
     const char* wrong = nullptr;
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
+      if (chance(cells_[i], launch)) wrong = "writes where a launch was that need not come before";
       Cell& c = fresh(i, launch);
       if (c.pending)
         wrong = "writes where an asynchronous copy is under way";
@@ -68,6 +80,16 @@ class Cells {
     return wrong;
   }
 
+  // A ticket, which blocks of a launch take one after the other.
+  const char* take(size_t offset, uint32_t launch) {
+    const char* wrong = nullptr;
+    for (size_t i = offset / 2; i <= offset / 2 + 1; ++i) {
+      if (chance(cells_[i], launch)) wrong = "takes a ticket where a launch was that need not come before";
+      fresh(i, launch);
+    }
+    return wrong;
+  }
+
   // An asynchronous copy that `now` began and waited for.
   void land(size_t offset, size_t bytes, const Moment& now) {
     for (size_t i = offset / 2; i <= (offset + bytes - 1) / 2; ++i) {
@@ -77,6 +99,11 @@ class Cells {
   }
 
  private:
+  // Whether the launch that touched it last did so before this one by chance.
+  static bool chance(const Cell& c, uint32_t launch) {
+    return c.launch != launch && c.launch >= first_of_run && unordered[c.launch - first_of_run];
+  }
+
   Cell& fresh(size_t i, uint32_t launch) {
     Cell& c = cells_[i];
     if (c.launch != launch) {

@@ -1,7 +1,8 @@
 // What the parts of the emulator share: the launch under way, its block, threads and memory.
 //
 //   scheduling.cpp        threads of a block, their order, barriers        warp_operations.cpp  shuffles, products, ldmatrix
-//   memory.cpp            every access checked; loads, stores, copies      emulator.cpp         launches, and what tests see
+//   memory.cpp            every access checked; loads, stores, copies      recording.cpp        sequences of launches
+//   emulator.cpp          launches, and what tests see
 #pragma once
 
 #include <array>
@@ -63,6 +64,8 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   int at_barrier = 0, done = 0;
+  uint32_t ticket_taken = 0;  // barriers behind which it was, and whether it was the last one
+  bool ticket_last = false;
   const char* barrier_file = nullptr;
   int barrier_line = 0;
 };
@@ -100,6 +103,10 @@ const char* name_of(const char* file);
 // Notes where a barrier or wait is; true where it is to do nothing.
 bool deleted(const char* file, int line);
 
+// recording.cpp
+// Whether a launch is kept for later because its stream is recorded; fails where another one is.
+dipengine_status keep(const char* name, void* stream, const std::function<dipengine_status()>& run, bool* kept);
+
 // scheduling.cpp
 void run_block(int64_t index);
 // An operation of a whole warp; done by the last lane that comes, for all.
@@ -109,7 +116,9 @@ void together(Operation operation, void* arguments, const char* file, int line);
 void perform(Operation operation, const std::array<void*, kLanes>& arguments, int warp);
 
 // memory.cpp
-void begin_checks();  // of a launch
+void begin_checks(int64_t blocks);  // of a launch
+// The first thread of the block that runs takes a ticket; what it tells and learns is what passes from block to block.
+void take_ticket(uint32_t* ticket, int count, bool tells);
 void access(const void* pointer, size_t bytes, bool write);  // of the thread that runs
 void check_shared(const unsigned char* address, size_t bytes, bool write, const Moment& now, bool pending = false);
 bool in_shared(const void* pointer, size_t bytes);

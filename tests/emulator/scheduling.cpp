@@ -105,6 +105,20 @@ void barrier(const char* file, int line) {
   }
 }
 
+// Every thread of the block is told what the first to get here finds.
+bool last_block_to_come(uint32_t* ticket, int count, const char* file, int line) {
+  if (the_settings.sampled) return false;  // the others may not have run
+  if (deleted(file, line)) {
+    if (block.ticket_taken == 0) take_ticket(ticket, count, false);
+    block.ticket_taken = UINT32_MAX;
+    return block.ticket_last;
+  }
+  barrier(file, line);
+  if (block.ticket_taken != me().now.barriers) take_ticket(ticket, count, true);
+  block.ticket_taken = me().now.barriers;
+  return block.ticket_last;
+}
+
 }  // namespace
 
 void together(Operation operation, void* arguments, const char* file, int line) {
@@ -139,6 +153,8 @@ void run_block(int64_t index) {
   block.threads.resize(static_cast<size_t>(grid.threads));
   block.warps.assign(static_cast<size_t>(grid.threads / kLanes), Warp{});
   block.at_barrier = block.done = 0;
+  block.ticket_taken = 0;
+  known.assign(known.size(), 0);
   for (int i = 0; i < grid.threads; ++i) {
     Thread& t = block.threads[static_cast<size_t>(i)];
     t.now = {static_cast<int32_t>(index), i, 0, 0};
@@ -173,5 +189,6 @@ void sync_threads(const char* file, int line) { barrier(file, line); }
 void sync_warp(const char* file, int line) {
   if (!deleted(file, line)) together(Operation::sync_warp, nullptr, file, line);
 }
+bool last_block(uint32_t* ticket, int count, const char* file, int line) { return last_block_to_come(ticket, count, file, line); }
 
 }  // namespace dipengine::cuda

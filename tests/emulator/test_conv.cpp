@@ -157,6 +157,16 @@ bool conv_case(const Layer& layer) {
   Array<uint8_t> packed(static_cast<int64_t>(p.packed_bytes)), workspace(static_cast<int64_t>(p.workspace_bytes));
   p.packed = packed.data();
   p.workspace = workspace.data();
+  std::vector<std::unique_ptr<Array<uint32_t>>> tickets;
+  const auto with_tickets = [&](dipengine_conv_cuda_params& call) {
+    int64_t count = 0;
+    if (!layer.tickets) return true;
+    if (dipengine_conv_cuda_tickets(&call, &count) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+    tickets.push_back(std::make_unique<Array<uint32_t>>(std::vector<uint32_t>(static_cast<size_t>(count), 0)));
+    call.tickets = tickets.back()->data();
+    return true;
+  };
+  if (!with_tickets(p)) return false;
   if (dipengine_conv_cuda_pack(&p) != DIPENGINE_OK || dipengine_conv_cuda_forward(&p) != DIPENGINE_OK) {
     return emulator::wrong("%s", dipengine_last_error());
   }
@@ -192,6 +202,7 @@ bool conv_case(const Layer& layer) {
     return emulator::wrong("%s", dipengine_last_error());
   Array<uint8_t> gradient_workspace(static_cast<int64_t>(q.workspace_bytes));
   q.workspace = gradient_workspace.data();
+  if (!with_tickets(q)) return false;
   if (dipengine_conv_cuda_weight_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   if (!gradient_workspace.intact() || !d_weight.intact()) return emulator::wrong("written outside");
   // The data gradient of every source.
@@ -219,8 +230,11 @@ bool conv_case(const Layer& layer) {
   q.packed = packed_again.data();
   q.packed_bytes = data_packed;
   q.workspace = workspace_again.data();
+  if (!with_tickets(q)) return false;
   q.workspace_bytes = data_workspace;
-  if (dipengine_conv_cuda_data_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  if (dipengine_conv_cuda_data_pack(&q) != DIPENGINE_OK || dipengine_conv_cuda_data_gradient(&q) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
   for (const auto& image : d_x) {
     if (!image->intact() || !packed_again.intact() || !workspace_again.intact()) return emulator::wrong("written outside");
   }
@@ -272,7 +286,8 @@ bool conv_case(const Layer& layer) {
     one.raw = {device_raw.data() + f * fit, row, pixel};
     one.raw_dtype = p.dtype;
     one.gradient.data = static_cast<char*>(q.gradient.data) + f * fit * (q.gradient_dtype == DIPENGINE_FLOAT32 ? 4 : 2);
-    if (dipengine_conv_cuda_weight_gradient(&one) != DIPENGINE_OK || dipengine_conv_cuda_data_gradient(&one) != DIPENGINE_OK) {
+    if (dipengine_conv_cuda_weight_gradient(&one) != DIPENGINE_OK || dipengine_conv_cuda_data_pack(&one) != DIPENGINE_OK ||
+        dipengine_conv_cuda_data_gradient(&one) != DIPENGINE_OK) {
       return emulator::wrong("alone: %s", dipengine_last_error());
     }
     const auto same = [&](const char* what, const auto* alone, const auto* among, int64_t count) {
@@ -292,6 +307,11 @@ bool conv_case(const Layer& layer) {
           !same("product", own[i].product, of_d_x[2 * i + 1]->data(), stride)) {
         return false;
       }
+    }
+  }
+  for (const auto& all : tickets) {
+    for (int64_t i = 0; i < all->size(); ++i) {
+      if ((*all)[i] != 0 || !all->intact()) return emulator::wrong("a ticket is left at %u", (*all)[i]);
     }
   }
   const auto d_raw = [&](int64_t f, int64_t r, int64_t q_, int64_t o) {
@@ -456,7 +476,8 @@ bool conv_case(const Layer& layer) {
 template <typename Stored>
 bool all(std::initializer_list<Layer> layers) {
   int index = 0;
-  for (const Layer& layer : layers) {
+  for (Layer layer : layers) {
+    layer.tickets = index % 2 == 0;
     if (!conv_case<Stored>(layer)) return emulator::wrong("in layer %d of the scenario", index);
     ++index;
   }

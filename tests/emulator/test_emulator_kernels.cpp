@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/copy.h"
 #include "platform/cuda/launch.h"
 #include "platform/cuda/tensor_core.h"
@@ -113,6 +114,26 @@ DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
 
 DIPENGINE_KERNEL(1024, 1) idle_kernel(DIPENGINE_PARAMS(int)) {}
 
+struct MergeParams {
+  Merging m;
+  bool moments;
+};
+
+DIPENGINE_KERNEL(32, 1) merge_kernel(DIPENGINE_PARAMS(MergeParams) p) {
+  const PartTree& t = p.m.tree;
+  const int64_t fit = cuda::block_z(), channels = p.m.sums.channels;
+  const int channel = cuda::block_y() * 8 + cuda::thread_index() % 8;
+  for (int i = cuda::thread_index() / 8; i < t.parts && channel < channels; i += 4) {
+    const int64_t at = ((fit * t.blocks + cuda::block_x()) * t.parts + i) * channels + channel;
+    const_cast<PartSums*>(p.m.sums.parts)[at] = {p.m.from[2 * at], p.m.from[2 * at + 1]};
+  }
+  if (p.moments) {
+    merge_by_blocks<32, 8>(t, MomentsMerge{p.m.moments}, fit, cuda::block_y(), cuda::block_x());
+  } else {
+    merge_by_blocks<32, 8>(t, SumsMerge{p.m.sums}, fit, cuda::block_y(), cuda::block_x());
+  }
+}
+
 }  // namespace
 
 dipengine_status mma(const void* fragments, float* sums, bool tf32) {
@@ -130,6 +151,12 @@ dipengine_status make_mistake(float* data, Mistake mistake) {
 
 dipengine_status launch_with(int threads, size_t shared) {
   return cuda::launch(idle_kernel, "idle", {1, 1, 1, threads, shared}, 0, nullptr);
+}
+
+dipengine_status merge(const Merging& merging, bool moments, int64_t fits) {
+  const PartTree& t = merging.tree;
+  return cuda::launch(merge_kernel, "merge", {t.blocks, t.channel_tiles, fits, 32, merge_shared_bytes(32)}, MergeParams{merging, moments},
+                      nullptr);
 }
 
 }  // namespace dipengine::emulated

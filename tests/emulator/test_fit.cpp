@@ -7,6 +7,7 @@
 #include <set>
 
 #include "emulator.h"
+#include "fit/cuda_plan.h"
 #include "fit/fit.h"
 #include "fit_problems.h"
 
@@ -301,6 +302,23 @@ TEST(fit_step_by_step_and_replayed_gives_the_same_bits) {
   replayed.run(3);
   CHECK(stepped.state() == replayed.state());
   for (double second : seconds) CHECK(second > 0);
+}
+
+// What large images do, whose iterations have no branches.
+TEST(fit_with_and_without_branches_gives_the_same_bits) {
+  for (FitProblem problem : check::every_task(DIPENGINE_BFLOAT16)) {
+    problem = on_device(check::resized(problem, 22, 29, 5));
+    TestFit branched(problem, 3);
+    const int64_t most = dipengine::most_branched_pixels;
+    dipengine::most_branched_pixels = 0;
+    TestFit straight(problem, 3);
+    dipengine::most_branched_pixels = most;
+    branched.run(3);
+    straight.run(3);
+    CHECK(branched.state() == straight.state() && gradients(branched, problem) == gradients(straight, problem));
+    CHECK(dipengine_fit_arena_bytes(straight.get()) < dipengine_fit_arena_bytes(branched.get()));
+    no_faults();
+  }
 }
 
 TEST(fit_on_a_device_can_be_ended_between_iterations) {

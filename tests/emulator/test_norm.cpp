@@ -2,6 +2,7 @@
 // float64.
 #include <memory>
 
+#include "emulated_kernels.h"
 #include "guarded.h"
 #include "ops/norm/norm_cuda.h"
 #include "scenarios.h"
@@ -18,7 +19,7 @@ bool close(const char* what, int64_t channel, double got, double expected, doubl
 }
 
 template <typename Stored>
-bool norm_case(int height, int width, int channels, int upsample, int64_t fits, double offset) {
+bool norm_case_with(bool tickets, int height, int width, int channels, int upsample, int64_t fits, double offset) {
   check::Numbers numbers(static_cast<uint64_t>(height * 1000 + width));
   const int64_t pixel = channels + 3, row = width * pixel + 2, fit = height * row, stride = 150, apart = 170;
   const auto image = [&](double scale, double shift) {
@@ -76,20 +77,39 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
   if (dipengine_norm_cuda_workspace(&p, &p.workspace_bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   Array<uint8_t> workspace(static_cast<int64_t>(p.workspace_bytes));
   p.workspace = workspace.data();
-  if (dipengine_norm_cuda_statistics(&p) != DIPENGINE_OK || dipengine_norm_cuda_backward(&p) != DIPENGINE_OK) {
-    return emulator::wrong("%s", dipengine_last_error());
-  }
-  if (!workspace.intact() || !in_place.intact() || !mean.intact() || !sum.intact()) return emulator::wrong("written outside");
-
-  Array<float> out_a(stride * fits), out_b(stride * fits), out_c(stride * fits), out_gamma(apart * fits), out_beta(apart * fits);
+  int64_t tickets_count = 0;
+  if (dipengine_norm_cuda_tickets(&p, &tickets_count) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  const std::vector<uint32_t> zeros(static_cast<size_t>(tickets_count), 0);
+  Array<uint32_t> device_tickets(zeros);
+  if (tickets) p.tickets = device_tickets.data();
   const int64_t factor = upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
   const double count = static_cast<double>(factor * height * factor * width);
   const bool centred = upsample != DIPENGINE_UPSAMPLE_NEAREST;
-  const dipengine_norm_cuda_gradient q{sizeof(q),      nullptr,      fits,         device_active.data(), stride,
-                                       apart,          channels,     count,        mean.data(),          variance.data(),
-                                       d_gamma.data(), 1e-5,         sum.data(),   product.data(),       centred,
-                                       out_a.data(),   out_b.data(), out_c.data(), out_gamma.data(),     out_beta.data()};
-  if (dipengine_norm_cuda_fold_gradient(&q) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  // The same by the launch that makes the sums, and by one of its own.
+  std::vector<std::unique_ptr<Array<float>>> outs;
+  const auto out = [&](int64_t size) {
+    outs.push_back(std::make_unique<Array<float>>(size * fits));
+    return outs.back()->data();
+  };
+  dipengine_norm_cuda_gradient folds[2];
+  for (dipengine_norm_cuda_gradient& fold_gradient : folds) {
+    fold_gradient = {sizeof(fold_gradient), nullptr,     fits,        device_active.data(), stride,
+                     apart,                 channels,    count,       mean.data(),          variance.data(),
+                     d_gamma.data(),        1e-5,        sum.data(),  product.data(),       centred,
+                     out(stride),           out(stride), out(stride), out(apart),           out(apart)};
+  }
+  s.fold = &folds[1];
+  if (dipengine_norm_cuda_statistics(&p) != DIPENGINE_OK || dipengine_norm_cuda_backward(&p) != DIPENGINE_OK) {
+    return emulator::wrong("%s", dipengine_last_error());
+  }
+  if (device_tickets.copy() != zeros || !device_tickets.intact()) return emulator::wrong("tickets are left");
+  if (!workspace.intact() || !in_place.intact() || !mean.intact() || !sum.intact()) return emulator::wrong("written outside");
+
+  if (dipengine_norm_cuda_fold_gradient(&folds[0]) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+  Array<float>&out_a = *outs[0], &out_b = *outs[1], &out_c = *outs[2], &out_gamma = *outs[3], &out_beta = *outs[4];
+  for (size_t i = 0; i < 5; ++i) {
+    if (!emulator::same_bits("what is folded at once", outs[5 + i]->copy(), outs[i]->copy())) return false;
+  }
 
   for (int64_t f = 0; f < fits; ++f) {
     if (active[static_cast<size_t>(f)] == 0) {
@@ -184,7 +204,58 @@ bool norm_case(int height, int width, int channels, int upsample, int64_t fits, 
   return true;
 }
 
+template <typename Stored>
+bool norm_case(int height, int width, int channels, int upsample, int64_t fits, double offset) {
+  return norm_case_with<Stored>(false, height, width, channels, upsample, fits, offset) &&
+         norm_case_with<Stored>(true, height, width, channels, upsample, fits, offset);
+}
+
+// Of parts that blocks leave and merge, of all their counts of pixels: the moments, and sums, beside those of plain sums.
+bool merge_case(int64_t fits, int64_t blocks, int32_t parts, int32_t channels) {
+  check::Numbers numbers(static_cast<uint64_t>(blocks));
+  const int64_t count = blocks * parts, stride = channels + 3;
+  std::vector<float> values = numbers.vector<float>(2 * fits * count * channels);
+  for (size_t i = 1; i < values.size(); i += 2) values[i] = std::fabs(values[i]);  // as sums of squares are
+  const int32_t height = static_cast<int32_t>(count * 5 - 2);  // the last part is of three pixels
+  emulated::Merging merging{};
+  merging.tree = make_part_tree(blocks, parts, (channels + 7) / 8);
+  Array<uint8_t> workspace(static_cast<int64_t>(merge_bytes(merging.tree, fits, channels)));
+  const std::vector<uint32_t> zeros(static_cast<size_t>(tickets_of(merging.tree, fits)), 0);
+  Array<uint32_t> tickets(zeros);
+  Array<float> from(values), first(stride * fits), second(stride * fits);
+  merging.tree = place_part_tree(merging.tree, fits, channels, workspace.data(), tickets.data());
+  merging.from = from.data();
+  merging.moments = {{height, 1, 1, 1, 5, 0}, count, channels, reinterpret_cast<PartMoments*>(workspace.data()), nullptr, stride, 0,
+                     first.data(), second.data(), nullptr, nullptr, 0, nullptr, nullptr};
+  merging.sums = {count, channels, reinterpret_cast<PartSums*>(workspace.data()), nullptr, stride, first.data(), second.data(), 0, {}};
+  for (const bool moments : {true, false}) {
+    if (emulated::merge(merging, moments, fits) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
+    if (tickets.copy() != zeros || !workspace.intact()) return emulator::wrong("tickets are left, or something is written outside");
+    for (int64_t f = 0; f < fits; ++f) {
+      for (int64_t c = 0; c < channels; ++c) {
+        double a = 0, b = 0;
+        const auto of = [&](int64_t i, int64_t which) {
+          return static_cast<double>(values[static_cast<size_t>(2 * ((f * count + i) * channels + c) + which)]);
+        };
+        const auto pixels = [&](int64_t i) { return i + 1 < count ? 5.0 : 3.0; };
+        for (int64_t i = 0; i < count; ++i) a += of(i, 0) * (moments ? pixels(i) / height : 1);
+        for (int64_t i = 0; i < count; ++i) {
+          b += moments ? (of(i, 1) + pixels(i) * (of(i, 0) - a) * (of(i, 0) - a)) / height : of(i, 1);
+        }
+        if (!close("mean or sum", c, static_cast<double>(first[f * stride + c]), a, 1e-6 * (std::fabs(a) + 1)) ||
+            !close("variance or product", c, static_cast<double>(second[f * stride + c]), b, 1e-6 * (std::fabs(b) + 1))) {
+          return false;
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
+
+SCENARIO(parts_of_few_blocks) { return merge_case(1, 1, 3, 8) && merge_case(2, 7, 2, 11); }
+SCENARIO(parts_of_groups_of_blocks) { return merge_case(1, 50, 6, 5) && merge_case(2, 33, 1, 9); }
 
 SCENARIO(norm_of_small_images) {
   return norm_case<uint16_t>(1, 1, 3, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) &&
@@ -193,7 +264,7 @@ SCENARIO(norm_of_small_images) {
 }
 SCENARIO(norm_of_several_parts) {
   return norm_case<uint16_t>(19, 31, 35, DIPENGINE_UPSAMPLE_BILINEAR, 1, 0) &&
-         norm_case<uint16_t>(40, 41, 5, DIPENGINE_UPSAMPLE_NEAREST, 1, 0);
+         norm_case<uint16_t>(1, 8449, 2, DIPENGINE_UPSAMPLE_NONE, 1, 0) && norm_case<uint16_t>(40, 41, 5, DIPENGINE_UPSAMPLE_NEAREST, 1, 0);
 }
 SCENARIO(norm_with_a_large_mean) {
   return norm_case<uint16_t>(17, 33, 8, DIPENGINE_UPSAMPLE_BILINEAR, 1, 100) &&

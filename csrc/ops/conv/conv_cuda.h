@@ -24,6 +24,8 @@
 extern "C" {
 #endif
 
+struct dipengine_norm_cuda_gradient;
+
 typedef struct dipengine_affine_cuda {
   const float* scale; /* NULL: none */
   const float* shift;
@@ -43,6 +45,8 @@ typedef struct dipengine_conv_cuda_source {
   int32_t over_raw;     /* d_x is the params' raw and takes its place: with a head, up to DIPENGINE_CONV_CUDA_OVER_RAW channels */
   const float* centre;  /* [fits, channels], or NULL: zero */
   float *sum, *product; /* [fits, channels], both or none */
+  /* what dipengine_norm_cuda_fold_gradient makes of sum and product, in the same launch (ops/norm_cuda.h); NULL: nothing */
+  const struct dipengine_norm_cuda_gradient* fold;
 } dipengine_conv_cuda_source;
 
 enum {
@@ -98,11 +102,16 @@ typedef struct dipengine_conv_cuda_params {
   float* d_weight;                                          /* as weight */
   float* d_bias;                                            /* as bias; optional, none with a head */
   dipengine_conv_cuda_head head;                            /* with A, B, C; gradient is then its h, float32 */
+  /* NULL, or zeros, dipengine_conv_cuda_tickets() of them for each of forward pass, data gradient and weight gradient that runs at a
+   * time; left as zeros. With them the last block of a launch merges what the blocks leave; else a second launch does. */
+  uint32_t* tickets;
 } dipengine_conv_cuda_params;
 
 /* Sizes depend on the layer, the number of fits and the device's shared memory. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_packed_bytes(const dipengine_conv_cuda_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
+
+DIPENGINE_API dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* params, int64_t* count);
 
 /* packed from weight; to be run whenever the weights have changed. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cuda_params* params);
@@ -115,9 +124,10 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(con
                                                                              size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
 
-/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call; packed is made anew. */
+/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call, packed made by data_pack. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params,
                                                                        size_t* packed_bytes, size_t* workspace_bytes);
+DIPENGINE_API dipengine_status dipengine_conv_cuda_data_pack(const dipengine_conv_cuda_params* params);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_params* params);
 
 #ifdef __cplusplus

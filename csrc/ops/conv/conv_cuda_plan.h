@@ -104,6 +104,10 @@ DIPENGINE_HD PartPixels part_pixels_of(const ConvPlan& p) {
   return {p.grid_height, p.grid_width, p.tiles_y, p.tiles_x, p.tile_rows, p.warps_m};
 }
 
+static inline PartTree part_tree_of(const ConvPlan& p) {
+  return make_part_tree(conv_parts(p) / p.warps_m, p.warps_m, p.channel_tiles);
+}
+
 static inline int values_in_16_bytes(int32_t dtype) { return dtype == DIPENGINE_FLOAT32 ? 4 : 8; }
 
 // Whether every pixel of an image begins at a multiple of 16 bytes.

@@ -11,7 +11,12 @@
 //
 // A d_x that takes raw's place: a block has brought d_raw of its pixels, all channels of it, before it writes the first.
 #include "ops/conv/conv_data_gradient_cuda.h"
+
+#include <algorithm>
+
+#include "ops/conv/conv_bias_gradient_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
+#include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
@@ -32,6 +37,8 @@ struct DataLaunch {
   float slope;
   const float* centre;
   PartSums* parts;
+  SumsLaunch add;
+  PartTree tree;
 };
 
 DIPENGINE_DEVICE void choose_entries(const AxisEntries& axis, int first, int samples, Applying* to) {
@@ -279,6 +286,8 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit,
                   channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
                   l.parts == nullptr ? nullptr : l.parts + part * p.channels);
+  if (l.tree.tickets == nullptr) return;
+  merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, SumsMerge{l.add}, fit, channel_tile, phase * p.tiles_y * p.tiles_x + tile);
 }
 
 using Params = dipengine_conv_cuda_params;
@@ -292,16 +301,15 @@ dipengine_status launch_product(const DataLaunch& l, const Params& p, const char
                       l, p.stream);
 }
 
-dipengine_status launch_source(const Params& p, int source, const DataPlan& plan, const AxisVectors (&y)[2],
-                               const AxisVectors (&x)[2]) {
-  const dipengine_conv_cuda_source& s = p.sources[source];
+dipengine_status launch_source(const Params& p, const DataSource& source) {
+  const dipengine_conv_cuda_source& s = p.sources[source.index];
+  const DataPlan& plan = source.plan;
   const bool single = p.fits == 1;
-  DIPENGINE_TRY(launch_data_pack(p, plan, y, x));
   DataLaunch l{};
   l.plan = plan;
   l.d_raw = gradient_source(p);
   l.active = p.active;
-  l.packed = static_cast<const unsigned char*>(p.packed);
+  l.packed = static_cast<const unsigned char*>(p.packed) + source.packed_at;
   l.x = s.x.data;
   l.x_fit_stride = single ? 0 : s.x_fit_stride;
   l.x_row_stride = s.x.row_stride;
@@ -318,45 +326,16 @@ dipengine_status launch_source(const Params& p, int source, const DataPlan& plan
   l.slope = s.slope;
   l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
+  const bool merges = s.sum != nullptr && p.tickets != nullptr;
+  l.tree = place_part_tree(part_tree_of(plan), p.fits, plan.channels, p.workspace, merges ? p.tickets + source.tickets_at : nullptr);
+  l.add = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum, s.product, 0, {}};
+  DIPENGINE_TRY(set_fold(s.fold, "dipengine_conv_cuda_data_gradient", &l.add));
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return with_tile(plan.kind, [&](auto tile) {
       return launch_product<decltype(element), decltype(tile)>(l, p, "conv_data_gradient");
     });
   }));
-  if (s.sum == nullptr) return DIPENGINE_OK;
-  const SumsLaunch sums = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum,
-                           s.product};
-  return launch_sums(sums, p.fits, p.stream);
-}
-
-// All that a block writes it alone has read: its own pixels, with all of their channels.
-bool may_take_raws_place(const Params& p, const dipengine_conv_cuda_source& s) {
-  return p.sources_count == 1 && p.kernel == 1 && p.stride == 1 && p.pad == 0 && s.channels <= DIPENGINE_CONV_CUDA_OVER_RAW &&
-         s.d_x.data == p.raw.data && s.d_x.row_stride == p.raw.row_stride && s.d_x.pixel_stride == p.raw.pixel_stride &&
-         s.d_x_fit_stride == p.raw_fit_stride && p.raw_dtype == p.dtype && !s.accumulate && p.head.weight != nullptr;
-}
-
-// Calls then(source, plan, y, x) for every source that wants its gradient.
-template <typename Then>
-dipengine_status for_sources(const Params* params, const char* op, const Then& then) {
-  ConvPlan forward;  // for its checks
-  DIPENGINE_TRY(make_conv_plan(params, op, &forward));
-  for (int i = 0; i < params->sources_count; ++i) {
-    const dipengine_conv_cuda_source& s = params->sources[i];
-    if (s.d_x.data == nullptr && s.sum == nullptr) continue;
-    DIPENGINE_REQUIRE(s.d_x.data != nullptr || !s.accumulate, "%s adds to the d_x of source %d, which it was not given.", op, i);
-    if (s.d_x.data != nullptr) DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x of a source"));
-    DIPENGINE_REQUIRE(!s.over_raw || may_take_raws_place(*params, s),
-                      "%s writes the d_x of one source of up to %d channels over raw, with a head, and adds nothing there.", op,
-                      DIPENGINE_CONV_CUDA_OVER_RAW);
-    DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
-                      i);
-    DataPlan plan;
-    AxisVectors y[2] = {}, x[2] = {};
-    DIPENGINE_TRY(make_data_plan(*params, i, op, &plan, &y, &x));
-    DIPENGINE_TRY(then(i, plan, y, x));
-  }
-  return DIPENGINE_OK;
+  return s.sum == nullptr || merges ? DIPENGINE_OK : launch_sums(l.add, p.fits, p.stream);
 }
 
 }  // namespace
@@ -370,15 +349,29 @@ dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cu
   const char* const op = "dipengine_conv_cuda_data_gradient_sizes";
   DIPENGINE_REQUIRE(packed_bytes != nullptr && workspace_bytes != nullptr, "%s was given no place for its answers.", op);
   *packed_bytes = *workspace_bytes = 0;
-  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors(&)[2], const AxisVectors(&)[2]) {
-    const size_t packed = static_cast<size_t>(params->fits * packed_blocks(plan)) * static_cast<size_t>(plan.tile_channels) * 32;
-    const size_t parts = params->sources[i].sum == nullptr
+  return for_data_sources(params, op, [&](const DataSource& source) {
+    const size_t parts = params->sources[source.index].sum == nullptr
                              ? 0
-                             : static_cast<size_t>(params->fits * data_parts(plan) * plan.channels) * sizeof(PartSums);
-    *packed_bytes = packed > *packed_bytes ? packed : *packed_bytes;
+                             : merge_bytes(part_tree_of(source.plan), params->fits, source.plan.channels);
+    *packed_bytes += source.packed_bytes(params->fits);
     *workspace_bytes = parts > *workspace_bytes ? parts : *workspace_bytes;
     return DIPENGINE_OK;
   });
+}
+
+dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* params, int64_t* count) {
+  using namespace dipengine;
+  const char* const op = "dipengine_conv_cuda_tickets";
+  DIPENGINE_REQUIRE(count != nullptr, "%s was given no place for its answer.", op);
+  ConvPlan forward;
+  DIPENGINE_TRY(make_conv_plan(params, op, &forward));
+  int64_t data = 0;
+  DIPENGINE_TRY(for_data_sources(params, op, [&](const DataSource& source) {
+    data = source.tickets_at + tickets_of(part_tree_of(source.plan), params->fits);
+    return DIPENGINE_OK;
+  }));
+  *count = std::max({tickets_of(part_tree_of(forward), params->fits), data, bias_gradient_tickets(*params)});
+  return DIPENGINE_OK;
 }
 
 dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_params* params) {
@@ -388,15 +381,12 @@ dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_par
   DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(params, &packed, &workspace));
   const Params& p = *params;
   DIPENGINE_TRY(check_gradient(p, op));
-  DIPENGINE_REQUIRE(
-      p.weight != nullptr && p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed,
-      "%s needs weight, and %zu bytes for packed, 16-byte aligned.", op, packed);
+  DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed,
+                    "%s needs the weights as dipengine_conv_cuda_data_pack leaves them.", op);
   DIPENGINE_REQUIRE(workspace == 0 || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
                                        p.workspace_bytes >= workspace),
                     "%s needs %zu bytes of workspace, 16-byte aligned.", op, workspace);
-  return for_sources(params, op, [&](int i, const DataPlan& plan, const AxisVectors(&y)[2], const AxisVectors(&x)[2]) {
-    return launch_source(p, i, plan, y, x);
-  });
+  return for_data_sources(params, op, [&](const DataSource& source) { return launch_source(p, source); });
 }
 
 }  // extern "C"

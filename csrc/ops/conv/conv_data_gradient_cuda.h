@@ -41,6 +41,10 @@ DIPENGINE_HD int64_t data_parts(const DataPlan& p) {
 
 DIPENGINE_HD int64_t packed_blocks(const DataPlan& p) { return p.channel_tiles * p.phase_blocks[p.phases * p.phases]; }
 
+static inline PartTree part_tree_of(const DataPlan& p) {
+  return make_part_tree(data_parts(p) / p.warps_m, p.warps_m, p.channel_tiles);
+}
+
 // The entries that apply to a block's tile, by index; made once, kept in shared memory.
 struct Applying {
   int32_t count;
@@ -54,8 +58,50 @@ static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
                                 AxisVectors (*y)[2], AxisVectors (*x)[2]);
 
-// packed from weight, for every phase.
-dipengine_status launch_data_pack(const dipengine_conv_cuda_params& params, const DataPlan& plan, const AxisVectors (&y)[2],
-                                  const AxisVectors (&x)[2]);
+// A source that wants its gradient; where its weights lie in packed, and its tickets.
+struct DataSource {
+  int index;
+  DataPlan plan;
+  AxisVectors y[2], x[2];
+  size_t packed_at;
+  int64_t tickets_at;
+
+  size_t packed_bytes(int64_t fits) const {
+    return static_cast<size_t>(fits * packed_blocks(plan)) * static_cast<size_t>(plan.tile_channels) * 32;
+  }
+};
+
+// All that a block writes it alone has read: its own pixels, with all of their channels.
+inline bool may_take_raws_place(const dipengine_conv_cuda_params& p, const dipengine_conv_cuda_source& s) {
+  return p.sources_count == 1 && p.kernel == 1 && p.stride == 1 && p.pad == 0 && s.channels <= DIPENGINE_CONV_CUDA_OVER_RAW &&
+         s.d_x.data == p.raw.data && s.d_x.row_stride == p.raw.row_stride && s.d_x.pixel_stride == p.raw.pixel_stride &&
+         s.d_x_fit_stride == p.raw_fit_stride && p.raw_dtype == p.dtype && !s.accumulate && p.head.weight != nullptr;
+}
+
+// Calls then(source) for every source that wants its gradient, or the sums of it.
+template <typename Then>
+dipengine_status for_data_sources(const dipengine_conv_cuda_params* params, const char* op, const Then& then) {
+  ConvPlan forward;  // for its checks
+  DIPENGINE_TRY(make_conv_plan(params, op, &forward));
+  size_t packed_at = 0;
+  int64_t tickets_at = 0;
+  for (int i = 0; i < params->sources_count; ++i) {
+    const dipengine_conv_cuda_source& s = params->sources[i];
+    if (s.d_x.data == nullptr && s.sum == nullptr) continue;
+    DIPENGINE_REQUIRE(s.d_x.data != nullptr || !s.accumulate, "%s adds to the d_x of source %d, which it was not given.", op, i);
+    if (s.d_x.data != nullptr) DIPENGINE_TRY(check_pixels(s.d_x, s.width, s.channels, op, "d_x of a source"));
+    DIPENGINE_REQUIRE(!s.over_raw || may_take_raws_place(*params, s),
+                      "%s writes the d_x of one source of up to %d channels over raw, with a head, and adds nothing there.", op,
+                      DIPENGINE_CONV_CUDA_OVER_RAW);
+    DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
+                      i);
+    DataSource source{i, {}, {}, {}, packed_at, tickets_at};
+    DIPENGINE_TRY(make_data_plan(*params, i, op, &source.plan, &source.y, &source.x));
+    packed_at += source.packed_bytes(params->fits);
+    tickets_at += tickets_of(part_tree_of(source.plan), params->fits);
+    DIPENGINE_TRY(then(source));
+  }
+  return DIPENGINE_OK;
+}
 
 }  // namespace dipengine

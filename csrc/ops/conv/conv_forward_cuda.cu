@@ -11,6 +11,7 @@
 // KB of weights (from the second-level cache) and 32 KB of outputs: bound by the tensor cores. 1x1: bound by memory.
 #include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
+#include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
@@ -27,6 +28,8 @@ struct ForwardLaunch {
   int64_t raw_fit_stride, raw_row_stride, raw_pixel_stride;
   int32_t raw_float, raw_aligned;
   PartMoments* parts;
+  MomentsLaunch merge;
+  PartTree tree;
 };
 
 // ---- outputs --------------------------------------------------------------------------------------------------------
@@ -214,6 +217,9 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   if (l.parts == nullptr) return;
   const int64_t part = (fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile;
   store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
+  if (l.tree.tickets == nullptr) return;
+  merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, MomentsMerge{l.merge}, fit, channel_tile,
+                                                   phase * p.tiles_y * p.tiles_x + tile);
 }
 
 template <typename Element, typename Tile>
@@ -239,8 +245,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
                         p.packed_bytes >= static_cast<size_t>(p.fits * packed_bytes(plan)),
                     "dipengine_conv_cuda_forward needs the weights as dipengine_conv_cuda_pack leaves them.");
-  const size_t moments =
-      p.mean == nullptr ? 0 : static_cast<size_t>(p.fits * conv_parts(plan) * plan.channels) * sizeof(PartMoments);
+  const size_t moments = p.mean == nullptr ? 0 : merge_bytes(part_tree_of(plan), p.fits, plan.channels);
   DIPENGINE_REQUIRE(p.mean == nullptr || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
                                           p.workspace_bytes >= moments),
                     "dipengine_conv_cuda_forward needs %zu bytes of workspace, 16-byte aligned.", moments);
@@ -258,27 +263,27 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.raw_float = p.raw_dtype == DIPENGINE_FLOAT32;
   l.raw_aligned = in_sixteens(p.dtype, l.raw_fit_stride, p.raw);
   l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
+  l.tree = place_part_tree(part_tree_of(plan), p.fits, plan.channels, p.workspace, p.mean == nullptr ? nullptr : p.tickets);
+  l.merge = {part_pixels_of(plan),
+             conv_parts(plan),
+             plan.channels,
+             l.parts,
+             p.active,
+             l.numbers_fit_stride,
+             l.parameters_fit_stride,
+             p.mean,
+             p.variance,
+             p.gamma,
+             p.beta,
+             p.eps,
+             p.scale,
+             p.shift};
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return with_tile(plan.kind, [&](auto tile) {
       return launch_forward<decltype(element), decltype(tile)>(l, p, "conv_forward");
     });
   }));
-  if (p.mean == nullptr) return DIPENGINE_OK;
-  const MomentsLaunch merge = {part_pixels_of(plan),
-                               conv_parts(plan),
-                               plan.channels,
-                               l.parts,
-                               p.active,
-                               l.numbers_fit_stride,
-                               l.parameters_fit_stride,
-                               p.mean,
-                               p.variance,
-                               p.gamma,
-                               p.beta,
-                               p.eps,
-                               p.scale,
-                               p.shift};
-  return launch_moments(merge, p.fits, p.stream);
+  return p.mean == nullptr || p.tickets != nullptr ? DIPENGINE_OK : launch_moments(l.merge, p.fits, p.stream);
 }
 
 }  // extern "C"

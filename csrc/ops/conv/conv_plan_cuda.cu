@@ -247,9 +247,7 @@ dipengine_status dipengine_conv_cuda_workspace(const dipengine_conv_cuda_params*
   dipengine::ConvPlan plan;
   DIPENGINE_TRY(dipengine::make_conv_plan(params, "dipengine_conv_cuda_workspace", &plan));
   DIPENGINE_REQUIRE(bytes != nullptr, "dipengine_conv_cuda_workspace was given no place for its answer.");
-  *bytes = params->mean == nullptr
-               ? 0
-               : static_cast<size_t>(params->fits * conv_parts(plan) * plan.channels) * sizeof(dipengine::PartMoments);
+  *bytes = params->mean == nullptr ? 0 : dipengine::merge_bytes(part_tree_of(plan), params->fits, plan.channels);
   return DIPENGINE_OK;
 }
 

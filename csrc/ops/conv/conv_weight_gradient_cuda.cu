@@ -5,7 +5,8 @@
 // A block owns 64 input channels of up to `taps` taps and 64 output channels, and goes over some of the image's tiles: it brings
 // u (with its halo, as the forward pass does) and d_raw into shared memory, and multiplies their transposes for all its taps,
 // 16 (tf32: 8) pixels at a time. Blocks that share weights leave parts in the workspace, which a second kernel adds up in
-// float64 in their order. How many parts there are depends on the layer alone.
+// float64 in their order. How many parts there are depends on the layer alone; a single one is
+// written where the sum would be.
 //
 // A source upsampled by nearest samples has 4 taps in each of 4 phases, whose gradients add up to those of the raw taps
 // that they are sums of (design 3.1). A gathered source is one tap whose channels are all taps of all its channels.
@@ -30,8 +31,8 @@ struct GradientLaunch {
   const uint8_t* active;
   int64_t numbers_fit_stride;
   GradientSource d_raw;
-  float* parts;  // [fits, splits, rows, channels] of the source
-  int64_t fit_parts;
+  float* parts;  // [fits, splits, rows, channels] of the source; or d_weight, where one part is all there is
+  int64_t fit_parts, tap_rows, first_row;
 };
 
 // Rows of a source's parts: phase, tap, channel.
@@ -196,7 +197,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
         const int column = input + Along::input(group + 8 * (i / 2)),
                   channel = channel_tile * kGradientChannels + 32 * warp_n + Along::output(n, 2 * member + i % 2);
         if (column >= columns || channel >= p.channels) continue;
-        const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + column;
+        const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * l.tap_rows + l.first_row + column;
         part[row * p.channels + channel] = sums[t][n][i];
       }
     }
@@ -297,11 +298,15 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   l.active = q.active;
   l.numbers_fit_stride = q.fits == 1 ? 0 : q.numbers_fit_stride;
   l.d_raw = gradient_source(q);
-  l.parts = static_cast<float*>(q.workspace);
-  l.fit_parts = workspace_elements(plan);
+  const bool single = c.splits == 1 && plan.phases == 1 && (s.gathered == 0 || plan.sources_count == 1);
+  l.parts = single ? q.d_weight : static_cast<float*>(q.workspace);
+  l.fit_parts = !single ? workspace_elements(plan) : q.fits == 1 ? 0 : q.parameters_fit_stride;
+  l.tap_rows = single ? plan.input_channels : s.channels;
+  l.first_row = single ? s.first_channel : 0;
   const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, plan.shared_bytes};
   DIPENGINE_TRY(cuda::with_element(
       q.dtype, [&](auto element) { return launch_product<decltype(element)>(l, c.taps, grid, q.stream); }));
+  if (single) return DIPENGINE_OK;
   const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * s.channels * plan.channels;
   const SumLaunch sum = {
       plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};

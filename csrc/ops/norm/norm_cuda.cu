@@ -6,7 +6,7 @@
 // upsampled values, and its transpose is U^T U = (3/8, 5/4, 3/8) per axis, ends clamped. Bound by memory.
 #include "ops/norm/norm_cuda.h"
 
-#include "ops/norm/parts_cuda.h"
+#include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
@@ -25,7 +25,9 @@ struct NormLaunch {
   float slope;
   const uint8_t* active;
   int64_t numbers_fit_stride;
+  PartTree tree;
   PartMoments* moments;
+  MomentsLaunch merge;
   // backward
   const void* g;
   int64_t g_fit_stride, g_row_stride, g_pixel_stride;
@@ -34,6 +36,7 @@ struct NormLaunch {
   int32_t accumulate;
   const float *a, *b, *c, *centre;
   PartSums* sums;
+  SumsLaunch add;
 };
 
 struct Channel {
@@ -122,6 +125,8 @@ norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   if (cuda::warp_index() == 0 && there) {
     l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {mean, m2};
   }
+  if (l.tree.tickets == nullptr) return;
+  merge_by_blocks<kThreads, cuda::kWarp>(l.tree, MomentsMerge{l.merge}, c.fit, cuda::block_y(), cuda::block_x());
 }
 
 template <typename Element>
@@ -168,22 +173,16 @@ norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   if (cuda::warp_index() == 0 && there) {
     l.sums[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {sum, product};
   }
+  if (l.tree.tickets == nullptr) return;
+  merge_by_blocks<kThreads, cuda::kWarp>(l.tree, SumsMerge{l.add}, c.fit, cuda::block_y(), cuda::block_x());
 }
 
 DIPENGINE_KERNEL(kThreads, 2) norm_fold_gradient_kernel(DIPENGINE_PARAMS(dipengine_norm_cuda_gradient) p) {
   const int64_t fit = cuda::block_y();
   const int channel = cuda::block_x() * kThreads + cuda::thread_index();
   if (channel >= p.channels || (p.active != nullptr && p.active[fit] == 0)) return;
-  const int64_t at = fit * p.numbers_fit_stride + channel, parameter = fit * p.parameters_fit_stride + channel;
-  const double gamma = p.gamma == nullptr ? 1.0 : static_cast<double>(p.gamma[parameter]), mean = static_cast<double>(p.mean[at]);
-  const double s = square_root(static_cast<double>(p.variance[at]) + p.eps), sum = static_cast<double>(p.sum[at]);
-  const double product = static_cast<double>(p.product[at]) - (p.centred != 0 ? 0.0 : mean * sum);
-  const double a = gamma / s, b = -a * product / (s * s * p.count);
-  p.a[at] = static_cast<float>(a);
-  p.b[at] = static_cast<float>(b);
-  p.c[at] = static_cast<float>(-a * sum / p.count - b * mean);
-  if (p.d_gamma != nullptr) p.d_gamma[parameter] = static_cast<float>(product / s);
-  if (p.d_beta != nullptr) p.d_beta[parameter] = static_cast<float>(sum);
+  const int64_t at = fit * p.numbers_fit_stride + channel;
+  fold_gradient(p, fit, channel, p.sum[at], p.product[at]);
 }
 
 using Params = dipengine_norm_cuda_params;
@@ -212,9 +211,11 @@ int64_t parts_of(const dipengine_conv_cuda_source& s) {
   return (static_cast<int64_t>(s.height) * s.width + kPixels - 1) / kPixels;
 }
 
-size_t workspace_bytes(const Params& p) {
-  return static_cast<size_t>(p.fits * parts_of(*p.source) * p.source->channels) * sizeof(PartMoments);
+PartTree tree_of(const Params& p) {
+  return make_part_tree(parts_of(*p.source), 1, (p.source->channels + cuda::kWarp - 1) / cuda::kWarp);
 }
+
+size_t workspace_bytes(const Params& p) { return merge_bytes(tree_of(p), p.fits, p.source->channels); }
 
 dipengine_status check_space(const Params& p, const char* op) {
   DIPENGINE_REQUIRE(
@@ -244,7 +245,7 @@ NormLaunch begin_launch(const Params& p) {
 
 cuda::Grid grid_of(const Params& p) {
   return {parts_of(*p.source), (p.source->channels + cuda::kWarp - 1) / cuda::kWarp, p.fits, kThreads,
-          2 * kThreads * sizeof(float)};
+          p.tickets == nullptr ? 2 * kThreads * sizeof(float) : merge_shared_bytes(kThreads)};
 }
 
 }  // namespace
@@ -259,6 +260,13 @@ dipengine_status dipengine_norm_cuda_workspace(const dipengine_norm_cuda_params*
   return DIPENGINE_OK;
 }
 
+dipengine_status dipengine_norm_cuda_tickets(const dipengine_norm_cuda_params* params, int64_t* count) {
+  DIPENGINE_TRY(dipengine::check(params, "dipengine_norm_cuda_tickets"));
+  DIPENGINE_REQUIRE(count != nullptr, "dipengine_norm_cuda_tickets was given no place for its answer.");
+  *count = dipengine::tickets_of(dipengine::tree_of(*params), params->fits);
+  return DIPENGINE_OK;
+}
+
 dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params* params) {
   using namespace dipengine;
   const char* const op = "dipengine_norm_cuda_statistics";
@@ -269,25 +277,26 @@ dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params
                     "%s needs mean and variance, and scale and shift both or neither.", op);
   NormLaunch l = begin_launch(p);
   l.moments = static_cast<PartMoments*>(p.workspace);
+  l.tree = place_part_tree(tree_of(p), p.fits, l.channels, p.workspace, p.tickets);
+  const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
+  l.merge = {pixels,
+             parts_of(*p.source),
+             l.channels,
+             l.moments,
+             p.active,
+             p.numbers_fit_stride,
+             p.parameters_fit_stride,
+             p.mean,
+             p.variance,
+             p.gamma,
+             p.beta,
+             p.eps,
+             p.scale,
+             p.shift};
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return cuda::launch(norm_statistics_kernel<decltype(element)>, "norm_statistics", grid_of(p), l, p.stream);
   }));
-  const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
-  const MomentsLaunch merge = {pixels,
-                               parts_of(*p.source),
-                               l.channels,
-                               l.moments,
-                               p.active,
-                               p.numbers_fit_stride,
-                               p.parameters_fit_stride,
-                               p.mean,
-                               p.variance,
-                               p.gamma,
-                               p.beta,
-                               p.eps,
-                               p.scale,
-                               p.shift};
-  return launch_moments(merge, p.fits, p.stream);
+  return p.tickets != nullptr ? DIPENGINE_OK : launch_moments(l.merge, p.fits, p.stream);
 }
 
 dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* params) {
@@ -317,11 +326,13 @@ dipengine_status dipengine_norm_cuda_backward(const dipengine_norm_cuda_params* 
   l.c = p.c;
   l.centre = s.centre;
   l.sums = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
+  l.tree = place_part_tree(tree_of(p), p.fits, l.channels, p.workspace, p.tickets);
+  l.add = {parts_of(s), s.channels, l.sums, p.active, p.numbers_fit_stride, s.sum, s.product, 0, {}};
+  DIPENGINE_TRY(set_fold(s.fold, op, &l.add));
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return cuda::launch(norm_backward_kernel<decltype(element)>, "norm_backward", grid_of(p), l, p.stream);
   }));
-  if (s.sum == nullptr) return DIPENGINE_OK;
-  return launch_sums({parts_of(s), s.channels, l.sums, p.active, p.numbers_fit_stride, s.sum, s.product}, p.fits, p.stream);
+  return s.sum == nullptr || p.tickets != nullptr ? DIPENGINE_OK : launch_sums(l.add, p.fits, p.stream);
 }
 
 dipengine_status dipengine_norm_cuda_fold_gradient(const dipengine_norm_cuda_gradient* gradient) {

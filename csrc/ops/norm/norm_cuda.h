@@ -39,9 +39,11 @@ typedef struct dipengine_norm_cuda_params {
   dipengine_pixels g;
   int64_t g_fit_stride;
   const float *a, *b, *c;
+  uint32_t* tickets; /* as in ops/conv_cuda.h; dipengine_norm_cuda_tickets() of them */
 } dipengine_norm_cuda_params;
 
 DIPENGINE_API dipengine_status dipengine_norm_cuda_workspace(const dipengine_norm_cuda_params* params, size_t* bytes);
+DIPENGINE_API dipengine_status dipengine_norm_cuda_tickets(const dipengine_norm_cuda_params* params, int64_t* count);
 
 /* mean and variance of v. */
 DIPENGINE_API dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params* params);

@@ -5,6 +5,7 @@
 // and channel.
 #include "ops/norm/parts_cuda.h"
 
+#include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/launch.h"
 
 namespace dipengine {
@@ -57,14 +58,7 @@ DIPENGINE_KERNEL(kThreads, 2) moments_kernel(DIPENGINE_PARAMS(MomentsLaunch) p) 
   }
   const Moments all = merge_block(own);
   if (thread >= kChannels || channel >= p.channels) return;
-  const double variance = all.m2 / all.count;
-  const int64_t at = fit * p.numbers_fit_stride + channel, parameter = fit * p.parameters_fit_stride + channel;
-  p.mean[at] = static_cast<float>(all.mean);
-  p.variance[at] = static_cast<float>(variance);
-  if (p.scale == nullptr) return;
-  const double scale = (p.gamma == nullptr ? 1.0 : static_cast<double>(p.gamma[parameter])) / square_root(variance + p.eps);
-  p.scale[at] = static_cast<float>(scale);
-  p.shift[at] = static_cast<float>((p.beta == nullptr ? 0.0 : static_cast<double>(p.beta[parameter])) - all.mean * scale);
+  finish_moments(p, fit, channel, {{all.count, all.mean, all.m2}});
 }
 
 DIPENGINE_KERNEL(kThreads, 2) sums_kernel(DIPENGINE_PARAMS(SumsLaunch) p) {
@@ -80,8 +74,7 @@ DIPENGINE_KERNEL(kThreads, 2) sums_kernel(DIPENGINE_PARAMS(SumsLaunch) p) {
   }
   const Sums all = merge_block(own);
   if (thread >= kChannels || channel >= p.channels) return;
-  p.sum[fit * p.numbers_fit_stride + channel] = static_cast<float>(all.sum);
-  if (p.product != nullptr) p.product[fit * p.numbers_fit_stride + channel] = static_cast<float>(all.product);
+  finish_sums(p, fit, channel, {{all.sum, all.product, 0}});
 }
 
 }  // namespace
@@ -90,6 +83,17 @@ dipengine_status launch_moments(const MomentsLaunch& launch, int64_t fits, void*
   return cuda::launch(moments_kernel, "moments",
                       {(launch.channels + kChannels - 1) / kChannels, fits, 1, kThreads, kThreads * sizeof(Moments)}, launch,
                       stream);
+}
+
+dipengine_status set_fold(const dipengine_norm_cuda_gradient* fold, const char* op, SumsLaunch* launch) {
+  if (fold == nullptr) return DIPENGINE_OK;
+  DIPENGINE_TRY(check_struct(fold, op));
+  DIPENGINE_REQUIRE(fold->count > 0 && fold->mean != nullptr && fold->variance != nullptr && fold->a != nullptr &&
+                        fold->b != nullptr && fold->c != nullptr && launch->sum != nullptr && launch->product != nullptr,
+                    "%s needs sum and product of what it folds, with mean, variance, a, b and c; one of them is NULL.", op);
+  launch->folds = 1;
+  launch->fold = *fold;
+  return DIPENGINE_OK;
 }
 
 dipengine_status launch_sums(const SumsLaunch& launch, int64_t fits, void* stream) {

@@ -64,10 +64,13 @@ DIPENGINE_ABSENT(dipengine_blur_cuda_backward, dipengine_blur_cuda_params)
 DIPENGINE_ABSENT(dipengine_conv_cuda_pack, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT(dipengine_conv_cuda_forward, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT(dipengine_conv_cuda_weight_gradient, dipengine_conv_cuda_params)
+DIPENGINE_ABSENT(dipengine_conv_cuda_data_pack, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT(dipengine_conv_cuda_data_gradient, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_packed_bytes, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_workspace, dipengine_conv_cuda_params)
 DIPENGINE_ABSENT_SIZE(dipengine_conv_cuda_weight_gradient_workspace, dipengine_conv_cuda_params)
+dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params*, int64_t*) { return absent(); }
+dipengine_status dipengine_norm_cuda_tickets(const dipengine_norm_cuda_params*, int64_t*) { return absent(); }
 dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params*, size_t*, size_t*) { return absent(); }
 DIPENGINE_ABSENT(dipengine_deviance_cuda, dipengine_deviance_cuda_params)
 DIPENGINE_ABSENT_SIZE(dipengine_deviance_cuda_workspace, dipengine_deviance_cuda_params)

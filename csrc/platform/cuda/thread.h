@@ -16,11 +16,15 @@
 #define DIPENGINE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define DIPENGINE_PARAMS(Type) const __grid_constant__ Type
 #define DIPENGINE_UNROLL _Pragma("unroll")
+#define DIPENGINE_UNROLL_BY_8 _Pragma("unroll 8")
+#define DIPENGINE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define DIPENGINE_DEVICE static inline
 #define DIPENGINE_KERNEL(threads, blocks) void
 #define DIPENGINE_PARAMS(Type) const Type
 #define DIPENGINE_UNROLL
+#define DIPENGINE_UNROLL_BY_8
+#define DIPENGINE_NO_UNROLL
 #endif
 
 namespace dipengine::cuda {
@@ -48,6 +52,19 @@ DIPENGINE_DEVICE void sync_threads() { __syncthreads(); }
 // The same of the 32 lanes of a warp.
 DIPENGINE_DEVICE void sync_warp() { __syncwarp(); }
 
+// Whether this block is the last of `count` to come to `ticket`, which is 0 before the first and behind the last. Every thread of each
+// block must come. The last one sees all that the others wrote before they came.
+DIPENGINE_DEVICE bool last_block(uint32_t* ticket, int count) {
+  __syncthreads();
+  int last = 0;
+  if (threadIdx.x == 0) {
+    __threadfence();  // of all threads' writes: barriers and fences add up
+    last = atomicInc(ticket, static_cast<unsigned>(count - 1)) == static_cast<unsigned>(count - 1) ? 1 : 0;
+    __threadfence();
+  }
+  return __syncthreads_or(last) != 0;
+}
+
 // The value of lane (own ^ mask). All 32 lanes must come. Orders no memory.
 template <typename T>
 DIPENGINE_DEVICE T shuffle_xor(T value, int mask) {
@@ -66,6 +83,7 @@ unsigned char* shared_memory();
 // The place of the call is how a test names a barrier, to delete it.
 void sync_threads(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void sync_warp(const char* file = __builtin_FILE(), int line = __builtin_LINE());
+bool last_block(uint32_t* ticket, int count, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 float shuffle_xor(float value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 double shuffle_xor(double value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
