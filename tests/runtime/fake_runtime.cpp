@@ -186,6 +186,9 @@ cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind, cudaStre
   if (of(stream).captures != nullptr && !allowed("pageable memory is copied")) return told(cudaErrorStreamCaptureUnsupported);
   return told(cudaSuccess);
 }
+cudaError_t cudaMemcpy2DAsync(void*, size_t, const void*, size_t, size_t, size_t, cudaMemcpyKind, cudaStream_t) {
+  return told(cudaSuccess);  // on one device: a capture takes it
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new FakeStream;
   streams.insert(*stream);
