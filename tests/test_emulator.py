@@ -69,6 +69,8 @@ def test_the_program_for_a_gpu_goes_on_behind_tests_that_end_in_any_way(folder):
 @pytest.mark.slow
 def test_whole_iterations_agree_with_the_plan_on_a_cpu_and_have_the_same_bits_in_company(emulator):
     assert re.search(r"^[1-9]\d* tests, 0 failed$", run(emulator, "fit_"), re.MULTILINE)
+    for name in ("fit_one_step", "fit_in_company"):  # in the tiles of sm_90
+        assert "1 tests, 0 failed" in run("env", "EMULATOR_SHARED_KB=227", emulator, name)
 
 
 def in_shards(emulator, test):

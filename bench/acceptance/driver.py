@@ -160,8 +160,12 @@ def _tell(call: Call, store: Store, parts: Parts, part: str, waited_for: list[st
     for name, result in ended:
         call.say(f"[{part}] {name}: {said(result)}")
         waited_for.remove(name)
-    if ended:
+    if not ended:
+        return
+    try:
         importlib.import_module(call.parts_module).report(store, parts, lambda text: None)
+    except OSError as error:  # at the end it is said; until then steps count
+        call.say(f"The results cannot be written now: {error}")
 
 
 def _finish_for(store: Store, at: dict[str, Any], result: dict[str, Any]) -> None:

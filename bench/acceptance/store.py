@@ -84,8 +84,10 @@ class Store:
         new = path.with_suffix(".new")
         with tarfile.open(new, "w:gz", compresslevel=3) as packed:
             for name in names:
-                if (self.folder / name).exists():
-                    packed.add(self.folder / name, name, filter=lambda info: None if "__pycache__" in info.name else info)
+                top = self.folder / name
+                for one in sorted(top.rglob("*")) if top.is_dir() else [top]:
+                    if one.is_file() and one.suffix != ".new" and "__pycache__" not in one.parts:  # no result that is being written
+                        packed.add(one, str(one.relative_to(self.folder)), recursive=False)
         new.replace(path)
 
     def unpack(self, path: Path) -> None:

@@ -20,6 +20,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -37,9 +38,15 @@ struct Site {  // of a barrier or wait
   bool operator==(const Site& other) const { return line == other.line && file == other.file; }
 };
 
+// Bytes of a block's shared memory: of sm_86, or as many KB as EMULATOR_SHARED_KB in the environment says.
+inline size_t shared_memory_of_a_block() {
+  const char* const given = std::getenv("EMULATOR_SHARED_KB");
+  return 1024 * (given == nullptr ? 99 : static_cast<size_t>(std::atoi(given)));
+}
+
 struct Settings {
   uint64_t seed = 1;                // of the order of everything
-  size_t shared_limit = 99 * 1024;  // of a block, as of sm_86
+  size_t shared_limit = shared_memory_of_a_block();
   Site deleted{"", 0};              // a barrier or wait that does nothing
   // Of a launch of more than 64 blocks only those at 16 places of x run, in memory that nobody checks: to count (launches()).
   bool sampled = false;
