@@ -76,7 +76,8 @@ dipengine_status CudaPlan::launch(int step) {
   const int last = static_cast<int>(graph_.steps.size()) - 1;  // the inspection
   if (step == 0) {
     DIPENGINE_TRY(launch_begin(turn(), stream_));
-    DIPENGINE_TRY(put_behind(kWeights, kMain));
+    // Every branch, for those without work are waited for, too, and a stream outside of what is recorded cannot be.
+    for (Branch branch : {kSkips, kWeights, kOtherWeights}) DIPENGINE_TRY(put_behind(branch, kMain));
     DIPENGINE_TRY(pack(false));
     DIPENGINE_TRY(each(step, false));
     DIPENGINE_TRY(put_behind(kMain, kWeights));
@@ -412,6 +413,7 @@ dipengine_status CudaPlan::data_gradient(int step, const Unit& unit, Conv& conv)
       if (other == i) continue;
       sources[other].d_x.data = nullptr;
       sources[other].sum = sources[other].product = nullptr;
+      sources[other].accumulate = 0;
     }
     one.sources = sources;
     DIPENGINE_TRY(dipengine_conv_cuda_data_gradient(&one));

@@ -37,8 +37,7 @@ dipengine_status memory_of(const void* pointer, int* device) {
 
 dipengine_status wait_for(void* stream, void* before) {
   happened += "stream " + number(stream) + " behind " + number(before) + ";";
-  emulator::put_behind(stream, before);
-  return DIPENGINE_OK;
+  return emulator::put_behind(stream, before);
 }
 
 dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) {

@@ -68,7 +68,8 @@ using Sequence = std::vector<Recorded>;
 void begin_recording(void* stream, Sequence* sequence);
 // A failure where a launch is on a stream that `stream` was not put behind again.
 dipengine_status end_recording();
-void put_behind(void* stream, void* before);
+// A failure where a stream of the recording is put behind one outside of it.
+dipengine_status put_behind(void* stream, void* before);
 // All of it in an order drawn from the seed, of those that what each launch has to come behind leaves. Also found, whatever the order:
 // two launches with neither behind the other that touch the same place, one of them to write.
 dipengine_status run_in_some_order(const Sequence& sequence);

@@ -50,12 +50,16 @@ dipengine_status end_recording() {
   return DIPENGINE_OK;
 }
 
-void put_behind(void* stream, void* before) {
+dipengine_status put_behind(void* stream, void* before) {
+  if (recorded == nullptr) return DIPENGINE_OK;
   const auto from = recorded_behind.find(before);
-  if (recorded == nullptr || from == recorded_behind.end()) return;
+  const bool inside = from != recorded_behind.end();
+  DIPENGINE_REQUIRE(inside || recorded_behind.count(stream) == 0, "What is recorded waits for a stream outside of it.");
+  if (!inside) return DIPENGINE_OK;
   const std::vector<size_t> launches = from->second;
   std::vector<size_t>& own = recorded_behind[stream];
   own.insert(own.end(), launches.begin(), launches.end());
+  return DIPENGINE_OK;
 }
 
 dipengine_status run_in_some_order(const Sequence& sequence) {

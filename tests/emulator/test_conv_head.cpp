@@ -255,6 +255,7 @@ class HeadProblem {
     Array<uint8_t> packed(static_cast<int64_t>(p->packed_bytes)), workspace(static_cast<int64_t>(p->workspace_bytes));
     p->packed = packed.data();
     p->workspace = workspace.data();
+    if (!of_weights && dipengine_conv_cuda_data_pack(p) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
     if ((of_weights ? dipengine_conv_cuda_weight_gradient(p) : dipengine_conv_cuda_data_gradient(p)) != DIPENGINE_OK)
       return emulator::wrong("%s", dipengine_last_error());
     return (packed.intact() && workspace.intact()) || emulator::wrong("written outside");
