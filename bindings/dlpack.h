@@ -43,7 +43,8 @@ auto answer_of(const char* name, const char* protocol, const Ask& ask) {
                         error.matches(PyExc_OverflowError);
     if (!answer) throw;
   }
-  raise("InputError", "The tensor '%s' has a %s that does not keep to its protocol; give an array of another library.", name, protocol);
+  raise("InputError", "The tensor '%s' has a %s that does not keep to its protocol; give an array of another library.", name,
+        protocol);
 }
 
 class Place;

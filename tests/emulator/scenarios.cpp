@@ -63,7 +63,8 @@ TEST(scenarios_are_right_in_every_order_of_execution) {
   }
   // By their distance from a function that a list of symbols has, too.
   for (const auto& [kernel, shared] : launched()) {
-    std::printf("launched %" PRIdPTR " %zu\n", reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&dipengine_last_error), shared);
+    const intptr_t distance = reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&dipengine_last_error);
+    std::printf("launched %" PRIdPTR " %zu\n", distance, shared);
   }
   settings() = Settings{};
 }
