@@ -89,7 +89,7 @@ def test_what_needs_a_step_that_failed_waits_for_it(tmp_path):
     one = Acceptance(tmp_path, **plan)
     (tmp_path / "needs.json").write_text(json.dumps({"second": "first/a", "third/e": "first/b"}))
     status, said = one.call()
-    assert status == 1 and one.begun() == ["a", "b", "e"] and "second/c, second/d: not before what failed works" in said
+    assert status == 1 and one.begun() == ["a", "b", "e"] and "Not before what failed works: second (2)" in said
     one.plan(**plan | {"first": [("a", "measure"), ("b", "measure")]})
     assert one.call("--again")[0] == 0 and one.begun() == ["a", "c", "d"]
 

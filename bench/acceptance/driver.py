@@ -80,9 +80,6 @@ def accept(call: Call) -> int:
                 store.forget(part, [s.name for s in parts[part] if part == call.only or _bad(store, part, s)])
         fresh = True
         for part, names in stages_of(call, store, parts):
-            waits = [f"{part}/{s.name}" for s in _open(store, parts, part, names) if _waits(call, store, parts, part, s)]
-            if waits and names is None:
-                call.say(f"{', '.join(waits)}: not before what failed works")
             fresh, more = _run_stage(call, store, parts, (part, names), deadline, held, fresh)
             if any(s.needed and _bad(store, part, s) for s in parts[part]):
                 call.say(f"The part {part!r} failed: nothing else can be done ({store.log(part)}).")
@@ -242,6 +239,10 @@ def _conclude(call: Call, store: Store, parts: Parts) -> int:
     total = sum(map(len, parts.values()))
     if left:
         call.say(f"{total - len(left)} of {total} steps are done; run it again for the others, next {left[0]}.")
+    waits = {part: [s for s in _open(store, parts, part) if _waits(call, store, parts, part, s)] for part in parts}
+    if any(waits.values()):
+        counts = ", ".join(f"{part} ({len(steps_)})" for part, steps_ in waits.items() if steps_)
+        call.say(f"Not before what failed works: {counts}; --part does one all the same.")
     if bad:
         call.say(f"Failed: {', '.join(bad)} (logs in {call.folder / 'logs'}; AGAIN=1 does them again).")
     elif not left:
