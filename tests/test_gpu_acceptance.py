@@ -391,7 +391,7 @@ def test_a_source_counts_as_run_when_all_tests_of_its_folder_have_passed():
     passed, kernels = {"status": "passed"}, {"conv_forward": "a", "conv_mean": "b", "norm": "c", "parts": "d"}
     results = {"build": {"doctor": passed | {"kernels": kernels}}, "tests": {"conv": passed, "norm": passed}}
     assert report.on_silicon(results) == {"norm": "c", "parts": "d"}  # test_conv_mean.cpp has not run
-    results["tests"]["conv_mean"] = passed
+    results["tests"] |= dict.fromkeys(("conv_mean", "conv_head"), passed)
     assert report.on_silicon(results) == kernels
     results["tests"]["norm"] = {"status": "crashed"}
     assert set(report.on_silicon(results)) == {"conv_forward", "conv_mean"}

@@ -16,7 +16,7 @@ TABLE = ROOT / "bench/results/roofline_h200.json"
 pytestmark = pytest.mark.skipif(not TABLE.exists(), reason="needs the source tree")
 
 
-@pytest.mark.parametrize(("upsample", "dtype", "size"), product(("nearest", "bilinear"), ("bf16", "float32"), (256, 512)))
+@pytest.mark.parametrize(("upsample", "dtype", "size"), list(product(("nearest", "bilinear"), ("bf16", "float32"), (256, 512))))
 def test_every_layer_of_the_papers_network_is_in_the_table(upsample, dtype, size):
     table = json.loads(TABLE.read_text())
     assert table["measured"] is False

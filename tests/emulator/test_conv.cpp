@@ -8,6 +8,7 @@
 
 #include "conv_layers.h"
 #include "guarded.h"
+#include "ops/conv/conv_pack_cuda.h"
 #include "scenarios.h"
 
 using namespace dipengine;
@@ -26,6 +27,23 @@ std::vector<float> affine(check::Numbers& numbers, int64_t count, double offset)
   std::vector<float> values;
   for (int64_t i = 0; i < count; ++i) values.push_back(static_cast<float>(std::round(numbers.next() * 8) / 8 + offset));
   return values;
+}
+
+// The weights of both passes, packed by one launch from a table as a plan packs those of all its layers: the same bytes.
+bool packs_by_table(dipengine_conv_cuda_params p, dipengine_conv_cuda_params q, const std::vector<uint8_t>& forward,
+                    const std::vector<uint8_t>& backward) {
+  Array<uint8_t> packed(static_cast<int64_t>(forward.size())), packed_again(static_cast<int64_t>(backward.size()));
+  p.packed = packed.data();
+  q.packed = packed_again.data();
+  std::vector<PackJob> jobs;
+  if (add_forward_pack(p, "a table", &jobs) != DIPENGINE_OK || add_data_packs(q, "a table", &jobs) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
+  const int64_t blocks = share_blocks(&jobs);
+  Array<PackJob> table(jobs);
+  if (launch_packs({table.data(), static_cast<int32_t>(jobs.size()), blocks, p.active}, p.dtype, p.fits, p.stream) != DIPENGINE_OK)
+    return emulator::wrong("%s", dipengine_last_error());
+  if (!packed.intact() || !packed_again.intact()) return emulator::wrong("written outside");
+  return (packed.copy() == forward && packed_again.copy() == backward) || emulator::wrong("packed from a table, weights have other bytes");
 }
 
 template <typename Stored>
@@ -238,6 +256,7 @@ bool conv_case(const Layer& layer) {
   for (const auto& image : d_x) {
     if (!image->intact() || !packed_again.intact() || !workspace_again.intact()) return emulator::wrong("written outside");
   }
+  if (!packs_by_table(p, q, packed.copy(), packed_again.copy())) return false;
   // A fit alone: the same bits as among others.
   for (int64_t f = 0; f < layer.fits && layer.fits > 1; ++f) {
     if (active[static_cast<size_t>(f)] == 0) continue;
