@@ -100,14 +100,14 @@ SHARED = {
     "adam_kernel": 32,
     "blur_kernel": 28 * 1024,
     "census_kernel": 256,
-    "conv_bias_gradient_kernel": 1024,
+    "conv_bias_gradient_kernel": 7 * 1024,  # merges its parts: 28 bytes a thread, as norms do
     "deviance_kernel": 512,
     "deviance_finish_kernel": 512,
     "masked_mse_kernel": 256,
     "masked_mse_finish_kernel": 256,
     "moments_kernel": 6 * 1024,
-    "norm_statistics_kernel": 2 * 1024,
-    "norm_backward_kernel": 2 * 1024,
+    "norm_statistics_kernel": 7 * 1024,
+    "norm_backward_kernel": 7 * 1024,
     "sums_kernel": 4 * 1024,
 }  # others: none
 BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_weight_gradient_kernel")
