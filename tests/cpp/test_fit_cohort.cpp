@@ -57,10 +57,9 @@ dipengine_status start_with(TestFit& fit, const FitProblem& problem, void (*chan
   return dipengine_fit_start(fit.get(), 0, &start);
 }
 
-}  // namespace
-
-TEST(slots_with_sizes_of_their_own_have_the_bits_of_fits_alone) {
+void have_the_bits_of_fits_alone(int32_t dtype) {
   for (const FitProblem& problem : stopping_tasks()) {
+    if (problem.params.dtype != dtype) continue;
     const FitProblem first = check::resized(problem, 21, 30, 5), second = check::resized(problem, 24, 29, 6),
                      third = check::resized(problem, 22, 32, 7), last = check::resized(problem, 23, 31, 8);
     // Alone, each in a fit of its own size.
@@ -100,6 +99,11 @@ TEST(slots_with_sizes_of_their_own_have_the_bits_of_fits_alone) {
     }
   }
 }
+
+}  // namespace
+
+TEST(slots_with_sizes_of_their_own_have_the_bits_of_fits_alone_in_float32) { have_the_bits_of_fits_alone(DIPENGINE_FLOAT32); }
+TEST(slots_with_sizes_of_their_own_have_the_bits_of_fits_alone_in_bfloat16) { have_the_bits_of_fits_alone(DIPENGINE_BFLOAT16); }
 
 // Large images without unknown pixels, then small ones, and the other way round: nothing shines through.
 TEST(what_ran_in_a_slot_before_leaves_no_trace) {
