@@ -258,6 +258,12 @@ def test_wrong_use_is_one_sentence_and_status_2(folder, arguments, said, capsys)
     assert not Path("out").exists()
 
 
+def test_a_log_is_told_now_and_then(folder):
+    process = start("--iterations", 400)  # its stderr is no terminal
+    said = process.communicate(timeout=120)[1]
+    assert said.count("images") <= 8 and "100%" in said and "6/6 images" in said
+
+
 def test_a_dry_run_does_nothing(folder, capsys):
     assert batch("--dry-run") == 0
     assert f"denoise: {folder}/in/deep/d.jpg -> out/deep/d.png" in capsys.readouterr().out

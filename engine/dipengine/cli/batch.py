@@ -131,6 +131,9 @@ def _path_text(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
+_SECONDS_OF_A_LOG = 10.0  # between two lines of progress
+
+
 class _Progress:
     """The whole batch on one line: images, images an hour, time left. True once somebody wants it to end."""
 
@@ -141,6 +144,8 @@ class _Progress:
         self._begin = time.monotonic()
         self._bar: Any = None
         self._total = tally.total
+        self._last: tuple[Tally, float] | None = None
+        self._next = 0.0  # seconds from the beginning; where nobody watches a terminal, a log is told now and then
 
     def __enter__(self) -> "_Progress":
         if not self._quiet and sys.stderr is not None:
@@ -152,6 +157,7 @@ class _Progress:
         return self
 
     def __call__(self, tally: "Tally", under_way: float) -> bool:
+        self._last = tally, under_way
         if self._bar is not None:
             try:
                 self._show(tally, under_way)
@@ -161,6 +167,9 @@ class _Progress:
 
     def _show(self, tally: "Tally", under_way: float) -> None:
         seconds = time.monotonic() - self._begin
+        if seconds < self._next and not self.asked_to_stop:
+            return
+        self._next = 0 if sys.stderr.isatty() else seconds + _SECONDS_OF_A_LOG
         gained = tally.finished - self._before + under_way
         self._bar.n = min(self._total, round(tally.finished + under_way, 2))
         text = f"{tally.finished}/{tally.total} images"
@@ -177,6 +186,9 @@ class _Progress:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             with suppress(OSError, ValueError):
+                self._next = 0.0
+                if self._last is not None:
+                    self._show(*self._last)
                 self._bar.close()
 
 

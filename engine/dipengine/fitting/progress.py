@@ -39,7 +39,8 @@ class ProgressBar:
         from tqdm import tqdm
 
         if sys.stderr is not None:
-            self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=0.2)
+            often = 0.2 if sys.stderr.isatty() else 10.0  # seconds: a log is told now and then
+            self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=often)
 
     def _show(self, report: Report) -> None:
         if self._bar is None:
