@@ -32,6 +32,7 @@ set(DIPENGINE_CUDA_HOST_SOURCES
   csrc/fit/cuda_branches.cpp
   csrc/fit/cuda_data.cpp
   csrc/fit/cuda_device.cpp
+  csrc/fit/cuda_norms.cpp
   csrc/fit/cuda_plan.cpp
   csrc/fit/cuda_weights.cpp)
 set(DIPENGINE_CUDA_ALL 80-real 86-real 89-real 90-real 120-real 80-virtual)

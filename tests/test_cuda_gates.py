@@ -10,58 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_compiler import FLAGS, NVCC, ROOT, SOURCES, compile_kernels, run
+from cuda_compiler import FLAGS, NVCC, REGISTERS, ROOT, SOURCES, compile_kernels, run
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
-
-# Most registers of a thread, by kernel. With 128 threads 255 are what two blocks a multiprocessor leave, with 256 threads 128.
-REGISTERS = {
-    "sigmoid_backward_kernel": 64,
-    "adam_kernel": 64,
-    "perturb_kernel": 64,
-    "masked_mse_kernel": 96,
-    "masked_mse_finish_kernel": 96,
-    "blur_kernel": 104,
-    "deviance_kernel": 104,
-    "deviance_finish_kernel": 112,
-    "downsample_rows_kernel": 64,
-    "downsample_columns_kernel": 64,
-    "upsample_rows_kernel": 64,
-    "upsample_columns_kernel": 64,
-    "moments_kernel": 96,
-    "sums_kernel": 96,
-    "norm_fold_gradient_kernel": 64,
-    "conv_weight_sum_kernel": 64,
-    "conv_widen_kernel": 64,
-    "conv_narrow_kernel": 64,
-    "census_kernel": 64,
-    "turn_begin_kernel": 64,
-    "turn_judge_kernel": 64,
-    "turn_end_kernel": 72,
-    "turn_copy_kernel": 64,
-    "turn_margin_kernel": 64,
-} | {
-    name.replace("<", f"<{element},") if "<" in name else f"{name}<{element}>": most
-    for name, by_element in {
-        "norm_statistics_kernel": (96, 64),
-        "norm_backward_kernel": (96, 72),
-        "conv_pack_kernel": (96, 80),
-        "conv_pack_all_kernel": (96, 80),
-        "conv_forward_kernel<4,1,2,1>": (160, 144),
-        "conv_forward_kernel<4,1,2,2>": (176, 160),
-        "conv_forward_kernel<2,2,4,2>": (216, 192),
-        "conv_forward_kernel<2,2,4,4>": (255, 248),
-        "conv_data_gradient_kernel<4,1,2,1>": (144, 128),
-        "conv_data_gradient_kernel<4,1,2,2>": (168, 144),
-        "conv_data_gradient_kernel<2,2,4,2>": (208, 176),
-        "conv_data_gradient_kernel<2,2,4,4>": (255, 240),
-        "conv_weight_gradient_kernel<1>": (184, 160),
-        "conv_weight_gradient_kernel<4>": (240, 208),
-        "conv_weight_gradient_kernel<9>": (255, 255),
-        "conv_bias_gradient_kernel": (96, 64),
-    }.items()
-    for element, most in zip(("bf16", "float32"), by_element, strict=True)
-}
 
 pytestmark = [
     pytest.mark.skipif(not SOURCES, reason="needs the source tree"),

@@ -16,9 +16,8 @@ torch = pytest.importorskip("torch")
 
 from conv_problems import FAMILIES, Problem, draw_layer, exact, nearest_tf32  # noqa: E402
 from conv_problems import run as run_on_cpu  # noqa: E402
-from cuda_compiler import short_name  # noqa: E402
+from cuda_compiler import REGISTERS, short_name  # noqa: E402
 from emulated import NEEDS, ROOT, Device, build, run  # noqa: E402
-from test_cuda_gates import REGISTERS  # noqa: E402
 
 pytestmark = [*NEEDS, pytest.mark.usefixtures("one_torch_thread")]
 

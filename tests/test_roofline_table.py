@@ -6,8 +6,7 @@ import json
 from itertools import product
 
 import pytest
-from cuda_compiler import ROOT
-from test_cuda_gates import REGISTERS
+from cuda_compiler import REGISTERS, ROOT
 
 from dipengine.bench.operations import layers_of
 from dipengine.generators.architecture import Hourglass

@@ -1,7 +1,6 @@
 """The driver's step over executors that a test plays: order, memory, accidents, attempts, threads. No process runs here."""
 
 import errno
-import json
 import subprocess
 import sys
 import time
@@ -10,98 +9,10 @@ from pathlib import Path
 import pytest
 
 from dipengine.fitting.settings import Settings
-from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.jobs import Job, Request
-from dipengine.scheduling.ledger import Ledger
-from dipengine.scheduling.messages import Died, Done, Drop, Failed, Go, Planned, Progressed, Ready, Start, Threads, Tiled
+from dipengine.scheduling.messages import Died, Done, Drop, Planned, Progressed, Ready, Threads
 from dipengine.scheduling.pool import DevicePlan
-
-HERE = {"device": "cpu", "bf16": True}
-
-
-class Played:
-    """An executor: what it is sent is kept, what it says is put into the pool's list."""
-
-    def __init__(self, pool, device, slots):
-        self.pool, self.device, self.slots, self.sent = pool, device, slots, []
-
-    def send(self, message):
-        self.sent.append(message)
-
-    def say(self, message):
-        self.pool.said.append((self, message))
-
-    def starts(self):
-        return [message for message in self.sent if isinstance(message, Start)]
-
-    def goes(self):
-        return [message.job for message in self.sent if isinstance(message, Go)]
-
-
-class PlayedPool:
-    def __init__(self, *devices):
-        self.devices, self.said, self.closed = devices, [], None
-
-    def start(self):
-        self.executors = [Played(self, d.name, d.slots) for d in self.devices for _ in range(d.workers)]
-        return self.executors
-
-    def events(self, timeout):
-        said, self.said = self.said, []
-        return said
-
-    def close(self, patience):
-        self.closed = patience
-        said, self.said = self.said, []
-        return said
-
-
-class Scene:
-    """Driver, ledger and executors, with short words for what happens."""
-
-    def __init__(self, count=4, device=DevicePlan("cpu", 2, 1, 100, 4), priorities=(), retries=2, canvases=()):
-        self.ledger = Ledger(None)
-        self.pool = PlayedPool(device)
-        self.ended = []
-        self.driver = Driver(self.ledger, self.pool, self, retries=retries)
-        priorities = list(priorities) + [0] * count
-        jobs = [Job(f"/in/{i}.png", f"{i}.png", Request(), priorities[i]) for i in range(count)]
-        with self.ledger.transaction():
-            self.rows = [row for row, _ in self.ledger.enter(jobs)]
-        for row, canvas in zip(self.rows, list(canvases) + [None] * count):
-            row.canvas = canvas
-            self.driver.add(row)
-        self.workers = self.pool.executors
-
-    def ready(self):
-        for worker in self.workers:
-            worker.say(Ready(HERE))
-        self.driver.step()
-
-    def plan(self, worker, needed=10, job=None):
-        start = worker.starts()[-1] if job is None else next(s for s in reversed(worker.starts()) if s.job == job)
-        worker.say(Planned(start.job, start.attempt, needed, 100))
-        self.driver.step()
-        return start
-
-    def finish(self, worker, start=None):
-        start = start or worker.starts()[-1]
-        worker.say(Done(start.job, start.attempt, (), (), {"seconds": 1.0}, "value"))
-        self.driver.step()
-
-    def fail(self, worker, kind, error="It broke."):
-        start = worker.starts()[-1]
-        worker.say(Failed(start.job, start.attempt, error, kind))
-        self.driver.step()
-
-    def state(self, row):
-        return next(line for line in self.ledger.rows() if line["id"] == row.id)
-
-    def done(self, row, message):
-        self.ended.append(("done", row.id))
-
-    def failed(self, row, error, cause):
-        self.ended.append(("failed", row.id, error))
+from scenes import HERE, NoPlaces, Scene
 
 
 def test_each_worker_gets_the_next_job_and_runs_when_its_bytes_are_known():
@@ -369,73 +280,6 @@ def test_any_other_trouble_with_an_output_is_an_accident_of_its_own():
     assert scene.driver.halted is None
 
 
-class NoPlaces:
-    """Where the driver would put files."""
-
-    def __getattr__(self, name):
-        return lambda *arguments: "x"
-
-
-def test_a_large_image_becomes_tiles_then_one_image():
-    scene = Scene(2)
-    scene.driver._places = NoPlaces()
-    scene.ready()
-    first, second = scene.workers
-    start = first.starts()[0]
-    first.say(Tiled(start.job, start.attempt, (0, 2, 3), 4))  # tile 1 was done by an engine before
-    scene.driver.step()
-    assert first.starts()[-1].stage == "tile" and first.starts()[-1].tile == 0
-    assert scene.state(scene.rows[0])["state"] == "running" and scene.driver.progress() == 0.25
-    scene.plan(second)
-    scene.finish(second)  # the other image makes room: tiles come before images that came later
-    assert second.starts()[-1].tile == 2
-    scene.plan(first)
-    scene.finish(first)
-    assert first.starts()[-1].tile == 3
-    for worker in (first, second):
-        scene.plan(worker)
-        scene.finish(worker)
-    blend = next(s for worker in scene.workers for s in worker.starts() if s.stage == "blend")
-    assert (blend.job, blend.attempt) == (1, 1)
-    worker = first if blend in first.starts() else second
-    scene.plan(worker)
-    scene.finish(worker)
-    assert scene.ended == [("done", 2), ("done", 1)] and scene.driver.idle
-    assert scene.state(scene.rows[0])["attempts"] == 1
-
-
-def test_a_tile_that_fails_ends_the_others():
-    scene = Scene(2)
-    scene.driver._places = NoPlaces()
-    scene.ready()
-    first, second = scene.workers
-    scene.plan(second)
-    start = first.starts()[0]
-    first.say(Tiled(start.job, start.attempt, (0, 1, 2, 3), 4))
-    scene.driver.step()
-    scene.finish(second)
-    assert (first.starts()[-1].tile, second.starts()[-1].tile) == (0, 1)
-    scene.fail(first, "final", "It is not finite.")
-    assert scene.ended == [("done", 2), ("failed", 1, "Tile 0: It is not finite.")]
-    assert any(isinstance(message, Drop) for message in second.sent)
-    assert scene.driver.idle and len(first.starts()) == 2 and len(second.starts()) == 2
-
-
-def test_tiles_of_one_image_on_a_worker_that_dies():
-    scene = Scene(1, device=DevicePlan("cuda:0", 1, 2, None, 1), retries=0)
-    scene.driver._places = NoPlaces()
-    scene.ready()
-    worker = scene.workers[0]
-    start = worker.starts()[0]
-    worker.say(Tiled(start.job, start.attempt, (0, 1, 2), 3))
-    scene.driver.step()
-    assert [start.stage for start in worker.starts()] == ["image", "tile", "tile"]
-    worker.say(Died("boom"))
-    worker.say(Ready(HERE))
-    scene.driver.step()
-    assert scene.ended == [("failed", 1, "Tile 0: Tried once: boom")] and scene.driver.idle
-
-
 def test_what_is_done_while_the_workers_leave_is_done():
     scene = Scene(2)
     scene.ready()
@@ -459,17 +303,6 @@ def test_an_image_that_needs_more_than_the_limit_fails():
     assert worker.goes() == [2]
 
 
-def test_tiles_of_an_engine_that_stops_leave_their_image_queued():
-    scene = Scene(1)
-    scene.driver._places = NoPlaces()
-    scene.ready()
-    start = scene.workers[0].starts()[0]
-    scene.workers[0].say(Tiled(start.job, start.attempt, (0, 1, 2), 3))
-    scene.driver.step()
-    scene.driver.stop(1)
-    assert scene.ledger.counts() == {"queued": 1}
-
-
 def test_where_a_job_was_begun_is_fixed_and_said_when_it_changes():
     scene = Scene(1, device=DevicePlan("cpu", 1, 1, None, 1))
     scene.ready()
@@ -480,28 +313,6 @@ def test_where_a_job_was_begun_is_fixed_and_said_when_it_changes():
     line = scene.state(scene.rows[0])
     assert '"precision": "bf16"' in line["environment"]
     assert "begun elsewhere" in line["note"] and '"precision": "fp32"' in line["note"]
-
-
-def test_tiles_are_fixed_at_the_first_plan_and_said_when_they_change():
-    scene = Scene(1, device=DevicePlan("cpu", 1, 1, None, 1))
-    scene.driver._places = NoPlaces()
-    scene.ready()
-    worker = scene.workers[0]
-    start = scene.plan(worker)
-    worker.say(Died("boom"))
-    worker.say(Ready(HERE))
-    scene.driver.step()
-    line = scene.state(scene.rows[0])
-    assert json.loads(line["environment"])["tiling"] == "none" and line["note"] is None
-    worker.say(Tiled(start.job, start.attempt + 1, (0,), 1, "4 of 64x64, overlap 8"))
-    scene.driver.step()  # the tile begins, which writes nothing
-    worker.say(Died("boom"))
-    worker.say(Ready({"device": "cpu", "bf16": False}))
-    scene.driver.step()
-    scene.driver.stop(0)
-    line = scene.state(scene.rows[0])
-    assert json.loads(line["environment"])["tiling"] == "none"
-    assert "begun with tiles: none, so the values differ: now 4 of 64x64, overlap 8" in line["note"]
 
 
 def test_stopping_leaves_what_runs_queued():

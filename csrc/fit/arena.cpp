@@ -6,7 +6,7 @@
 namespace dipengine {
 
 int Arena::add_once(size_t bytes) {
-  buffers_.push_back({(bytes + kAlign - 1) / kAlign * kAlign, INT32_MAX, -1, false, 0});
+  buffers_.push_back({aligned(bytes), INT32_MAX, -1, false, 0});
   return static_cast<int>(buffers_.size()) - 1;
 }
 

@@ -10,12 +10,13 @@ namespace dipengine {
 class Arena {
  public:
   static constexpr size_t kAlign = 64;
+  static size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
   // `copies`: of every buffer but add_once's, one behind the other: for fits that run at once.
   explicit Arena(int64_t copies = 1) : copies_(static_cast<size_t>(copies)) {}
 
   // A buffer of `bytes` (a copy), without a life until it is used.
-  int add(size_t bytes) { return add_once((bytes + kAlign - 1) / kAlign * kAlign * copies_); }
+  int add(size_t bytes) { return add_once(aligned(bytes) * copies_); }
   int add_once(size_t bytes);
   // A buffer that is always alive.
   int add_permanent(size_t bytes);

@@ -70,6 +70,8 @@ class CudaPlan {
   float* array(SlotArrays::Name name) const { return blocks() + array_at(name); }
   float* parameter(int index) const { return array(SlotArrays::parameters) + layout_.parameter_offset(index); }
   float* gradient(int index) const { return blocks() + gradients_ + layout_.parameter_offset(index); }
+  enum Number { kMean, kVariance, kScale, kShift, kSum, kProduct };  // of a node's or part's norm, by channel
+  enum Coefficient { kA, kB, kC };                                   // of its gradient
   float* node_number(const Node& node, int which) const { return blocks() + numbers_at_ + node.numbers + which * node.channels; }
   float* part_number(const Part& part, int which) const;
   // Of the norm behind what has its numbers at `numbers`.

@@ -226,7 +226,7 @@ class Builder {
 void Graph::pack(const std::vector<size_t>& workspaces, bool branched) {
   for (size_t i = 0; i < steps.size(); ++i) {
     if (workspaces[i] == 0) continue;
-    steps[i].workspace = arena.add_once((workspaces[i] + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign);
+    steps[i].workspace = arena.add_once(workspaces[i]);
     arena.use(steps[i].workspace, static_cast<int>(i));
     if (!branched) continue;
     const bool before = static_cast<int>(i) < judged;

@@ -10,8 +10,6 @@ namespace {
 
 constexpr uint32_t kWeightsStream = 2;
 
-size_t aligned(size_t bytes) { return (bytes + Arena::kAlign - 1) / Arena::kAlign * Arena::kAlign; }
-
 // Calls visit(flat index, index in [out, in, k, k]) for every element of a tensor.
 template <typename Visit>
 void for_each_element(const ParameterSpec& spec, const Visit& visit) {
@@ -62,10 +60,10 @@ SlotLayout::Places SlotLayout::places(const Extent& extent) const {
   p.sizes[SlotArrays::target] = data * channels_;
   p.sizes[SlotArrays::mask] = data;
   p.sizes[SlotArrays::code] = code_;
-  p.bytes = aligned(sizeof(SlotState));
+  p.bytes = Arena::aligned(sizeof(SlotState));
   for (int name = 0; name < SlotArrays::count; ++name) {
     p.offsets[name] = p.bytes;
-    p.bytes += aligned(static_cast<size_t>(p.sizes[name]) * sizeof(float));
+    p.bytes += Arena::aligned(static_cast<size_t>(p.sizes[name]) * sizeof(float));
   }
   return p;
 }

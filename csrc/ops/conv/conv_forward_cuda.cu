@@ -264,20 +264,7 @@ dipengine_status dipengine_conv_cuda_forward(const dipengine_conv_cuda_params* p
   l.raw_aligned = in_sixteens(p.dtype, l.raw_fit_stride, p.raw);
   l.parts = p.mean == nullptr ? nullptr : static_cast<PartMoments*>(p.workspace);
   l.tree = place_part_tree(part_tree_of(plan), p.fits, plan.channels, p.workspace, p.mean == nullptr ? nullptr : p.tickets);
-  l.merge = {part_pixels_of(plan),
-             conv_parts(plan),
-             plan.channels,
-             l.parts,
-             p.active,
-             l.numbers_fit_stride,
-             l.parameters_fit_stride,
-             p.mean,
-             p.variance,
-             p.gamma,
-             p.beta,
-             p.eps,
-             p.scale,
-             p.shift};
+  l.merge = moments_launch(p, part_pixels_of(plan), conv_parts(plan), plan.channels, l.parts);
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return with_tile(plan.kind, [&](auto tile) {
       return launch_forward<decltype(element), decltype(tile)>(l, p, "conv_forward");

@@ -279,20 +279,7 @@ dipengine_status dipengine_norm_cuda_statistics(const dipengine_norm_cuda_params
   l.moments = static_cast<PartMoments*>(p.workspace);
   l.tree = place_part_tree(tree_of(p), p.fits, l.channels, p.workspace, p.tickets);
   const PartPixels pixels = {l.height * l.width, 1, 1, 1, kPixels, 0};
-  l.merge = {pixels,
-             parts_of(*p.source),
-             l.channels,
-             l.moments,
-             p.active,
-             p.numbers_fit_stride,
-             p.parameters_fit_stride,
-             p.mean,
-             p.variance,
-             p.gamma,
-             p.beta,
-             p.eps,
-             p.scale,
-             p.shift};
+  l.merge = moments_launch(p, pixels, parts_of(*p.source), l.channels, l.moments);
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
     return cuda::launch(norm_statistics_kernel<decltype(element)>, "norm_statistics", grid_of(p), l, p.stream);
   }));

@@ -92,6 +92,13 @@ struct MomentsLaunch {
   double eps;
   float *scale, *shift;
 };
+// Of the op whose params have that norm.
+template <typename Params>
+MomentsLaunch moments_launch(const Params& p, const PartPixels& pixels, int64_t count, int32_t channels, const PartMoments* parts) {
+  const bool single = p.fits == 1;
+  return {pixels,  count,      channels, parts,  p.active, single ? 0 : p.numbers_fit_stride, single ? 0 : p.parameters_fit_stride,
+          p.mean,  p.variance, p.gamma,  p.beta, p.eps,    p.scale,                           p.shift};
+}
 dipengine_status launch_moments(const MomentsLaunch& launch, int64_t fits, void* stream);
 
 struct SumsLaunch {

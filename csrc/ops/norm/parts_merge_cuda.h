@@ -168,8 +168,7 @@ struct SumsMerge {
   }
 };
 
-// By all threads of a block that has left its parts; `channels` of them, of channel tile `tile`, from first_channel on. The block's
-// shared memory is taken for it.
+// By all threads of block `block`, of channel tile `tile`, that has left its parts. The block's shared memory is taken for it.
 template <int threads, int channels, typename Merge>
 DIPENGINE_DEVICE void merge_by_blocks(const PartTree& t, const Merge& merge, int64_t fit, int tile, int block) {
   uint32_t* const tickets = t.tickets + (fit * t.channel_tiles + tile) * (t.groups + 1);

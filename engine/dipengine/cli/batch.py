@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dipengine.cli import arguments, restore, tiles
 from dipengine.errors import InputError, OutputError
+from dipengine.fitting.progress import seconds_between
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.tasks import TASKS
 
@@ -131,9 +132,6 @@ def _path_text(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-_SECONDS_OF_A_LOG = 10.0  # between two lines of progress
-
-
 class _Progress:
     """The whole batch on one line: images, images an hour, time left. True once somebody wants it to end."""
 
@@ -145,7 +143,7 @@ class _Progress:
         self._bar: Any = None
         self._total = tally.total
         self._last: tuple[Tally, float] | None = None
-        self._next = 0.0  # seconds from the beginning; where nobody watches a terminal, a log is told now and then
+        self._next = 0.0  # seconds from the beginning: when it is shown again
 
     def __enter__(self) -> "_Progress":
         if not self._quiet and sys.stderr is not None:
@@ -169,7 +167,7 @@ class _Progress:
         seconds = time.monotonic() - self._begin
         if seconds < self._next and not self.asked_to_stop:
             return
-        self._next = 0 if sys.stderr.isatty() else seconds + _SECONDS_OF_A_LOG
+        self._next = seconds + seconds_between()
         gained = tally.finished - self._before + under_way
         self._bar.n = min(self._total, round(tally.finished + under_way, 2))
         text = f"{tally.finished}/{tally.total} images"

@@ -22,6 +22,11 @@ class Report:
 ProgressCallback = Callable[[Report], bool | None]  # a true return value stops the fit
 
 
+def seconds_between() -> float:
+    """Least time from one state of a bar on standard error to the next: a terminal is watched, a log is told now and then."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
 class ProgressBar:
     """A tqdm bar on standard error: iteration, loss, PSNR when the truth is known, time left.
 
@@ -39,8 +44,7 @@ class ProgressBar:
         from tqdm import tqdm
 
         if sys.stderr is not None:
-            often = 0.2 if sys.stderr.isatty() else 10.0  # seconds: a log is told now and then
-            self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=often)
+            self._bar = tqdm(total=ceiling, desc=label, unit="it", dynamic_ncols=True, mininterval=seconds_between())
 
     def _show(self, report: Report) -> None:
         if self._bar is None:
