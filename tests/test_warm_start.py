@@ -216,11 +216,22 @@ def test_the_command_line_starts_from_a_file_and_says_so(tmp_path, noisy, capsys
     assert main([str(word) for word in same]) == 2 and "named twice" in capsys.readouterr().err
 
 
+@pytest.fixture
+def same_bits_everywhere():
+    """Kernels of the instruction set that about every CPU has: where a fit stops hangs on its last bits, which others round otherwise."""
+    if backend.native is not None:
+        backend.native.set_cpu_isa("avx2")
+    yield
+    if backend.native is not None:
+        backend.native.set_cpu_isa(None)
+
+
 @pytest.mark.slow
-def test_on_a_photograph_it_stops_no_later_and_is_no_worse():
+def test_on_a_photograph_it_stops_no_later_and_is_no_worse(same_bits_everywhere):
     """The same picture again, and the same with other noise: at most as many iterations as a cold fit, and nothing lost.
 
-    In the mean of two seeds: single fits that stop by themselves scatter by some tenths of a dB, and by other last bits as well.
+    In the mean of two seeds: single fits that stop by themselves scatter by some tenths of a dB (0.24 were lost in one of these, 0.58
+    in one of another instruction set).
     """
     data = pytest.importorskip("skimage.data")
     clean = np.ascontiguousarray(data.camera()[100:196, 200:296])
@@ -235,4 +246,4 @@ def test_on_a_photograph_it_stops_no_later_and_is_no_worse():
             print({name: (expected[name], warm[name]) for name in ("iterations", "delivered_iteration", "psnr")})
             assert warm["iterations"] <= expected["iterations"] and warm["stop_reason"] == "variance"
             gains.append(warm["psnr"] - expected["psnr"])
-    assert np.mean(gains) > 0 and min(gains) > -0.5, gains
+    assert np.mean(gains) > 0 and min(gains) > -0.3, gains
