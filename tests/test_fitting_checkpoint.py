@@ -95,6 +95,16 @@ def test_writing_replaces_the_file_whole_or_not_at_all(path, monkeypatch):
     assert read_checkpoint(path).about["iteration"] == 3
 
 
+def test_writing_makes_no_file_whose_name_nobody_knows(path, monkeypatch):
+    """safetensors' save_file writes by way of a temporary file of its own, which would stay behind after a kill -9."""
+    for name in ("save_file", "serialize_file"):
+        monkeypatch.setattr(f"safetensors.numpy.{name}", None)
+    run = start()
+    run.advance(3)
+    write_checkpoint(path, run, OWNER)
+    assert read_checkpoint(path).about["iteration"] == 3
+
+
 def rewritten(path, change):
     """The file with its metadata changed, and its digest with it."""
     saved = read_checkpoint(path)

@@ -219,11 +219,9 @@ def test_the_command_line_starts_from_a_file_and_says_so(tmp_path, noisy, capsys
 @pytest.fixture
 def same_bits_everywhere():
     """Kernels of the instruction set that about every CPU has: where a fit stops hangs on its last bits, which others round otherwise."""
-    if backend.native is not None:
-        backend.native.set_cpu_isa("avx2")
+    backend.native.set_cpu_isa("avx2")
     yield
-    if backend.native is not None:
-        backend.native.set_cpu_isa(None)
+    backend.native.set_cpu_isa(None)
 
 
 @pytest.mark.slow
