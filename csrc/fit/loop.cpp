@@ -9,8 +9,7 @@ LoopRules loop_rules(const dipengine_fit_params& p) {
           std::pow(10.0, p.rollback_db / 10),
           p.iterations,
           p.stop == DIPENGINE_STOP_AUTO,
-          p.data_term == DIPENGINE_DATA_SENSOR || p.sigma > 0,
-          p.average_warm_up};
+          p.data_term == DIPENGINE_DATA_SENSOR || p.sigma > 0};
 }
 
 dipengine_fit_progress progress_of(const LoopRules& rules, int32_t index, const SlotState& s) {

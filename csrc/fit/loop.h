@@ -12,7 +12,6 @@ struct LoopRules {
   int64_t iterations;
   int32_t watches;      // STOP_AUTO
   int32_t knows_noise;  // then by the residual, else by the outputs' variance
-  int32_t warm_up;      // of the average
 };
 
 LoopRules loop_rules(const dipengine_fit_params& params);
@@ -20,14 +19,13 @@ LoopRules loop_rules(const dipengine_fit_params& params);
 // What the host is told of a slot.
 dipengine_fit_progress progress_of(const LoopRules& rules, int32_t index, const SlotState& state);
 
-// An average that is centred on a minimum is taken before the patience runs out.
 DIPENGINE_HD dipengine_stop_rule rule_of(const LoopRules& r, const SlotState& s) {
-  return {r.rule.ceiling, s.patience, r.rule.warm_up, r.rule.lag < s.patience ? r.rule.lag : s.patience};
+  return {r.rule.ceiling, s.patience, r.rule.warm_up, r.rule.lag};
 }
 
-// A later minimum may have overtaken the kept state, and the run ended before that one's average was complete.
+// A later minimum may have overtaken the kept state, and the run ended before that one had settled.
 DIPENGINE_HD bool delivers_best(const LoopRules& r, const SlotState& s) {
-  return s.best_iteration > 0 && s.best_iteration == s.watch.minimum + lag_after(rule_of(r, s), r.warm_up != 0, s.watch.minimum);
+  return s.best_iteration > 0 && s.best_iteration == s.watch.minimum + settling(rule_of(r, s));
 }
 
 DIPENGINE_HD void finish(SlotState& s, int32_t status, int32_t reason) {
@@ -88,9 +86,9 @@ DIPENGINE_HD bool watch(const LoopRules& r, SlotState& s, bool measured, double 
   } else if (r.watches != 0) {
     note_variance(s.watch, rule, iteration, s.outputs.es_variance);
     const int64_t minimum = s.watch.minimum;
-    best = minimum > 0 && iteration == minimum + lag_after(rule, r.warm_up != 0, minimum);
+    best = minimum > 0 && iteration == minimum + settling(rule);
     if (best) s.best_iteration = iteration;
-    if (minimum > 0 && iteration - minimum >= rule.patience) reason = DIPENGINE_REASON_VARIANCE;
+    if (minimum > 0 && iteration - s.watch.low >= rule.patience) reason = DIPENGINE_REASON_VARIANCE;
   }
   if (reason != DIPENGINE_REASON_NONE) finish(s, DIPENGINE_FIT_DONE, reason);
   return best;

@@ -149,7 +149,7 @@ dipengine_fit_params default_params() {
   params.average_decay = 0.99;
   params.average_warm_up = 1;
   params.deliver_average = 1;
-  params.es_alpha = 0.1;
+  params.es_alpha = 3 * (1 - params.average_decay);
   params.rollback_db = 5;
   params.stop = DIPENGINE_STOP_AUTO;
   params.iterations = 1800;

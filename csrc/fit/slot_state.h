@@ -36,6 +36,6 @@ struct SlotState {
   int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
   int32_t has_mask, rolled_back;
 };
-static_assert(sizeof(SlotState) == 28 * 8, "Padding would make states of equal fits differ.");
+static_assert(sizeof(SlotState) == 29 * 8, "Padding would make states of equal fits differ.");
 
 }  // namespace dipengine

@@ -7,7 +7,7 @@ namespace dipengine {
 namespace {
 
 constexpr uint64_t kMagic = 0x0a74696670696444;  // "Ddipfit\n" in memory, in the byte order of the machine that wrote it
-constexpr uint32_t kFormat = 3;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
+constexpr uint32_t kFormat = 4;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
 
 struct Header {
   uint64_t magic;

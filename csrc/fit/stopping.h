@@ -14,27 +14,31 @@ constexpr int64_t kResidualInterval = 5;  // iterations between looks at the res
 
 dipengine_stop_rule stop_rule(int64_t iterations, double average_decay);
 
-// Iterations from a minimum at iteration `minimum` to the average centred on it.
-DIPENGINE_HD int64_t lag_after(const dipengine_stop_rule& rule, bool average_warm_up, int64_t minimum) {
-  // Warming up, the average at iteration T looks back T / 10: centred on m where T = m + T / 10. No ninth lies half-way.
-  const int64_t ninth = (2 * minimum + 9) / 18;
-  return average_warm_up && ninth < rule.lag ? ninth : rule.lag;
+// Iterations that a minimum has to stand before its state is kept: the delivered average hardly moves in so few, and while the
+// variance falls not every state is copied.
+DIPENGINE_HD int64_t settling(const dipengine_stop_rule& rule) {
+  constexpr int64_t kSettling = 5;
+  const int64_t least = rule.lag < rule.patience ? rule.lag : rule.patience;
+  return least < kSettling ? least : kSettling;
 }
 
 // Follows the outputs' variance of one fit.
 struct VarianceWatch {
   double lowest;
   int64_t minimum;  // iteration of the lowest variance so far; 0: none yet
+  int64_t low;      // the last one whose variance was as low but for kPlateau
 
   static VarianceWatch begin();
 };
 
 DIPENGINE_HD void note_variance(VarianceWatch& watch, const dipengine_stop_rule& rule, int64_t iteration, double variance) {
-  const bool past_warm_up = iteration > rule.warm_up || iteration >= rule.ceiling;
-  if (past_warm_up && variance < watch.lowest) {
+  constexpr double kPlateau = 1.05;  // where there is little noise, the variance stays low for hundreds of iterations and wavers
+  if (iteration <= rule.warm_up && iteration < rule.ceiling) return;
+  if (variance < watch.lowest) {
     watch.lowest = variance;
     watch.minimum = iteration;
   }
+  if (variance <= kPlateau * watch.lowest) watch.low = iteration;
 }
 
 // Guards one fit: a loss that turns non-finite or jumps returns to the last good weights.

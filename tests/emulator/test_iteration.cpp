@@ -23,7 +23,7 @@ std::vector<SlotState> some_states(int64_t fits) {
     s.outputs = {0.1, below(60)};
     s.snapshot_step = below(60);
     s.snapshot_outputs = {0.2, below(60)};
-    s.watch = below(2) != 0 ? VarianceWatch::begin() : VarianceWatch{0.05, below(60)};
+    s.watch = below(2) != 0 ? VarianceWatch::begin() : VarianceWatch{0.05, below(60), below(60)};
     s.rollback = below(4) == 0 ? Rollback::begin() : Rollback{0.1, 0.1, below(22), below(40), 1};
     s.patience = 12;
     s.at_noise = below(3) == 0 ? below(60) : 0;

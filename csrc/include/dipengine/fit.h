@@ -126,7 +126,7 @@ typedef struct dipengine_fit_params {
   double average_decay; /* of the delivered average of outputs, in [0, 1) */
   int32_t average_warm_up;    /* decay min(average_decay, (t + 1) / (t + 10)) after t outputs */
   int32_t deliver_average;    /* 0: f(z) itself is delivered */
-  double es_alpha;            /* ES-EMV's weight of a new output */
+  double es_alpha;            /* ES-EMV's weight of a new output: 3 (1 - average_decay) where the average is delivered, else 0.1 */
   double rollback_db;         /* a loss worse by more than this returns to the last good weights */
   int32_t stop;               /* dipengine_stop */
   int64_t iterations;         /* fixed length, or the ceiling of STOP_AUTO */
@@ -138,9 +138,9 @@ DIPENGINE_API void dipengine_fit_default_params(dipengine_fit_params* params);
 /* Thresholds of STOP_AUTO, in iterations. */
 typedef struct dipengine_stop_rule {
   int64_t ceiling;
-  int64_t patience; /* without a new minimum of the variance before a fit stops */
+  int64_t patience; /* since the variance was last within 5 % of its minimum, before a fit stops */
   int64_t warm_up;  /* in which no minimum counts */
-  int64_t lag;      /* from a minimum to the average that is centred on it, at most */
+  int64_t lag;      /* with known noise, from the residual's coming down to it to the end: what the average looks back */
 } dipengine_stop_rule;
 
 DIPENGINE_API void dipengine_fit_stop_rule(int64_t iterations, double average_decay, dipengine_stop_rule* rule);

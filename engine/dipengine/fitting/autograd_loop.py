@@ -100,8 +100,8 @@ class AutogradLoop:
         """The kept state's image, weights and iteration, else the last one's; the fit goes on as if nothing had been asked."""
         fit, best = self.fit, self._best
         with self._threads():
-            # A later minimum may have overtaken the kept state, and the run ended before that one's average was complete.
-            if best is not None and best.iteration == self._watch.minimum + self._rule.lag_after(self._watch.minimum):
+            # A later minimum may have overtaken the kept state, and the run ended before that one had settled.
+            if best is not None and best.iteration == self._watch.minimum + self._rule.settling:
                 current = fit.optimizer.parameters.clone()
                 fit.optimizer.parameters.copy_(best.parameters)
                 weights = fit.weights()

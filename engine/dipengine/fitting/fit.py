@@ -9,6 +9,7 @@ import numpy as np
 
 from dipengine.fitting.device import Placement
 from dipengine.fitting.rollback import Rollback
+from dipengine.fitting.stopping import es_alpha
 from dipengine.generators.code import Code
 from dipengine.generators.initial import initial_parameters
 from dipengine.images.namespaces import any_true, from_tensor, to_tensor
@@ -78,7 +79,8 @@ class Fit:
         decay = recipe.average_decay if recipe.average_decay is not None else 0.0
         self.guard = Rollback(self, recipe.rollback_db)
         self.statistics = OutputStatistics(
-            channels, *problem.output_shape, device=device, average_decay=decay, warm_up=recipe.average_warm_up
+            channels, *problem.output_shape, device=device, average_decay=decay, warm_up=recipe.average_warm_up,
+            es_alpha=es_alpha(recipe.average_decay),
         )
 
     def step(self) -> Step:

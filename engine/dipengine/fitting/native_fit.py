@@ -11,7 +11,7 @@ import numpy as np
 from dipengine import environment
 from dipengine.errors import FitError, OutOfMemory
 from dipengine.fitting.device import Placement
-from dipengine.fitting.stopping import StopRule
+from dipengine.fitting.stopping import StopRule, es_alpha
 from dipengine.generators.architecture import Hourglass
 from dipengine.generators.code import Code
 from dipengine.images.namespaces import beside, cast, choose, dense, device_of, dtype_in, empty_beside, namespace, on_host
@@ -25,7 +25,6 @@ from dipengine.tasks.downsampling import Downsampling
 if TYPE_CHECKING:
     from dipengine.fitting.warm_start import WarmStart
 
-ES_ALPHA = 0.1
 _DTYPES = {"fp32": 0, "bf16": 1}
 _DEVICES = {"cpu": 0, "cuda": 1}
 _CODES = {"noise": 0, "meshgrid": 1, "image": 2}
@@ -94,7 +93,7 @@ class NativeFit:
         self.canvas = self.recipe.generator.canvas(*problem.output_shape)
         if init is not None:
             self.code = init.code_for(self.recipe.generator, self.code, self.canvas)
-        self.es_alpha = ES_ALPHA
+        self.es_alpha = es_alpha(self.recipe.average_decay)
         self.losses: list[float] = []  # of each iteration, at the weights before its update
         self.variances: list[float] = []  # ES-EMV's V after each
 
@@ -350,7 +349,7 @@ def _settings(problem: Problem, recipe: Recipe, code: Code, placement: Placement
         "average_decay": recipe.average_decay or 0.0,
         "average_warm_up": int(recipe.average_warm_up),
         "deliver_average": int(recipe.average_decay is not None),
-        "es_alpha": ES_ALPHA,
+        "es_alpha": es_alpha(recipe.average_decay),
         "rollback_db": recipe.rollback_db,
         "stop": int(stop == "auto"),
         "iterations": recipe.iterations,

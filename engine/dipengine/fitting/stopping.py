@@ -5,9 +5,13 @@ outputs falls while the image is fitted and rises when noise is; its minimum lie
 
     d2 = mean |x - A|^2,   V <- (1-a) V + a (1-a) d2,   A <- (1-a) A + a x,   with A = x, V = 0 at the first frame.
 
-What is delivered is an average over iterations, and an exponential average of decay m looks back 1/(1-m) iterations in
-the mean, a tenth of the run while it is warming up: the average that is centred on the minimum is the one taken that
-many iterations later.
+What is delivered is an average over iterations, as a rule, in which the outputs' own unrest is gone: it is at its best later than a
+single output. The variance is then taken over a window that fits the average's, a = 3 (1 - m) for a decay m, 0.03 for 0.99; its
+minimum lies where the average is best, and comes once only. In 18 fits (six photographs of 128x128, sigma 25 and 50, of 32 channels;
+some of 128 channels, of 256x256, of sigma 10) a = 0.1, with the average taken that is centred on the minimum, delivered 0.5 dB less
+than the best of the run in the mean and 1.6 at most, a = 0.03 with the average at the minimum 0.15 and 0.6 (`bench/stopping.py`).
+With little noise (sigma 10) the variance stays within some percent of its minimum for hundreds of iterations in which the image still
+gains: patience counts from the last of these. Even so, up to 1.3 dB were lost there.
 
 Known noise needs no such statistic and takes none: by the discrepancy principle (Morozov 1966) the fit is done when the
 delivered image's mean squared residual has come down to the noise's variance, and then goes on for the full look-back, also
@@ -16,10 +20,9 @@ over the bright pixels, too, has to come down, within its scatter (noise.likelih
 pixels and is down to its noise long before the stars are.
 
 A fit that begins with another one's generator (fitting.warm_start) learns twice as fast: Adam, begun anew, throws it back for some
-50 iterations, then it is at its best after 170 to 280 where a cold one takes 360 to 500 (ceiling 1800). Its minimum came where the
-warm-up ends or up to 50 iterations later, and none came after that, so that half of the patience delivered the same as all of it (18
-fits of three photographs of 128x128, sigma 25, the same picture and the next frame). The warm-up may not be halved: that delivered up
-to 1.2 dB less. Known noise keeps its whole look-back, whose worst case was the best of those tried (bench/warm_start.py).
+50 iterations, then it is at its best after 150 to 280 where a cold one takes 300 to 500 (ceiling 1800), and half of the patience
+delivers the same as all of it. Known noise keeps its whole look-back, whose worst case was the best of those tried
+(bench/warm_start.py).
 
 In simulated sensors' frames (bench/sensor.py, likelihood) that delivers within 0.54 dB of the best of the run in six frames of a
 photograph (0.19 in five) and within 0.63 dB in six of a field of stars, where the mean over all pixels alone was 0.3 to 1.5 dB
@@ -34,11 +37,21 @@ from dataclasses import dataclass, replace
 
 from dipengine.tasks.base import Recipe
 
-PATIENCE_SHARE = 1 / 5  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
-WARM_UP_SHARE = 1 / 12  # V starts at 0 and the first outputs are flat: a minimum there means nothing
+ES_ALPHA = 0.1  # the authors'
+ES_ALPHA_OF_AVERAGE = 3.0  # times what the delivered average gives a new output
+PATIENCE_SHARE = 1 / 10  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
+WARM_UP_SHARE = 1 / 24  # V starts at 0 and the first outputs are flat: a minimum there means nothing
 MIN_WARM_UP = 20
+PLATEAU = 1.05  # times the minimum: where there is little noise, the variance stays low for hundreds of iterations and wavers
 WARM_START_SHARE = 1 / 2  # of the patience, for a fit that begins with another one's generator
+LAG_SHARE = 1 / 5  # of the ceiling, at most
+SETTLING = 5
 RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known
+
+
+def es_alpha(average_decay: float | None) -> float:
+    """ES-EMV's weight of a new output for a delivered average of that decay (None: the output itself is delivered)."""
+    return ES_ALPHA if average_decay is None else min(ES_ALPHA, ES_ALPHA_OF_AVERAGE * (1 - average_decay))
 
 
 @dataclass(frozen=True)
@@ -46,32 +59,34 @@ class StopRule:
     """Thresholds of the stopping rule for a run of at most `ceiling` iterations."""
 
     ceiling: int
-    patience: int  # iterations without a new minimum before the fit stops
+    patience: int  # iterations since the variance was last about as low as ever, before the fit stops
     warm_up: int  # iterations in which no minimum counts
-    lag: int  # iterations from a minimum to the average that is centred on it; at most the patience
-    average_warm_up: bool = False  # the lag is shorter while the average is young
+    lag: int  # with known noise, iterations from the residual's coming down to it to the end
 
     @staticmethod
     def for_recipe(recipe: Recipe, *, warm_start: bool = False) -> "StopRule":
         """The rule for a recipe's ceiling and output average, and a fit that begins with another one's generator."""
-        rule = StopRule.for_run(recipe.iterations, recipe.average_decay, recipe.average_warm_up)
+        rule = StopRule.for_run(recipe.iterations, recipe.average_decay)
         if not warm_start:
             return rule
         patience = max(round(rule.patience * WARM_START_SHARE), 1)
-        return replace(rule, patience=patience, lag=min(rule.lag, patience))
+        return replace(rule, patience=patience)
 
     @staticmethod
-    def for_run(ceiling: int, average_decay: float | None, average_warm_up: bool = False) -> "StopRule":
+    def for_run(ceiling: int, average_decay: float | None) -> "StopRule":
         """The rule for a ceiling and the decay of the delivered average (None: no average)."""
         warm_up = min(max(round(ceiling * WARM_UP_SHARE), MIN_WARM_UP), max(ceiling - 1, 0))
         patience = max(round(ceiling * PATIENCE_SHARE), 1)
         lag = round(1 / (1 - average_decay)) if average_decay else 0
-        return StopRule(ceiling, patience, warm_up, min(lag, patience), average_warm_up)
+        return StopRule(ceiling, patience, warm_up, min(lag, max(round(ceiling * LAG_SHARE), 1)))
 
-    def lag_after(self, minimum: int) -> int:
-        """Iterations from a minimum at iteration `minimum` to the average centred on it."""
-        # Warming up, the average at iteration T looks back T / 10: centred on m where T = m + T / 10.
-        return min(self.lag, round(minimum / 9)) if self.average_warm_up else self.lag
+    @property
+    def settling(self) -> int:
+        """Iterations that a minimum has to stand before its state is kept.
+
+        The delivered average hardly moves in so few, and while the variance falls not every state is copied.
+        """
+        return min(self.lag, self.patience, SETTLING)
 
 
 class VarianceWatch:
@@ -81,26 +96,30 @@ class VarianceWatch:
         self.rule = rule
         self._lowest = float("inf")
         self.minimum = 0  # iteration of the lowest variance so far; 0: none yet
+        self._low = 0  # the last one whose variance was as low but for PLATEAU
 
     def note(self, iteration: int, variance: float) -> None:
         """Take the variance after `iteration` (1 is the first)."""
-        past_warm_up = iteration > self.rule.warm_up or iteration >= self.rule.ceiling
-        if past_warm_up and variance < self._lowest:
+        if iteration <= self.rule.warm_up and iteration < self.rule.ceiling:
+            return
+        if variance < self._lowest:
             self._lowest, self.minimum = variance, iteration
+        if variance <= PLATEAU * self._lowest:
+            self._low = iteration
 
     def worth_keeping(self, iteration: int) -> bool:
-        """True at the one iteration whose average is centred on the minimum so far."""
-        return self.minimum > 0 and iteration == self.minimum + self.rule.lag_after(self.minimum)
+        """True at the one iteration at which the minimum so far has settled."""
+        return self.minimum > 0 and iteration == self.minimum + self.rule.settling
 
     def exhausted(self, iteration: int) -> bool:
-        """True when the lowest variance lies further back than the patience."""
-        return self.minimum > 0 and iteration - self.minimum >= self.rule.patience
+        """True when the variance has not been about as low as ever for as long as the patience."""
+        return self.minimum > 0 and iteration - self._low >= self.rule.patience
 
     def state(self) -> dict[str, float | int | None]:
         """What was seen so far (JSON-able)."""
-        return {"lowest": self._lowest if self.minimum else None, "minimum": self.minimum}
+        return {"lowest": self._lowest if self.minimum else None, "minimum": self.minimum, "low": self._low}
 
     def load_state(self, state: Mapping[str, float | int | None]) -> None:
         """Go on from a saved state."""
-        self.minimum = int(state["minimum"])
+        self.minimum, self._low = int(state["minimum"]), int(state["low"])
         self._lowest = float(state["lowest"]) if self.minimum else float("inf")
