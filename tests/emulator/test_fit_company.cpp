@@ -47,7 +47,7 @@ TEST(fit_that_fails_in_company_fails_alone_and_leaves_nothing_in_its_slot) {
   }
 }
 
-TEST(fit_in_company_keeps_its_own_best_state) {
+TEST(fit_that_stops_keeps_its_own_best_state_in_company) {
   FitProblem problem = small_problem(DIPENGINE_FLOAT32);
   problem.params.stop = DIPENGINE_STOP_AUTO;
   problem.params.iterations = 60;
