@@ -379,6 +379,17 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
   }
 #if !defined(DIPENGINE_SILICON)
   CHECK(dipengine::emulator::allocated() == 0);
+  // Where there is too little, that is said, nothing stays, and what there is room for runs.
+  dipengine::emulator::settings().memory = bytes[2];
+  dipengine_fit* none = nullptr;
+  CHECK(dipengine_fit_create(&problem.params, &none) == DIPENGINE_OUT_OF_RESOURCES && none == nullptr);
+  CHECK(std::strstr(dipengine_last_error(), "bytes free") != nullptr && dipengine::emulator::allocated() == 0);
+  {
+    TestFit fit(problem, nullptr, 2);
+    fit.start(1, problem, 3);
+    CHECK(std::isfinite(fit.run(1)[1]));
+  }
+  dipengine::emulator::settings() = dipengine::emulator::Settings{};
 #endif
   CHECK(bytes[1] < bytes[2] && bytes[2] < bytes[3] && bytes[3] < 3 * bytes[1] + 4096);
 }
