@@ -255,8 +255,8 @@ def test_a_cpp_host_restores_on_a_device_with_the_pixels_that_python_has(emulate
     run(CMAKE, "--build", folder, "--target", "dipengine_emulated_restore")
     pixels = np.rint(TARGET * 255).astype(np.uint8)
     image = write_pnm(tmp_path / "in.ppm", pixels)
-    run(folder / "tests/emulator/dipengine_emulated_restore", "denoise", image, tmp_path / "out.ppm", "--device", "cuda", *wish, "--iterations",
-        "4", "--stop", "fixed", "--levels", "2", "--channels", "8", "--seed", "5")
+    run(folder / "tests/emulator/dipengine_emulated_restore", "denoise", image, tmp_path / "out.ppm", "--device", "cuda", *wish,
+        "--iterations", "4", "--stop", "fixed", "--levels", "2", "--channels", "8", "--seed", "5")
     pool = emulated_module.Pool(1)
     monkeypatch.setattr(native_fit, "native", emulated_module)
     monkeypatch.setattr(native_fit, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))

@@ -127,6 +127,9 @@ def peer(context: Context, name: str) -> dict[str, Any]:
     return {"status": MEASURED, **found, "ratio": found["seconds"] / own["seconds"], "clocks": gpu.clocks()}
 
 
-STEPS = [Step("ours", ours, 20, 200),
-         *(Step(short, lambda context, name=name: peer(context, name), 150 if short == "compiled" else 60, 500 if short == "compiled" else 400,
-                peer=True) for short, name in PEERS.items())]
+def _step(short: str, name: str) -> Step:
+    expected, limit = (150, 500) if short == "compiled" else (60, 400)
+    return Step(short, lambda context: peer(context, name), expected, limit, peer=True)
+
+
+STEPS = [Step("ours", ours, 20, 200), *(_step(*peer_) for peer_ in PEERS.items())]

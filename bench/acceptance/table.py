@@ -80,8 +80,8 @@ def _iterations(results: dict[str, Any]) -> list[str]:
             continue
         seconds = result["seconds"]["median"]
         memory = result.get("memory_bytes")
-        rows.append((size, result.get("peer", "ours"), f"{1000 * seconds:.3f}", _ratio(result), _mega(result.get("arena_bytes")), _mega(memory),
-                     "" if memory is None else f"{memory / result['pixels'] / 1000:.2f}", ""))
+        rows.append((size, result.get("peer", "ours"), f"{1000 * seconds:.3f}", _ratio(result), _mega(result.get("arena_bytes")),
+                     _mega(memory), "" if memory is None else f"{memory / result['pixels'] / 1000:.2f}", ""))
     head = ("size", "side", "ms an iteration", "times ours", FORETOLD, "MB", "GB a Mpx", "")
     return ["## Whole iterations", "", "The paper's network, nearest, ours in bf16. A peer's ratio is to ours before and behind it.", "",
             *_rows(head, rows)] if rows else []

@@ -121,7 +121,8 @@ bool masked_mse_way(const Case& c) {
     if (!close("variance", device_variance[f], first ? 0 : 0.9 * (variance[k] + 0.1 * d2))) return false;
     ++frames[k];
   }
-  return emulator::same_bits("tickets", tickets.copy(), std::vector<uint32_t>(3, 0)) && emulator::same_bits("frames", device_frames.copy(), frames) && emulator::same_bits("out", out.copy(), e_out) &&
+  return emulator::same_bits("tickets", tickets.copy(), std::vector<uint32_t>(3, 0)) &&
+         emulator::same_bits("frames", device_frames.copy(), frames) && emulator::same_bits("out", out.copy(), e_out) &&
          emulator::same_bits("average", device_average.copy(), average) &&
          emulator::same_bits("mean", device_mean.copy(), mean) && emulator::same_bits("d_raw", d_raw.copy(), e_d) &&
          emulator::same_bits("d_raw", d_halves.copy(), e_halves) &&

@@ -2,7 +2,8 @@
 //
 // A block takes whole rows of some 2048 elements, or a piece of a long row, and leaves two sums in the workspace: by thread,
 // then by a tree over the block. The last block of a fit, or without tickets a second kernel of one block a fit, adds the
-// blocks' sums in their order and moves the fit's scalars on. With everything on 20 bytes are read and 16 written per float32 element: bound by memory.
+// blocks' sums in their order and moves the fit's scalars on. With everything on 20 bytes are read and 16 written per float32
+// element: bound by memory.
 #include "ops/masked_mse/masked_mse_cuda.h"
 
 #include "math/bf16.h"
