@@ -44,6 +44,12 @@ py::tuple cuda_memory(int32_t device) {
   return py::make_tuple(free_bytes, total_bytes);
 }
 
+std::string cuda_device_name(int32_t device) {
+  char name[256];
+  check(dipengine_cuda_device_name(device, name, sizeof name));
+  return name;
+}
+
 py::dict build_info() {
   dipengine_build_info info{};
   info.struct_size = sizeof(info);
@@ -81,6 +87,7 @@ PYBIND11_MODULE(_native, module) {
              "(number of CUDA devices that the kernels could run on, what is missing where there are none).");
   module.attr("CUDA_LEAST_CAPABILITY") = dipengine::cuda::kLeastCapability;
   module.def("cuda_memory", &cuda_memory, py::arg("device"), "(bytes of a device's memory that can be had, all of them).");
+  module.def("cuda_device_name", &cuda_device_name, py::arg("device"), "A CUDA device's name, such as \"NVIDIA H200\".");
   module.def("cpu_isa", &cpu_isa, "The instruction set in use. Raises InputError where DIPENGINE_ISA is no known word.");
   module.def("cpu_has_isa", [](const std::string& name) { return dipengine_cpu_has_isa(name.c_str()) != 0; },
              "Whether this CPU has the instruction set, used or not.");

@@ -1,8 +1,6 @@
 """Arrays on a GPU go through a restoration without a trip to the host, and come back as they came.
 
-Without a GPU, arrays of `array_api_strict` (which refuses what the array API does not name) and torch tensors in CPU memory are taken
-for arrays on a device whose memory the host cannot read: whoever brings one of the image's size to the host fails. With one, the
-same on torch and CuPy.
+Without a GPU, others stand for them (`device_arrays.py`). With one, the same on torch and CuPy.
 """
 
 from __future__ import annotations
@@ -14,14 +12,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-try:
-    import array_api_strict as strict
-except ImportError:  # tests on a GPU do without
-    strict = None
 
 import dipengine  # noqa: E402
-from conftest import TINY, synthetic_picture  # noqa: E402
-from dipengine import api, restoration  # noqa: E402
+from conftest import TINY  # noqa: E402
+from device_arrays import COMPARED, HEIGHT, KINDS, WIDTH, given_back, given_to, kind_of, mask_of, noisy, stand_in  # noqa: E402, F401
+from dipengine import restoration  # noqa: E402
 from dipengine.errors import InputError  # noqa: E402
 from dipengine.export.generator_file import FittedGenerator  # noqa: E402
 from dipengine.fitting import native_fit  # noqa: E402
@@ -30,74 +25,7 @@ from dipengine.images import namespaces  # noqa: E402
 from dipengine.kernels import backend  # noqa: E402
 
 SUPPORTS = native_fit.supports
-HEIGHT, WIDTH = 40, 52  # of no other array of the fit
 SETTINGS = {**TINY, "iterations": 4}
-KINDS = ("strict", "torch")
-
-
-def given_to(kind, array):
-    return strict.asarray(array) if kind == "strict" else torch.from_numpy(np.array(array))
-
-
-def kind_of(array):
-    if isinstance(array, torch.Tensor):
-        return "torch"
-    return "strict" if type(array).__module__.startswith("array_api_strict") else "numpy"
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Fits are on PyTorch's CPU ops wherever they are asked to run. Yields the devices asked for, and the names of host trips."""
-    if strict is None:
-        pytest.skip("needs array_api_strict")
-    seen = {"devices": [], "trips": []}
-
-    def device_of(array):
-        return "cpu" if kind_of(array) == "numpy" else "cuda:0"
-
-    def place(settings):
-        seen["devices"].append(settings.device)
-        return Placement("cpu", "fp32", "torch", 1)
-
-    def on_host(array, real=namespaces.on_host):
-        note(array)
-        return real(array)
-
-    def note(array):
-        # One bit a pixel is all that the record's digest of the mask takes.
-        if kind_of(array) != "numpy" and {HEIGHT, WIDTH} <= set(array.shape) and "bool" not in str(array.dtype):
-            seen["trips"].append(tuple(array.shape))
-
-    def guarded(method):
-        def call(tensor, *arguments, **named):
-            note(tensor)
-            return method(tensor, *arguments, **named)
-        return call
-
-    for module in [m for name, m in list(sys.modules.items()) if name.startswith("dipengine")]:
-        if hasattr(module, "on_host"):
-            monkeypatch.setattr(module, "on_host", on_host)
-    for name in ("cpu", "numpy", "tolist", "__array__"):
-        monkeypatch.setattr(torch.Tensor, name, guarded(getattr(torch.Tensor, name)))
-    monkeypatch.setattr(strict._array_object.Array, "__array__", guarded(strict._array_object.Array.__array__), raising=False)
-    monkeypatch.setattr(namespaces, "device_of", device_of)
-    monkeypatch.setattr(api, "device_of", device_of)
-    monkeypatch.setattr(api, "cuda_devices", lambda: ["cuda:0"])
-    monkeypatch.setattr(restoration, "place", place)
-    monkeypatch.setattr(native_fit, "supports", lambda *given: False)
-    return seen
-
-
-def noisy(dtype="uint8", channels=3, seed=0):
-    picture = synthetic_picture(HEIGHT, WIDTH, channels) + np.random.default_rng(seed).normal(0, 0.1, (HEIGHT, WIDTH, channels))
-    top = np.iinfo(dtype).max if np.dtype(dtype).kind in "iu" else 1
-    return (np.clip(picture, 0, 1) * top).astype(dtype)
-
-
-def mask_of(seed=1):
-    return np.random.default_rng(seed).random((HEIGHT, WIDTH)) > 0.3
-
-
 KERNEL = np.array([[1.0, 2.0, 1.0]]) / 4
 SENSOR = {"noise": "poisson-gaussian", "gain": 2.0, "offset": 10.0, "read_noise": 1.5}
 CALLS = {
@@ -122,7 +50,6 @@ CALLS = {
     "kept best": (lambda image, put, **s: dipengine.denoise(image, **{**s, "stop": "auto", "iterations": 120}),
                   lambda: noisy(channels=1)),
 }
-COMPARED = ("parameters", "value_map", "loss", "psnr_peak", "psnr", "ssim", "delivered_iteration", "stop_reason")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,10 +80,6 @@ def test_the_native_plan_takes_an_array_of_a_device_and_gives_its_kind(stand_in,
     result = restore(given_to(kind, make()), lambda array: given_to(kind, array), **SETTINGS)
     assert expected.record["path"] == result.record["path"] == "plan" and kind_of(result.image) == kind
     np.testing.assert_array_equal(given_back(result.image), expected.image)
-
-
-def given_back(array):
-    return array.detach().numpy() if isinstance(array, torch.Tensor) else np.from_dlpack(array)
 
 
 def test_other_dtypes_and_axes_of_tensors(stand_in):

@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(module, memory):
     with pytest.raises(InputError, match="the tensor 'image' is in CPU memory"):
         image = numbers(1, 6, 10, 3)
         module.downsample(image, np.ones(2), 2, 0, image[:3, :5].copy(), workspace=module.Workspace(), stream=7)
-    assert module.cuda_devices() == (1, "")
+    assert module.cuda_devices() == (1, "") and module.cuda_device_name(0) == "emulated"
 
 
 @emulated

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,8 +52,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def batch(folder, out, environment=None):
-    command = [sys.executable, "-m", "dipengine", "batch", "in", "-o", out, *FIT]
+def batch(folder, out, environment=None, fit=FIT):
+    command = [sys.executable, "-m", "dipengine", "batch", "in", "-o", out, *fit]
     return subprocess.run(command, cwd=folder, env=os.environ | (environment or {}), capture_output=True, text=True, timeout=120)
 
 
@@ -66,18 +67,24 @@ def found(folder, out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["scheduling.worker", "batch"])
-def test_killed_before_each_of_its_writes(folder, where):
-    assert batch(folder, "reference").returncode == 0
+@pytest.mark.parametrize(
+    "where, frames",
+    [("scheduling.worker", 1), ("batch", 1), pytest.param("batch", 2, marks=pytest.mark.long)],
+)
+def test_killed_before_each_of_its_writes(folder, where, frames):
+    for frame in range(1, frames):
+        shutil.copy(folder / "in/deep/a.png", folder / f"in/deep/{'abc'[frame]}.png")
+    fit = [*FIT, *(["--warm", "previous"] if frames > 1 else [])]
+    assert batch(folder, "reference", fit=fit).returncode == 0
     wanted = found(folder, "reference")
-    assert {name for name in wanted if name.endswith(".png")} == {"deep/a.png"}
+    assert {name for name in wanted if name.endswith(".png")} == {f"deep/{'abc'[frame]}.png" for frame in range(frames)}
     died = 0
     for calls in range(1, 400):
         hook, flag, out = folder / f"hook{calls}", folder / f"flag{calls}", f"out{calls}"
         hook.mkdir()
         text = DEADLY.format(where=repr("scheduling.worker" if where != "batch" else " batch "), calls=calls, flag=str(flag))
         (hook / "sitecustomize.py").write_text(text)
-        first = batch(folder, out, {"PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")])})
+        first = batch(folder, out, {"PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")])}, fit)
         if not flag.exists():
             break  # it has fewer writes than that
         died += 1
@@ -85,7 +92,7 @@ def test_killed_before_each_of_its_writes(folder, where):
             assert first.returncode == -9
             for name, digest in found(folder, out).items():
                 assert not name.endswith(".png") or name.startswith(".dipengine") or digest == wanted[name], f"half-written: {name}"
-            first = batch(folder, out)
+            first = batch(folder, out, fit=fit)
         assert first.returncode == 0, (calls, first.stderr)
         assert found(folder, out) == wanted, calls
     assert died > 15, died

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,14 @@ class Restoration:
     history: History
     generator: FittedGenerator
     record: dict[str, Any]
+
+    def on_host(self) -> Restoration:
+        """The same with its arrays in NumPy's hands, for encoders and other processes; itself where they are there."""
+        if isinstance(self.pixels, np.ndarray):
+            return self
+        alpha = None if self.alpha is None else on_host(self.alpha)
+        generator = replace(self.generator, delivered=on_host(self.generator.delivered))
+        return replace(self, pixels=on_host(self.pixels), alpha=alpha, generator=generator)
 
 
 @dataclass(frozen=True)

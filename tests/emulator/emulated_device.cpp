@@ -1,4 +1,5 @@
 // One emulated device with any number of streams, for the bindings: what is asked of it is kept for a test to read.
+#include <cstdio>
 #include <cstring>
 #include <string>
 
@@ -59,6 +60,11 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
 dipengine_status dipengine_cuda_device_memory(int32_t, size_t* free_bytes, size_t* total_bytes) {
   *free_bytes = 3 << 20;
   *total_bytes = 4 << 20;
+  return DIPENGINE_OK;
+}
+
+dipengine_status dipengine_cuda_device_name(int32_t, char* name, size_t bytes) {
+  std::snprintf(name, bytes, "emulated");
   return DIPENGINE_OK;
 }
 

@@ -133,6 +133,11 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   *attributes = {cudaMemoryTypeDevice, device};
   return told(cudaSuccess);
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device < 0 || device >= the_state.devices) return told(cudaErrorInvalidDevice);
+  std::strcpy(properties->name, "Fake GPU");
+  return told(cudaSuccess);
+}
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   *free_bytes = the_state.memory - the_state.allocated;
   *total_bytes = the_state.memory;

@@ -166,4 +166,8 @@ TEST(runtime_devices_are_counted_and_entered) {
   CHECK(cuda::enter_device(1, &before) == DIPENGINE_OK && before == 0 && cudaGetDevice(&now) == cudaSuccess && now == 1);
   cuda::leave_device(before);
   CHECK(cudaGetDevice(&now) == cudaSuccess && now == 0 && cuda::enter_device(2, &before) == DIPENGINE_INVALID_ARGUMENT);
+  char name[5];
+  CHECK(dipengine_cuda_device_name(1, name, sizeof name) == DIPENGINE_OK && std::strcmp(name, "Fake") == 0);
+  CHECK(dipengine_cuda_device_name(2, name, sizeof name) == DIPENGINE_INVALID_ARGUMENT);
+  CHECK(dipengine_cuda_device_name(0, name, 0) == DIPENGINE_INVALID_ARGUMENT && says("no place"));
 }

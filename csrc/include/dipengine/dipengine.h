@@ -101,6 +101,9 @@ DIPENGINE_API dipengine_status dipengine_cuda_device_count(int32_t* count);
 /* Bytes of a device's memory that can be had, by anybody, and all of them. Takes a context on the device. */
 DIPENGINE_API dipengine_status dipengine_cuda_device_memory(int32_t device, size_t* free_bytes, size_t* total_bytes);
 
+/* A device's name ("NVIDIA H200"), cut off where name[bytes] has no room for all of it. Takes no context. */
+DIPENGINE_API dipengine_status dipengine_cuda_device_name(int32_t device, char* name, size_t bytes);
+
 /* A fixed set of threads for ops. The calling thread works too, so a pool of n starts n - 1 threads. Results never
  * depend on n. Where several threads share one pool, one job at a time is spread and the others run on their callers. */
 typedef struct dipengine_pool dipengine_pool;

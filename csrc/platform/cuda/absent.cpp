@@ -52,6 +52,7 @@ dipengine_status dipengine_cuda_device_count(int32_t* count) {
 }
 
 dipengine_status dipengine_cuda_device_memory(int32_t, size_t*, size_t*) { return absent(); }
+dipengine_status dipengine_cuda_device_name(int32_t, char*, size_t) { return absent(); }
 
 #define DIPENGINE_ABSENT(name, params) \
   dipengine_status name(const params*) { return absent(); }

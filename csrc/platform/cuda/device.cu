@@ -1,5 +1,7 @@
 #include "platform/cuda/device.h"
 
+#include <cstdio>
+
 #include "platform/cuda/launch.h"
 
 namespace dipengine::cuda {
@@ -99,6 +101,15 @@ dipengine_status dipengine_cuda_device_memory(int32_t device, size_t* free_bytes
   const dipengine_status status = cuda::check(cudaMemGetInfo(free_bytes, total_bytes), "Asking for a device's memory");
   cuda::leave_device(before);
   return status;
+}
+
+dipengine_status dipengine_cuda_device_name(int32_t device, char* name, size_t bytes) {
+  using namespace dipengine;
+  DIPENGINE_REQUIRE(name != nullptr && bytes > 0, "dipengine_cuda_device_name was given no place for its answer.");
+  cudaDeviceProp properties{};
+  DIPENGINE_TRY(cuda::check(cudaGetDeviceProperties(&properties, device), "Asking for a device's name"));
+  std::snprintf(name, bytes, "%s", properties.name);
+  return DIPENGINE_OK;
 }
 
 }  // extern "C"

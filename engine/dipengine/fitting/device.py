@@ -158,6 +158,13 @@ def cuda_memory(device: str) -> int | None:
     return require_torch().cuda.mem_get_info(index)[0]
 
 
+def cuda_name(device: str) -> str:
+    """What "cuda:N" is called: "NVIDIA H200"."""
+    if not backend.cuda_missing():
+        return backend.native.cuda_device_name(int(device.partition(":")[2]))
+    return require_torch().cuda.get_device_name(device)
+
+
 def _nvidia_driver() -> bool:
     """True where CUDA could be: its driver library can be loaded."""
     try:

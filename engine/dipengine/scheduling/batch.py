@@ -87,7 +87,9 @@ class Batch:
                 self._again(row, why, anew=False)
             for row in rows:
                 if row.state == "done":
-                    self.places.forget(row.name)  # an engine that was killed in between has left its checkpoint
+                    # An engine that was killed in between has left its checkpoint, and what it began with.
+                    self.places.forget(row.name)
+                    self._series.settled(row)
             failed = [(row.job.input, self.ledger.error(row)) for row in rows if row.state == "failed"]
         done = sum(row.state == "done" for row in rows)
         self.tally.total, self.tally.already_done, self.tally.failed = len(rows), done, failed

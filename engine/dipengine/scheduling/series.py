@@ -75,15 +75,10 @@ class Series:
         return more
 
     def settled(self, row: Row) -> None:
-        """A frame is done: what it and those before it began with is not wanted any more, if none of them is to come."""
-        source = self._source(row)
-        at = self._before.get(row.id)
-        while at is not None and at is not source:
-            if at.state != "done":
-                return
-            at = self._before.get(at.id)
-        if source is not None:
-            self._places.drop_weights(source.name)
+        """A frame is done: what it began with goes, unless a frame between that failed may still want it."""
+        before = self._before.get(row.id)
+        if before is not None and before.state == "done":
+            self._places.drop_weights(before.name)
 
     def _source(self, row: Row) -> Row | None:
         """The last frame before this one that is done."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dipengine.errors import FitError, InputError, OutputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.fitting.native_cohort import CohortSlot, NativeCohort
+from dipengine.fitting.on_device import bring, bring_masks
 from dipengine.fitting.run import advance_together
 from dipengine.fitting.settings import Settings
 from dipengine.fitting.warm_start import WarmStart
@@ -233,15 +234,19 @@ class ImageFit(Fit):
         super().__init__(start, options, cohorts)
         request = start.request
         self._files = Files(request.max_pixels)
-        self._image = start.image or self._files.image(start.input)
+        self._as_read = start.image or self._files.image(start.input)
         self._settings = settings
-        self._task_options = {**self._read_options(), **start.sides}
-        self._truth = start.truth if request.truth is None else self._files.image(request.truth)
+        # From here until it is encoded, the image of a fit on a GPU is there.
+        self._image = bring(self._as_read, settings.device)
+        options = {**self._read_options(), **start.sides}
+        self._task_options = bring_masks(request.task, options, self._image.pixels)
+        truth = start.truth if request.truth is None else self._files.image(request.truth)
+        self._truth = None if truth is None else bring(truth, settings.device)
         self._plan = plan_restoration(self._image, request.task, self._task_options, settings)
         problem = self._plan.problem
         if start.staging is not None:
             alpha = self._image.alpha is not None and not problem.fills_alpha
-            _check_staged(start, lambda path: check_writable(path, self._image, alpha=alpha, scale=problem.scale))
+            _check_staged(start, lambda path: check_writable(path, self._as_read, alpha=alpha, scale=problem.scale))
         self.iterations = self._plan.recipe.iterations
         self.bytes = cohorts.bytes_of(self._plan)
         self._cold: str | None = None  # why the frame before is not begun with
@@ -275,7 +280,7 @@ class ImageFit(Fit):
         return hashlib.sha256(" ".join([self.start.request.digest, *digests, *begun]).encode()).hexdigest()
 
     def finish(self) -> Done:
-        restored = self._fit.finish()
+        restored = self._fit.finish().on_host()
         start, staged = self.start, []
         if self._cold is not None:
             restored.record["init_from"] = {"kind": "previous", "source": start.previous[1], "refused": self._cold}
@@ -288,7 +293,7 @@ class ImageFit(Fit):
                 staged.append(side_outputs(start.output)[1])
                 restored.generator.save(os.path.join(start.staging, staged[0]))
             _write_record(start, restored.record, staged)
-            write_image(_staged(start), restored.pixels, self._image, alpha=restored.alpha, scale=restored.scale)
+            write_image(_staged(start), restored.pixels, self._as_read, alpha=restored.alpha, scale=restored.scale)
             staged.append(start.output)
         value = restored if start.staging is None else None
         return Done(start.job, start.attempt, tuple(staged), tuple(self._files.facts), _result(restored.record), value)
@@ -297,7 +302,7 @@ class ImageFit(Fit):
         """The task's options, with the files that they name read; a mask is turned already where that was asked."""
         request, files = self.start.request, self._files
         options = read_files(
-            request.described, request.options, self._image.pixels.shape, max_pixels=request.max_pixels, image=files.image
+            request.described, request.options, self._as_read.pixels.shape, max_pixels=request.max_pixels, image=files.image
         )
         known = {facts.path for facts in files.facts}
         for name in file_options(request.described):

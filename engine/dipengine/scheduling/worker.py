@@ -229,13 +229,15 @@ def environment_of(device: str) -> dict[str, Any]:
     from dipengine.fitting.identity import engine_build
     from dipengine.kernels import backend
 
-    kind = device.partition(":")[0]
-    if kind == "cuda":
-        import torch
+    told = {"device": device}
+    if device != "cpu":
+        from dipengine.fitting.device import cuda_name
+        from dipengine.fitting.on_device import library
 
-        kind = torch.cuda.get_device_name(device)
+        # Whose functions work out what the fit is given decides last bits, too.
+        told = {"device": cuda_name(device), "arrays": library(device)}
     return {
-        "device": kind,
+        **told,
         "instruction_set": backend.instruction_set(),
         "bf16": bool(backend.bfloat16_pays()),
         "build": engine_build(),
