@@ -59,7 +59,8 @@ class MaskedMseParams(Structure):  # dipengine_masked_mse_cuda_params
                 ("rows", c_int64), ("inner", c_int64), ("active", c_void_p), ("dtype", c_int32), ("activation", c_int32), ("raw", Image),
                 ("target", Image), ("mask", Image), ("mask_repeat", c_int64), ("d_raw", Image), ("out", Image), ("average", Image),
                 ("es_mean", Image), ("normaliser", c_void_p), ("grad_scale", c_double), ("average_decay", c_double), ("warm_up", c_int32),
-                ("es_alpha", c_double), ("frames", c_void_p), ("loss", c_void_p), ("es_variance", c_void_p), ("sizes", c_void_p)]
+                ("es_alpha", c_double), ("frames", c_void_p), ("loss", c_void_p), ("es_variance", c_void_p), ("sizes", c_void_p),
+                ("tickets", c_void_p)]
 
 
 class AdamSegment(Structure):
@@ -242,7 +243,7 @@ def rest(device: SampledDevice, architecture: Hourglass, height: int, width: int
     mse = MaskedMseParams(
         struct_size=sizeof(MaskedMseParams), workspace=at, workspace_bytes=device.memory.bytes, fits=1, rows=height, inner=row,
         dtype=FLOAT32, activation=1, raw=image, target=image, mask=mask, mask_repeat=out, d_raw=image, average=image, es_mean=image,
-        normaliser=at, grad_scale=1, average_decay=0.99, es_alpha=0.1, frames=at, loss=at, es_variance=at)
+        normaliser=at, grad_scale=1, average_decay=0.99, es_alpha=0.1, frames=at, loss=at, es_variance=at, tickets=at)
     specs = architecture.parameters()
     found = device.launches("code", "perturb", "dipengine_perturb_cuda", perturb)
     found += device.launches("loss", "loss", "dipengine_masked_mse_cuda", mse)

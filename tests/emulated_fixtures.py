@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 import pytest
@@ -30,6 +31,7 @@ def module(emulated_module):
 @pytest.fixture
 def memory(module):
     memory = Memory(module)
+    gc.collect()  # fits of other tests enter their device when they end
     memory.happened(), memory.launched_on()
     yield memory
     assert memory.core.emulator_fault() == b""

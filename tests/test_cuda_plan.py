@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,10 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as functional  # noqa: E402
 from conv_problems import nearest_tf32  # noqa: E402
-from emulated import NEEDS  # noqa: E402
+from emulated import CMAKE, NEEDS, run  # noqa: E402
 from emulated_arrays import DlpackArray, Memory, OneGpu  # noqa: E402
 from test_fitting_native import GENERATORS, PROBLEMS, SMALL, float64_step, synthetic_picture  # noqa: E402
+from test_native_example import read_pnm, write_pnm  # noqa: E402
 
 from dipengine.errors import DeviceError  # noqa: E402
 from dipengine.fitting import device as placing  # noqa: E402
@@ -25,6 +27,7 @@ from dipengine.fitting.native_cohort import NativeCohort  # noqa: E402
 from dipengine.fitting.native_fit import NativeFit, supports  # noqa: E402
 from dipengine.fitting.run import FitRun  # noqa: E402
 from dipengine.fitting.settings import Settings  # noqa: E402
+from dipengine.generators.architecture import Hourglass  # noqa: E402
 from dipengine.kernels import backend  # noqa: E402
 from dipengine.tasks.base import Problem, Recipe  # noqa: E402
 from dipengine.tasks.downsampling import Downsampling  # noqa: E402
@@ -243,6 +246,26 @@ def test_images_of_one_canvas_share_a_cohort_with_the_bits_that_they_have_alone(
     for slot, fit in ((second, alone[1]), (third, alone[2])):
         assert slot.save_state() == fit.save_state() and slot.losses == fit.losses and slot.reason == "iterations"
         assert np.array_equal(slot.deliver()[0], fit.deliver()[0]) and np.array_equal(slot.render(), fit.render())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wish", [(), ("--precision", "fp32")])
+def test_a_cpp_host_restores_on_a_device_with_the_pixels_that_python_has(emulated_module, monkeypatch, tmp_path, wish):
+    folder = Path(emulated_module.__file__).parent.parent
+    run(CMAKE, "--build", folder, "--target", "dipengine_emulated_restore")
+    pixels = np.rint(TARGET * 255).astype(np.uint8)
+    image = write_pnm(tmp_path / "in.ppm", pixels)
+    run(folder / "tests/emulator/dipengine_emulated_restore", "denoise", image, tmp_path / "out.ppm", "--device", "cuda", *wish,
+        "--iterations", "4", "--stop", "fixed", "--levels", "2", "--channels", "8", "--seed", "5")
+    pool = emulated_module.Pool(1)
+    monkeypatch.setattr(native_fit, "native", emulated_module)
+    monkeypatch.setattr(native_fit, "pool", SimpleNamespace(get=lambda: pool, set_threads=lambda count: None))
+    recipe = Recipe(Hourglass.regular(2, channels=8, upsample="nearest"), iterations=4, average_decay=0.99, average_warm_up=True)
+    problem = Problem("denoise", (pixels / np.float32(255)).astype(np.float32), pixels.shape[:2], recipe)
+    fit = NativeFit(problem, recipe, 5, replace(GPU, precision="fp32" if wish else "bf16"), "fixed")
+    fit.run(4)
+    restored = read_pnm(tmp_path / "out.ppm")
+    assert np.array_equal(restored, np.rint(fit.deliver()[0] * 255).astype(np.uint8)) and not np.array_equal(restored, pixels)
 
 
 def test_the_plan_covers_on_a_gpu_what_it_covers_on_a_cpu():

@@ -219,12 +219,27 @@ def test_results_go_to_a_folder_behind_every_step_and_another_call_goes_on_from_
     assert (there / "state/build/tests/silicon/dipengine_ceilings").read_text().startswith("build")
 
 
+def test_an_archive_is_unpacked_by_pythons_without_filters(tmp_path, monkeypatch):
+    import tarfile
+
+    plain = tarfile.TarFile.extractall
+    monkeypatch.delattr(tarfile, "data_filter")  # as before Python 3.11.4
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: plain(self, path))
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    for store in (one, other):
+        store.begin("sources")
+    one.finish("part", "step", {"status": "measured"}, 1.0)
+    one.pack(["results"], tmp_path / "archive.tar.gz")
+    other.unpack(tmp_path / "archive.tar.gz")
+    assert other.result("part", "step")["status"] == "measured"
+
+
 def test_results_are_forgotten_when_the_sources_change(tmp_path):
     one = Acceptance(tmp_path, first=[("a", "measure")])
     one.call()
     (tmp_path / "fingerprint.txt").write_text("other sources")
     status, said = one.call()
-    assert status == 0 and one.begun() == ["a", "a"] and "The sources or the GPU have changed since the last call" in said
+    assert status == 0 and one.begun() == ["a", "a"] and "The sources, the GPU or the software have changed since the last call" in said
 
 
 def test_what_has_been_made_and_is_gone_is_made_again(tmp_path):
@@ -236,16 +251,37 @@ def test_what_has_been_made_and_is_gone_is_made_again(tmp_path):
 
 
 def test_the_fingerprint_is_of_sources_and_not_of_builds(tmp_path):
-    for name in ("csrc", "cmake", "bindings", "engine", "tests", "bench/acceptance"):
+    for name in ("csrc", "cmake", "bindings", "engine", "tests", "bench/acceptance", "demo"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "CMakeLists.txt").write_text("project(x)")
+    for name in ("CMakeLists.txt", "bench/layers.py", "demo/photograph.png"):
+        (tmp_path / name).write_text("one")
     (tmp_path / "csrc/a.cu").write_text("one")
     first = fingerprint(tmp_path)
     (tmp_path / "engine/_native.so").write_text("built")
     (tmp_path / "README.md").write_text("words")
     assert fingerprint(tmp_path) == first
-    (tmp_path / "csrc/a.cu").write_text("two")
-    assert fingerprint(tmp_path) != first
+    seen = {first}
+    for name in ("csrc/a.cu", "bench/layers.py", "demo/photograph.png"):
+        (tmp_path / name).write_text("two")
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 4
+
+
+def test_results_are_of_a_gpu_and_of_the_software_that_they_were_found_with(monkeypatch):
+    from acceptance import gpu, parts
+
+    monkeypatch.setattr(parts.store, "fingerprint", lambda: "sources")
+    monkeypatch.setattr(gpu, "query", lambda: {"name": "NVIDIA Fake 1000"})
+    software = {"python": "3.11.7", "torch": "2.9.0", "nvcc": "12.8.61", "numpy": "2.0"}
+    seen = set()
+    for change in ({}, {"torch": "2.13.0"}, {"python": "3.12.1"}, {"nvcc": "13.0.48"}):
+        monkeypatch.setattr(gpu, "software", lambda change=change: software | change)
+        seen.add(parts.fingerprint())
+    assert len(seen) == 4
+    monkeypatch.setattr(gpu, "software", lambda: software | {"numpy": "1.26"})
+    assert parts.fingerprint() in seen
+    monkeypatch.setattr(gpu, "query", lambda: {"name": "NVIDIA H200"})
+    assert parts.fingerprint() not in seen
 
 
 # ---- the results file -----------------------------------------------------------------------------------------------
@@ -270,10 +306,10 @@ def whole_plan() -> dict[str, list[tuple]]:
         "checker": [("memcheck-fits", result(status="left out", reason="compute-sanitizer was not found"))],
         "layers": [("ceilings", result(mma_bf16=1e12, mma_tf32=1e12, copy=1e12, read=1e12, library_bf16=1e12, library_tf32=1e12,
                                        library_copy=1e12)), ("1024", result(rows=[LAYER]))],
-        "iterations": [("256-ours", result(seconds=SPREAD, memory_bytes=80_000_000, pixels=65536)),
+        "iterations": [("256-ours", result(seconds=SPREAD, arena_bytes=75_000_000, memory_bytes=80_000_000, pixels=65536)),
                        ("256-eager", result(seconds=SPREAD, ratio=4.25, ours=[0.1, 0.1], pixels=65536, peer="eager tf32"), 0, 60, True),
                        ("4096-eager", "memory", 0, 60, True)],
-        "cohorts": [("4-ours", result(seconds=SPREAD, iterations_per_second=2000.0)), ("4-grouped", "memory", 0, 60, True)],
+        "cohorts": [("4-ours", result(seconds=SPREAD, iterations_per_second=2000.0, arena_bytes=3_000_000, memory_bytes=4_000_000)), ("4-grouped", "memory", 0, 60, True)],
         "restoration": [("ours", result(psnr=31.25, psnr_noisy=20.25, iterations=900, seconds=1.5, stopped_by="variance",
                                         delivered_iteration=800))],
     }
@@ -290,11 +326,11 @@ def test_the_results_file_holds_everything_and_the_table_shows_it(tmp_path):
     assert found["results"]["iterations"]["4096-eager"]["status"] == "out of memory"
     text = (tmp_path / "fake_1000.md").read_text()
     for words in ("2 of 3 CUDA sources have passed their tests on this GPU", "| conv_forward | `cccccccccccccccc` | not passed |",
-                  "| 256 | ours | 2.000 |  | 80 | 1.22 |", "| 256x256, an iteration | at most 0.5 ms | 2 | missed |",
+                  "| 256 | ours | 2.000 |  | 75 | 80 | 1.22 |", "| side | ms an iteration | times ours | MB, said before | MB |", "| 256x256, an iteration | at most 0.5 ms | 2 | missed |",
                   "| 512x512, an iteration | at most 1.2 ms | not measured |  |",
                   "| 256, eager tf32 | at least 10 times ours | 4.25 | missed |",
                   "the least share of their roofline | at least 0.5 | 0.6 | met |", "| 256 | eager tf32 | 2.000 | 4.25 |",
-                  "| 4096 | eager | out of memory |", "| 4 | ours | 2000 |", "| 4 | grouped | out of memory |",
+                  "| 4096 | eager | out of memory |", "| 4 | ours | 2000 |  | 3 | 4 |", "| 4 | grouped | out of memory |",
                   "Layers of 128 channels: 60% to 60% of their roofline.", "| ours | 31.25 | 900 | 1.50 |", "noisy 20.25 dB",
                   "| tests | conv | failed | 3 | 1 of 4 failed, first conv_wide |", "compute-sanitizer was not found"):
         assert words in text, words

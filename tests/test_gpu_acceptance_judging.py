@@ -15,7 +15,8 @@ if not (ROOT / "bench/acceptance").exists():
     pytest.skip("needs the source tree", allow_module_level=True)
 sys.path.insert(0, str(ROOT / "bench"))
 
-from acceptance import building, checking, gpu, report, testing  # noqa: E402
+from acceptance import building, checking, gpu, iterations, report, testing  # noqa: E402
+from acceptance.step import Context  # noqa: E402
 
 
 def test_the_test_program_is_judged_by_what_it_says_and_how_it_ends():
@@ -64,8 +65,6 @@ def test_files_of_pytest_are_judged_together():
 
 @pytest.mark.slow
 def test_files_of_pytest_run_at_once_and_one_that_hangs_costs_itself_alone(tmp_path):
-    from acceptance.step import Context
-
     for name, body in (("good", "pass"), ("wrong", "assert False"), ("hung", "import time; time.sleep(600)"), ("gone", "import os; os._exit(3)")):
         (tmp_path / f"test_{name}.py").write_text(f"import pytest\n@pytest.mark.gpu\ndef test_it():\n    {body}\n")
     context = Context(tmp_path, lambda part, name: None)
@@ -120,10 +119,32 @@ def test_a_gpu_is_asked_for_what_it_is(tmp_path, monkeypatch, unknown, clock):
         gpu.query()
 
 
+@pytest.mark.parametrize(("visible", "asked"), [(None, "0"), ("", "0"), ("2,0", "2"), ("GPU-12ab", "GPU-12ab"), ("MIG-7", "0")])
+def test_the_gpu_that_is_asked_is_cudas_first(tmp_path, monkeypatch, visible, asked):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\ntest "$2" = {asked} || exit 9\necho NVIDIA H200, 580, 9.0, 143771, 1, 1, 1, 1, 1, 1, P0, Disabled\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu.query()["name"] == "NVIDIA H200"
+    assert Context(tmp_path, lambda part, name: None).environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_build_by_another_compiler_or_for_another_python_begins_anew(tmp_path, monkeypatch):
+    context = Context(tmp_path, lambda part, name: None)
+    software = {"nvcc": "12.8.61", "python": "3.11.7", "torch": "2.9.0"}
+    for change, stays in (({}, False), ({"torch": "2.13.0"}, True), ({"nvcc": "13.0.48"}, False), ({"python": "3.12.1"}, False)):
+        monkeypatch.setattr(gpu, "software", lambda change=change: software | change)
+        context.build.mkdir(exist_ok=True)
+        (context.build / "CMakeCache.txt").touch()
+        building._begin_build(context)
+        assert (context.build / "CMakeCache.txt").exists() == stays
+
+
 def test_the_build_is_for_one_architecture_and_outside_of_the_sources(tmp_path):
     pytest.importorskip("pybind11")
-    from acceptance.step import Context
-
     words = building.configuration(Context(tmp_path, lambda part, name: None), "9.0")
     assert {"-DCMAKE_CUDA_ARCHITECTURES=90-real", "-DDIPENGINE_CUDA=ON", "-DDIPENGINE_SILICON=ON"} <= set(words)
     assert f"-DDIPENGINE_MODULE_DIR={tmp_path}/package/dipengine" in words and words[3] == str(tmp_path / "build")
@@ -148,8 +169,12 @@ def test_the_order_names_steps_that_there_are_and_begins_with_what_breaks_everyt
 
     for part, names in parts.ORDER:
         assert set(names or ()) <= {step.name for step in parts.PARTS[part]}, part
-    assert [part for part, _ in parts.ORDER[:2]] == ["build", "smoke"] and parts.ORDER[-1] == ("compiled", None)
+    assert [part for part, _ in parts.ORDER[:2]] == ["build", "smoke"] and parts.ORDER[-2:] == [("compiled", None), ("restoration", None)]
     assert {part for part, names in parts.ORDER if names is None} == set(parts.PARTS)  # the whole of each, in the end
+    compilers = [f"{size}-compiled" for size in iterations.SIZES] + ["compiled"]
+    named = [step.name for part, names in parts.ORDER for step in parts.PARTS[part] if names is None or step.name in names]
+    first = {name: named.index(name) for name in reversed(named)}
+    assert min(first[name] for name in compilers) > max(at for name, at in first.items() if name not in compilers)  # minutes each
     steps = {f"{part}/{step.name}" for part, listed in parts.PARTS.items() for step in listed}
     assert set(parts.NEEDS) <= steps | set(parts.PARTS) and set(parts.NEEDS.values()) <= steps
 

@@ -88,7 +88,7 @@ def test_peers_of_a_gpu_are_graphs_and_tf32_where_they_say_so():
     assert list(kinds) == list(iterations.PEERS.values())
     assert not kinds["eager tf32"].graph and all(kind.graph for name, kind in kinds.items() if "graph" in name)
     assert kinds["bf16 channels_last, max-autotune, graph"].mode == "max-autotune-no-cudagraphs"
-    assert restoring.PEERS.items() <= iterations.PEERS.items() and cohorts.CONFIGURATION in kinds
+    assert [step.name for step in restoring.STEPS] == ["ours", *iterations.PEERS] and cohorts.CONFIGURATION in kinds
     timing.prepare()
     assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
 
@@ -301,3 +301,20 @@ def test_a_restoration_stops_by_itself_and_a_peer_runs_as_long():
     assert 0 < own["iterations"] <= 40 and own["stopped_by"] in ("iterations", "variance") and own["psnr_noisy"] < own["psnr"]
     other = restoring.restore_plainly(truth, noisy, "eager tf32", 30, small())
     assert other["iterations"] == 30 and other["psnr"] > 5 and other["seconds"] > 0
+
+
+def test_the_average_of_a_peer_has_nothing_of_what_it_began_with(monkeypatch):
+    outputs = []
+    plain = peers.PyTorchFit._evaluate
+
+    def evaluate(self, z):
+        loss, out = plain(self, z)
+        outputs.append(out[0].permute(1, 2, 0).double().numpy())
+        return loss, out
+
+    monkeypatch.setattr(peers.PyTorchFit, "_evaluate", evaluate)
+    truth = np.full((16, 24, 3), 0.5, np.float32)
+    found = restoring.restore_plainly(truth, truth + 0.1, "eager tf32", 4, small())
+    decayed = [0.99**i for i in (3, 2, 1, 0)]
+    expected = sum(weight * out for weight, out in zip(decayed, outputs[-4:], strict=True)) / sum(decayed)
+    assert found["psnr"] == pytest.approx(restoring.psnr(expected, truth), abs=1e-3)

@@ -39,6 +39,7 @@ def configuration(context: Context, capability: str, module: bool = True) -> lis
 def compile_all(context: Context) -> dict[str, Any]:
     capability = context.result("build", "machine")["gpu"]["compute_capability"]
     package = context.package / "dipengine"
+    _begin_build(context)
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "engine/dipengine", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     # Without Python's headers the programs can be built all the same, and what they find is most of it.
@@ -52,6 +53,17 @@ def compile_all(context: Context) -> dict[str, Any]:
         return {"status": FAILED, "reason": "cmake --build failed"}
     found = {"status": PASSED, "architecture": capability}
     return found if built and module else found | {"reason": "the programs alone were built, not the Python module"}
+
+
+def _begin_build(context: Context) -> None:
+    """The folder of the build, empty where what lies there was made by another compiler or for another Python: CMake looks at them once."""
+    found = gpu.software()
+    by, mark = f"nvcc {found['nvcc']}, Python {found['python']}\n", context.build / "made_by.txt"
+    if mark.exists() and mark.read_text() == by:
+        return
+    shutil.rmtree(context.build, ignore_errors=True)
+    context.build.mkdir(parents=True)
+    mark.write_text(by)
 
 
 def _call(*command: str) -> bool:

@@ -70,7 +70,7 @@ def accept(call: Call) -> int:
     try:
         deadline = time.time() + call.seconds
         if store.begin(importlib.import_module(call.parts_module).fingerprint()):
-            call.say("The sources or the GPU have changed since the last call: everything begins anew.")
+            call.say("The sources, the GPU or the software have changed since the last call: everything begins anew.")
         _lost(store, call.say)
         context = Context(call.folder, store.result)
         for part, listed in parts.items():

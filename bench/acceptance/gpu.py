@@ -19,15 +19,25 @@ _NEEDED = ("name", "driver", "compute_capability", "memory_mib")
 
 
 def query() -> dict[str, str]:
-    """What nvidia-smi says of the first GPU, now. Raises RuntimeError where there is none."""
+    """What nvidia-smi says of CUDA's first GPU, now. Raises RuntimeError where there is none."""
     try:
         return _asked(_QUERY)
     except RuntimeError:  # a driver that does not know one of the words
         return dict.fromkeys(_QUERY, "unknown") | _asked({name: _QUERY[name] for name in _NEEDED})
 
 
+# CUDA's devices are numbered as nvidia-smi numbers them, not the fastest first; in the environment of all that is run.
+ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def first() -> str:
+    """CUDA's first GPU as nvidia-smi is asked for it: a number or a UUID."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    return "0" if not seen or seen.startswith("MIG") else seen
+
+
 def _asked(words: dict[str, str]) -> dict[str, str]:
-    said = _run("nvidia-smi", "-i", "0", f"--query-gpu={','.join(words.values())}", "--format=csv,noheader,nounits")
+    said = _run("nvidia-smi", "-i", first(), f"--query-gpu={','.join(words.values())}", "--format=csv,noheader,nounits")
     return dict(zip(words, (field.strip() for field in said.strip().split(",")), strict=True))
 
 
@@ -56,9 +66,16 @@ def software() -> dict[str, Any]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    compiler = nvcc()
-    found["nvcc"] = re.search(r"release [\d.]+, V([\d.]+)", _run(compiler, "--version")).group(1) if compiler else None
-    return found
+    return found | {"nvcc": _version_of(nvcc())}
+
+
+def _version_of(compiler: str | None) -> str | None:
+    """None where there is none that says what it is."""
+    try:
+        said = re.search(r"release [\d.]+, V([\d.]+)", _run(compiler, "--version")) if compiler else None
+    except RuntimeError:
+        return None
+    return said.group(1) if said else None
 
 
 def _run(*command: str) -> str:

@@ -43,9 +43,10 @@ ORDER = [
     ("layers", None),
     ("checker", None),
     ("cohorts", None),
-    ("restoration", None),
+    ("restoration", ("eager", "graph")),
     ("iterations", None),
     ("compiled", None),
+    ("restoration", None),
 ]
 
 # What says nothing while no fit runs.
@@ -55,12 +56,13 @@ NEEDS = dict.fromkeys(_FITS, "smoke/fit") | {"layers": "smoke/kernels"}
 
 
 def fingerprint() -> str:
-    """Of the sources and the GPU: results are kept for as long as both stay."""
+    """Of the sources, the GPU and the software that figures are of: results are kept for as long as all of them stay."""
     try:
         name = gpu.slug(gpu.query()["name"])
     except RuntimeError:
         name = "none"
-    return f"{store.fingerprint()} {name}"
+    found = gpu.software()
+    return " ".join([store.fingerprint(), name, *(f"{word} {found[word]}" for word in ("python", "torch", "nvcc"))])
 
 
 def report(kept: store.Store, parts: Parts, say: Callable[[str], None]) -> None:

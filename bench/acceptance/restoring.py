@@ -1,5 +1,6 @@
 """Part "restoration": the demo's photograph with noise of sigma 25, restored by the preset `balanced` until it stops by itself, and by
-PyTorch's loop for as many iterations; PSNR of what is delivered (PyTorch's: the average of its outputs), and seconds."""
+PyTorch's loop for as many iterations; PSNR of what is delivered (PyTorch's: the average of its outputs, which begins with none), and
+seconds."""
 
 from __future__ import annotations
 
@@ -13,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from acceptance import gpu
-from acceptance.iterations import DEVICE
+from acceptance.iterations import DEVICE, PEERS
 from acceptance.step import LEFT_OUT, MEASURED, ROOT, Context, Step
 
 SIGMA = 25 / 255
 SEED = 1
-PEERS = {"eager": "eager tf32", "graph": "bf16 channels_last, graph"}
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -96,16 +96,19 @@ def restore_plainly(truth: np.ndarray, noisy: np.ndarray, name: str, iterations:
 
     from acceptance import timing
     from dipengine.bench.peers import CUDA_CONFIGURATIONS, PyTorchFit
+    from dipengine.bench.setting import AVERAGE_DECAY
 
     timing.prepare()
     fit = PyTorchFit(CUDA_CONFIGURATIONS[name], setting)
     target = torch.from_numpy(noisy).permute(2, 0, 1)[None]
     fit.target.copy_(target)
     fit.run(3)
+    fit.average.zero_()
     start = time.perf_counter()
     fit.run(iterations)
     seconds = time.perf_counter() - start
-    image = fit.average[0].permute(1, 2, 0).float().cpu().numpy()
+    # What it began with has a share of decay^iterations in it (as Kingma and Ba correct their moments, ICLR 2015).
+    image = (fit.average[0] / (1 - AVERAGE_DECAY**iterations)).permute(1, 2, 0).float().cpu().numpy()
     return {"seconds": seconds, "iterations": iterations, "psnr": psnr(image, truth), "psnr_noisy": psnr(noisy, truth), "peer": name}
 
 
@@ -124,5 +127,9 @@ def peer(context: Context, name: str) -> dict[str, Any]:
     return {"status": MEASURED, **found, "ratio": found["seconds"] / own["seconds"], "clocks": gpu.clocks()}
 
 
-STEPS = [Step("ours", ours, 20, 200),
-         *(Step(short, lambda context, name=name: peer(context, name), 60, 400, peer=True) for short, name in PEERS.items())]
+def _step(short: str, name: str) -> Step:
+    expected, limit = (150, 500) if short == "compiled" else (60, 400)
+    return Step(short, lambda context: peer(context, name), expected, limit, peer=True)
+
+
+STEPS = [Step("ours", ours, 20, 200), *(_step(*peer_) for peer_ in PEERS.items())]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acceptance import gpu
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Every result has a "status", one of these.
@@ -44,7 +46,7 @@ class Context:
         path = os.pathsep.join([str(self.package), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])])
         # An environment's own tools come last, as in setup.py.
         search = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
-        return os.environ | {"PATH": search, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+        return os.environ | gpu.ORDER | {"PATH": search, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
                              "TRITON_CACHE_DIR": str(self.folder / "triton"), "PYTHONUNBUFFERED": "1"}
 
 

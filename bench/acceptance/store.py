@@ -15,7 +15,7 @@ from typing import Any
 
 from acceptance.step import ROOT
 
-SOURCES = ("CMakeLists.txt", "cmake", "csrc", "bindings", "engine", "tests", "bench/acceptance")
+SOURCES = ("CMakeLists.txt", "cmake", "csrc", "bindings", "engine", "tests", "bench/acceptance", "bench/layers.py", "demo/photograph.png")
 _IGNORED = {".so", ".pyc"}
 
 
@@ -95,7 +95,8 @@ class Store:
         with tarfile.open(path) as packed:
             for name in {member.name.split("/")[0] for member in packed}:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-            packed.extractall(self.folder, filter="data")
+            # Python 3.11 has the filter from its fourth release on.
+            packed.extractall(self.folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
     # ---- what is being done -----------------------------------------------------------------------------------------
 

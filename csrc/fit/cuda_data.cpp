@@ -59,6 +59,7 @@ dipengine_masked_mse_cuda_params CudaPlan::image_params(int step) const {
   m.es_alpha = p_.es_alpha;
   m.frames = fits_.unread;
   m.sizes = fits_.painted;
+  m.tickets = tickets(step, kMain);
   return m;
 }
 
@@ -91,6 +92,7 @@ dipengine_status CudaPlan::output(int step, bool sizing, bool with_loss) {
     size_t bytes = 0;
     DIPENGINE_TRY(dipengine_masked_mse_cuda_workspace(&m, &bytes));
     need(step, bytes);
+    take_tickets(step, p_.slots);
     return DIPENGINE_OK;
   }
   const int64_t row = m.inner;
@@ -283,6 +285,7 @@ dipengine_status CudaPlan::compare(int step, bool sizing, const float* data, int
   if (sizing) {
     DIPENGINE_TRY(dipengine_masked_mse_cuda_workspace(&m, &bytes));
     need(step, bytes);
+    take_tickets(step, p_.slots);
     return DIPENGINE_OK;
   }
   m.active = active;

@@ -226,7 +226,7 @@ dipengine_status CudaDevice::give(int32_t index, SlotArrays::Name name, float* v
 }
 
 float* CudaDevice::scratch() {
-  has_learnt_ = false;
+  total_at_start_ = total_;
   return scratch_.data();
 }
 
@@ -271,7 +271,6 @@ dipengine_status CudaDevice::advance(const Chunk& chunk, dipengine_fit_run_param
   DIPENGINE_TRY(history(r.variances, variances_, of.variances));
   for (size_t i = 0; i < slots; ++i) {
     if (states_[i].iteration == before_[i]) continue;
-    has_learnt_ = has_learnt_ || !states_[i].rolled_back;
     before_[i] = states_[i].iteration;
     if (r.report == nullptr) continue;
     const dipengine_fit_progress progress = progress_of(rules_, static_cast<int32_t>(i), states_[i]);
@@ -372,13 +371,13 @@ dipengine_status CudaDevice::statistics(int32_t index, float* flat) {
 
 dipengine_status CudaDevice::gradients(const float** flat) {
   *flat = nullptr;
-  if (!has_learnt_) return DIPENGINE_OK;
   DIPENGINE_ENTER();
   std::vector<int64_t> learnt(states_.size());
   DIPENGINE_TRY(download(learnt.data(), plan_.numbers().learnt, learnt.size() * sizeof(int64_t)));
   // The last of those that learnt in the last turn, as slots in turn would have it.
   size_t last = 0;
   for (size_t i = 1; i < learnt.size(); ++i) last = learnt[i] >= learnt[last] ? i : last;
+  if (learnt[last] <= total_at_start_) return DIPENGINE_OK;
   DIPENGINE_TRY(download(scratch_.data(), plan_.gradients(static_cast<int32_t>(last)),
                          static_cast<size_t>(layout_.trainable()) * sizeof(float)));
   *flat = scratch_.data();

@@ -72,8 +72,7 @@ class CudaDevice final : public FitDevice {
   std::unique_ptr<char, Free> block_, spread_;  // a slot's, as its state has it and as the device has it
   void *arena_ = nullptr, *stream_ = nullptr, *iteration_ = nullptr;
   std::array<void*, CudaPlan::kBeside> beside_{};  // streams of a recorded iteration's branches
-  int64_t total_ = 0;        // turns since the fit was made
-  bool has_learnt_ = false;  // since a start
+  int64_t total_ = 0, total_at_start_ = 0;         // turns since the fit was made; of them before a slot was started last
 };
 
 }  // namespace dipengine

@@ -34,10 +34,12 @@ enum class Mistake {
   misaligned_word,
   overflow,
   host_memory,
-  blocks_share_a_place
+  blocks_share_a_place,
+  no_ticket,
+  reads_behind_its_ticket
 };
-// Two blocks of 64 threads turn data[256] around, or make a mistake.
-dipengine_status make_mistake(float* data, Mistake mistake);
+// Two blocks of 64 threads turn data[256] around, and the last counts common[1] up by the ticket before it; or make a mistake.
+dipengine_status make_mistake(float* data, uint32_t* common, Mistake mistake);
 
 dipengine_status launch_with(int threads, size_t shared);
 

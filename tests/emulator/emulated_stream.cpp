@@ -39,6 +39,9 @@ namespace dipengine::cuda {
 
 dipengine_status allocate(size_t bytes, void** memory) {
   DIPENGINE_TRY(refuse_while_recording("Memory is taken"));
+  if (bytes > emulator::settings().memory - emulator::allocated()) {
+    return fail(DIPENGINE_OUT_OF_RESOURCES, "The device does not have %zu bytes free.", bytes);
+  }
   auto made = std::make_unique<emulator::Memory>(bytes);
   *memory = made->data();
   memories()[*memory] = std::move(made);

@@ -1,6 +1,7 @@
 // Who touched which two bytes of shared or global memory last, and whether a barrier lies between them and the next.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -36,7 +37,7 @@ struct Cell {
   bool written = false;
   bool pending = false;  // an asynchronous copy into it is under way
   enum Readers : uint8_t { none, one, one_warp, one_block, several_blocks } readers = none;
-  Moment writer{}, reader{};
+  Moment writer{}, reader{};  // of several blocks' readers: the first and the last block, and the most barriers that one had passed
 };
 
 class Cells {
@@ -114,11 +115,13 @@ class Cells {
   }
 
   static void note_reader(Cell& c, const Moment& now) {
-    if (c.readers == Cell::several_blocks) return;
     if (c.readers == Cell::none || (c.readers == Cell::one && ordered(c.reader, now)) || readers_ordered(c, now)) {
       c.readers = Cell::one;
-    } else if (c.reader.block != now.block) {
+    } else if (c.readers == Cell::several_blocks || c.reader.block != now.block) {
+      const int32_t last = c.readers == Cell::several_blocks ? c.reader.thread : c.reader.block;
+      c.reader = {std::min(c.reader.block, now.block), std::max(last, now.block), std::max(c.reader.barriers, now.barriers), 0};
       c.readers = Cell::several_blocks;
+      return;
     } else if (c.readers == Cell::one_block || c.reader.thread / 32 != now.thread / 32) {
       c.readers = Cell::one_block;
     } else {
@@ -138,8 +141,11 @@ class Cells {
                                                (c.reader.thread / 32 == now.thread / 32 && c.reader.warp_syncs < now.warp_syncs));
       case Cell::one_block:
         return c.reader.block == now.block && c.reader.barriers < now.barriers;
-      case Cell::several_blocks:
-        return false;
+      case Cell::several_blocks:  // and all that lie between
+        for (int32_t block = c.reader.block; block <= c.reader.thread; ++block) {
+          if (c.reader.barriers >= (block == now.block ? now.barriers : known[static_cast<size_t>(block)])) return false;
+        }
+        return true;
     }
     return false;
   }

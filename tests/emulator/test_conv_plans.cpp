@@ -10,8 +10,15 @@ using namespace dipengine::emulator::layers;
 
 namespace {
 
-void check_plans(const Layer& layer, int32_t dtype, size_t limit) {
+// The layer's params, over memory that nobody reads.
+struct Problem {
   std::vector<dipengine_conv_cuda_source> sources;
+  dipengine_conv_cuda_params params{};
+
+  Problem(const Layer& layer, int32_t dtype);
+};
+
+Problem::Problem(const Layer& layer, int32_t dtype) {
   static uint16_t memory[8];
   for (const Input& i : layer.inputs) {
     dipengine_conv_cuda_source s{};
@@ -23,7 +30,7 @@ void check_plans(const Layer& layer, int32_t dtype, size_t limit) {
     s.slope = 0.2f;
     sources.push_back(s);
   }
-  dipengine_conv_cuda_params p{};
+  dipengine_conv_cuda_params& p = params;
   p.struct_size = sizeof(p);
   p.source_size = sizeof(sources[0]);
   p.fits = 1;
@@ -37,6 +44,11 @@ void check_plans(const Layer& layer, int32_t dtype, size_t limit) {
   p.width = layer.inputs[0].width / layer.stride;
   p.channels = layer.channels;
   p.raw = {memory, int64_t{1} * p.width * p.channels, p.channels};
+}
+
+void check_plans(const Layer& layer, int32_t dtype, size_t limit) {
+  const Problem problem(layer, dtype);
+  const dipengine_conv_cuda_params& p = problem.params;
   ConvPlan plan, weights;
   DataPlan data;
   AxisVectors y[2] = {}, x[2] = {};
@@ -83,4 +95,23 @@ TEST(plans_of_the_papers_layers_leave_room_for_two_blocks_on_every_device) {
     }
   }
   emulator::settings() = emulator::Settings{};
+}
+
+// Parts are float32, as large as the layer's weights each (a nearest source's: of 16 taps), and nothing else.
+TEST(plans_of_weight_gradients_leave_no_more_parts_than_keep_a_device_busy) {
+  const auto parts = [](const Layer& layer, int taps) {
+    const Problem problem(layer, DIPENGINE_BFLOAT16);
+    size_t bytes = 0;
+    CHECK(dipengine_conv_cuda_weight_gradient_workspace(&problem.params, &bytes) == DIPENGINE_OK);
+    const size_t one = sizeof(float) * static_cast<size_t>(taps * layer.inputs.back().channels * layer.channels);
+    CHECK(bytes % one == 0);
+    return bytes / one;
+  };
+  // Blocks are of 64 x 64 channels, tiles of 128 pixels: four blocks a part here.
+  CHECK(parts({{{128, 128, 128}}, 128}, 9) == 32);                           // 128 tiles
+  CHECK(parts({{{256, 256, 128}}, 128, 1, 1, 0}, 1) == 32);                  // 512
+  CHECK(parts({{{512, 512, 128}}, 128}, 9) == 64);                           // 2048: as many as fill a device twice
+  CHECK(parts({{{32, 32, 128}}, 128}, 9) == 4);                              // 8, two a part
+  CHECK(parts({{{256, 256, 4}, {128, 128, 128, kNearest}}, 128}, 16) == 8);  // 16 blocks a part, of 128 tiles
+  CHECK(parts({{{64, 64, 512}}, 512}, 9) == 2);                              // 64 blocks a part, of 32 tiles
 }

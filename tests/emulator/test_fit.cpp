@@ -3,38 +3,21 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <set>
 
-#include "emulator.h"
+#include "device_fits.h"
 #include "fit/cuda_plan.h"
-#include "fit/fit.h"
-#include "fit_problems.h"
 
 using check::FitProblem;
 using check::TestFit;
-using dipengine::emulator::faults;
+using check::changed;
+using check::distance;
+using check::no_faults;
+using check::on_cpu;
+using check::on_device;
+using check::small_problem;
 
 namespace {
-
-FitProblem on_device(FitProblem problem) {
-  problem.params.device = DIPENGINE_DEVICE_CUDA;
-  return problem;
-}
-
-FitProblem on_cpu(FitProblem problem) {
-  problem.params.device = DIPENGINE_DEVICE_CPU;
-  return problem;
-}
-
-// An image of 14 x 15 on a canvas of 16 x 16: every kind of layer that the device has, padding around the image, a mask.
-FitProblem small_problem(int32_t dtype) {
-  dipengine_fit_params p = check::small_params(dtype);
-  p.height = 14;
-  p.width = 15;
-  p.generator.channels_down[1] = p.generator.channels_up[1] = 12;
-  return check::problem_with("small", p, true);
-}
 
 // No skip on one level, bilinear upsampling on the other, zero padding, a code that is stored, no 1x1 convolution behind.
 FitProblem other_problem(int32_t dtype) {
@@ -52,36 +35,10 @@ FitProblem other_problem(int32_t dtype) {
   return check::problem_with("other", p, false);
 }
 
-void no_faults() {
-  for (const std::string& fault : faults()) check::report(__FILE__, __LINE__, fault.c_str());
-  dipengine::emulator::clear_faults();
-}
-
 std::vector<float> gradients(const TestFit& fit, const FitProblem& problem) {
   std::vector<float> values(static_cast<size_t>(dipengine_generator_parameters(&problem.params.generator)));
   CHECK(dipengine_fit_get_gradients(fit.get(), values.data()) == DIPENGINE_OK);
   return values;
-}
-
-// |a - b| / |b|, over all values.
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-  double apart = 0, size = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    apart += (static_cast<double>(a[i]) - static_cast<double>(b[i])) * (static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    size += static_cast<double>(b[i]) * static_cast<double>(b[i]);
-  }
-  return std::sqrt(apart / size);
-}
-
-// The same fit with some of its scalars changed, as a state.
-std::string changed(const FitProblem& problem, const std::string& state, void (*change)(dipengine::SlotState&)) {
-  std::unique_ptr<dipengine::Fit> fit;
-  CHECK(dipengine::Fit::make(problem.params, true, &fit) == DIPENGINE_OK);
-  CHECK(fit->load_state(0, state.data(), state.size()) == DIPENGINE_OK);
-  change(fit->slot(0).state());
-  std::string bytes(fit->state_bytes(0), '\0');
-  CHECK(fit->save_state(0, bytes.data(), bytes.size()) == DIPENGINE_OK);
-  return bytes;
 }
 
 }  // namespace
@@ -377,6 +334,9 @@ TEST(fit_loop_on_a_device_decides_as_that_on_a_cpu) {
   device.set_parameters(std::vector<float>(device.parameters().size(), NAN));
   device.run(3);
   CHECK(device.progress().reason == DIPENGINE_REASON_FIRST_LOSS && device.progress().iteration == 1);
+  std::vector<float> none(device.parameters().size());
+  CHECK(dipengine_fit_get_gradients(device.get(), none.data()) == DIPENGINE_INVALID_ARGUMENT);
+  CHECK(std::strstr(dipengine_last_error(), "No iteration has run since") != nullptr);
   no_faults();
 }
 
@@ -419,6 +379,17 @@ TEST(fit_memory_on_a_device_is_known_before_it_is_taken) {
   }
 #if !defined(DIPENGINE_SILICON)
   CHECK(dipengine::emulator::allocated() == 0);
+  // Where there is too little, that is said, nothing stays, and what there is room for runs.
+  dipengine::emulator::settings().memory = bytes[2];
+  dipengine_fit* none = nullptr;
+  CHECK(dipengine_fit_create(&problem.params, &none) == DIPENGINE_OUT_OF_RESOURCES && none == nullptr);
+  CHECK(std::strstr(dipengine_last_error(), "bytes free") != nullptr && dipengine::emulator::allocated() == 0);
+  {
+    TestFit fit(problem, nullptr, 2);
+    fit.start(1, problem, 3);
+    CHECK(std::isfinite(fit.run(1)[1]));
+  }
+  dipengine::emulator::settings() = dipengine::emulator::Settings{};
 #endif
   CHECK(bytes[1] < bytes[2] && bytes[2] < bytes[3] && bytes[3] < 3 * bytes[1] + 4096);
 }

@@ -178,8 +178,9 @@ TEST(sums_of_products_are_truncated_and_overflow_nowhere) {
 static bool finds(const char* words, emulated::Mistake mistake) {
   emulator::clear_faults();
   Array<float> data(256);
+  Array<uint32_t> common(std::vector<uint32_t>{0, 5});
   for (int i = 0; i < 256; ++i) data[i] = static_cast<float>(i);
-  const dipengine_status status = emulated::make_mistake(data.data(), mistake);
+  const dipengine_status status = emulated::make_mistake(data.data(), common.data(), mistake);
   bool found = false;
   for (const std::string& fault : emulator::faults()) found = found || fault.find(words) != std::string::npos;
   if (!found) {
@@ -212,12 +213,16 @@ TEST(emulator_finds_mistakes_in_every_order) {
     CHECK(finds("reads outside of every buffer", Mistake::host_memory));
     CHECK(finds("out of its type's range", Mistake::overflow));
     CHECK(finds("with no barrier between", Mistake::blocks_share_a_place));
+    CHECK(finds("with no barrier between", Mistake::no_ticket));
+    CHECK(finds("with no barrier between", Mistake::reads_behind_its_ticket));
   }
   emulator::settings().seed = 1;
   emulator::clear_faults();
   Array<float> data(256);
+  Array<uint32_t> common(std::vector<uint32_t>{0, 5});
   for (int i = 0; i < 256; ++i) data[i] = static_cast<float>(i);
-  CHECK(emulated::make_mistake(data.data(), Mistake::none) == DIPENGINE_OK && emulator::faults().empty() && data.intact());
+  CHECK(emulated::make_mistake(data.data(), common.data(), Mistake::none) == DIPENGINE_OK && emulator::faults().empty() && data.intact());
+  CHECK(common.copy() == std::vector<uint32_t>({0, 6}));
 }
 
 TEST(emulator_refuses_launches_that_no_device_takes) {

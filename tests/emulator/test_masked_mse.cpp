@@ -12,6 +12,7 @@ struct Case {
   int64_t fits, rows, inner, repeat;
   bool bfloat16, mask, target;
   std::vector<int64_t> sizes = {};  // of each fit, where they have their own
+  bool tickets = false;             // its own blocks add up what they leave
 };
 
 bool close(const char* what, double got, double expected) {
@@ -19,7 +20,7 @@ bool close(const char* what, double got, double expected) {
   return emulator::wrong("%s is %.17g where %.17g is expected", what, got, expected);
 }
 
-bool masked_mse_case(const Case& c) {
+bool masked_mse_way(const Case& c) {
   const int64_t row = c.inner + 4, fit = row * c.rows, all = fit * c.fits;
   check::Numbers numbers(static_cast<uint64_t>(all));
   std::vector<float> raw = numbers.vector<float>(all, 5);
@@ -68,6 +69,8 @@ bool masked_mse_case(const Case& c) {
   p.es_variance = device_variance.data();
   Array<int64_t> device_sizes(c.sizes);
   if (!c.sizes.empty()) p.sizes = device_sizes.data();
+  Array<uint32_t> tickets(std::vector<uint32_t>(3, 0));
+  if (c.tickets) p.tickets = tickets.data();
   size_t bytes = 0;
   if (dipengine_masked_mse_cuda_workspace(&p, &bytes) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   Array<double> workspace(static_cast<int64_t>(bytes / sizeof(double)));
@@ -118,11 +121,20 @@ bool masked_mse_case(const Case& c) {
     if (!close("variance", device_variance[f], first ? 0 : 0.9 * (variance[k] + 0.1 * d2))) return false;
     ++frames[k];
   }
-  return emulator::same_bits("frames", device_frames.copy(), frames) && emulator::same_bits("out", out.copy(), e_out) &&
+  return emulator::same_bits("tickets", tickets.copy(), std::vector<uint32_t>(3, 0)) &&
+         emulator::same_bits("frames", device_frames.copy(), frames) && emulator::same_bits("out", out.copy(), e_out) &&
          emulator::same_bits("average", device_average.copy(), average) &&
          emulator::same_bits("mean", device_mean.copy(), mean) && emulator::same_bits("d_raw", d_raw.copy(), e_d) &&
          emulator::same_bits("d_raw", d_halves.copy(), e_halves) &&
-         ((out.intact() && d_raw.intact() && workspace.intact()) || emulator::wrong("written outside"));
+         ((out.intact() && d_raw.intact() && workspace.intact() && tickets.intact()) || emulator::wrong("written outside"));
+}
+
+bool masked_mse_case(Case c) {
+  for (const bool tickets : {false, true}) {
+    c.tickets = tickets;
+    if (!masked_mse_way(c)) return false;
+  }
+  return true;
 }
 
 }  // namespace

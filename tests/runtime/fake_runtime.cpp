@@ -5,6 +5,7 @@
 //     again; one of it that waits for a stream outside breaks it;
 //   - a launch may have 48 KB of shared memory, or what was set last for its kernel; that holds for the kernels of a graph when it is
 //     made and at every replay, too;
+//   - memory of the host that is copied from may be read until a wait, where a device reads the host's pages itself;
 //   - behind a kernel's fault every call fails.
 #include "fake_runtime.h"
 
@@ -121,7 +122,11 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? the_state.capability : static_cast<int>(the_state.optin);
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = the_state.capability; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(the_state.optin); break;
+    case cudaDevAttrPageableMemoryAccessUsesHostPageTables: *value = the_state.reads_host_pages; break;
+  }
   return told(cudaSuccess);
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
@@ -187,8 +192,9 @@ cudaError_t cudaFree(void* memory) {
   std::free(memory);
   return told(cudaSuccess);
 }
-cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind kind, cudaStream_t stream) {
   if (of(stream).captures != nullptr && !allowed("pageable memory is copied")) return told(cudaErrorStreamCaptureUnsupported);
+  if (kind == cudaMemcpyHostToDevice && the_state.reads_host_pages != 0) ++the_state.reading;
   return told(cudaSuccess);
 }
 cudaError_t cudaMemcpy2DAsync(void*, size_t, const void*, size_t, size_t, size_t, cudaMemcpyKind, cudaStream_t) {
@@ -207,6 +213,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return told(cudaSuccess);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  the_state.reading = 0;
   return told(allowed("a stream is waited for") ? cudaSuccess : cudaErrorStreamCaptureUnsupported);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {

@@ -141,6 +141,16 @@ TEST(runtime_memory_that_is_not_there_is_no_fault_of_the_device) {
   CHECK(nothing_left());
 }
 
+TEST(runtime_numbers_of_the_host_may_be_gone_when_they_have_been_uploaded) {
+  fake::reset();
+  for (const int reads : {0, 1}) {
+    fake::state().reads_host_pages = reads;
+    int there = 0;
+    const int number = 1;
+    CHECK(cuda::upload(&there, &number, sizeof(number), nullptr) == DIPENGINE_OK && fake::state().reading == 0);
+  }
+}
+
 TEST(runtime_devices_are_counted_and_entered) {
   fake::reset();
   int32_t count = 0;

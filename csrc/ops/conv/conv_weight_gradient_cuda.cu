@@ -254,8 +254,11 @@ Cut cut(const ConvPlan& p, const SourcePlan& s) {
   c.tap_groups = (taps + c.taps - 1) / c.taps;
   const int input_tiles = s.gathered != 0 ? (s.taps * s.taps * s.channels + kInputs - 1) / kInputs : s.chunks;
   c.blocks = p.phases * p.phases * p.channel_tiles * c.tap_groups * input_tiles;
-  // Some 256 blocks fill a large device about twice; no part of fewer than two tiles.
-  const int tiles = p.tiles_y * p.tiles_x, wanted = (256 + c.blocks - 1) / c.blocks, most = (tiles + 1) / 2;
+  // A multiprocessor holds one block. Some 256 fill a large device about twice; one each of its 132, where so many have few tiles:
+  // there what parts take to write and to read again is much of the time. No part of fewer than two tiles.
+  constexpr int kFewTiles = 16;
+  const int tiles = p.tiles_y * p.tiles_x, most = (tiles + 1) / 2, once = 132 / c.blocks > 1 ? 132 / c.blocks : 1;
+  const int wanted = tiles <= kFewTiles * once ? once : (256 + c.blocks - 1) / c.blocks;
   const int splits = wanted < most ? wanted : most;
   const int each = (tiles + splits - 1) / splits;
   c.splits = (tiles + each - 1) / each;

@@ -1,8 +1,9 @@
 // Masked mean squared error and all that looks at the output, on a CUDA device; formulas of masked_mse_math.h.
 //
 // A block takes whole rows of some 2048 elements, or a piece of a long row, and leaves two sums in the workspace: by thread,
-// then by a tree over the block. A second kernel of one block a fit adds the blocks' sums in their order and moves the
-// fit's scalars on. With everything on 20 bytes are read and 16 written per float32 element: bound by memory.
+// then by a tree over the block. The last block of a fit, or without tickets a second kernel of one block a fit, adds the
+// blocks' sums in their order and moves the fit's scalars on. With everything on 20 bytes are read and 16 written per float32
+// element: bound by memory.
 #include "ops/masked_mse/masked_mse_cuda.h"
 
 #include "math/bf16.h"
@@ -107,6 +108,20 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit
   }
 }
 
+// By one block, once all of the fit have left their sums.
+DIPENGINE_DEVICE void finish(const Launch& launch, int64_t fit, const FitSize& size) {
+  const Params& p = launch.p;
+  const int64_t most = launch.tiling.row_blocks * launch.tiling.pieces;
+  const Sums total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, size.tiling.row_blocks * size.tiling.pieces);
+  if (cuda::thread_index() != 0) return;
+  if (p.target.data != nullptr) p.loss[fit] = total.loss / p.normaliser[fit];
+  if (p.es_mean.data != nullptr) {
+    const double d2 = total.d2 / (static_cast<double>(size.rows) * static_cast<double>(size.inner));
+    p.es_variance[fit] = p.frames[fit] == 0 ? 0.0 : (1 - p.es_alpha) * (p.es_variance[fit] + p.es_alpha * d2);
+  }
+  ++p.frames[fit];
+}
+
 DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
   const int64_t fit = cuda::block_y();
@@ -130,21 +145,14 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
   }
   const Sums total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
+  if (p.tickets == nullptr || !cuda::last_block(p.tickets + fit, static_cast<int>(t.row_blocks * t.pieces))) return;
+  finish(launch, fit, size);
 }
 
 DIPENGINE_KERNEL(kThreads, 1) masked_mse_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
-  const Params& p = launch.p;
-  const int64_t fit = cuda::block_x(), most = launch.tiling.row_blocks * launch.tiling.pieces;
-  if (p.active != nullptr && p.active[fit] == 0) return;
-  const FitSize size = size_of(launch, fit);
-  const Sums total = cuda::sums_of_blocks<kThreads>(launch.sums + fit * most, size.tiling.row_blocks * size.tiling.pieces);
-  if (cuda::thread_index() != 0) return;
-  if (p.target.data != nullptr) p.loss[fit] = total.loss / p.normaliser[fit];
-  if (p.es_mean.data != nullptr) {
-    const double d2 = total.d2 / (static_cast<double>(size.rows) * static_cast<double>(size.inner));
-    p.es_variance[fit] = p.frames[fit] == 0 ? 0.0 : (1 - p.es_alpha) * (p.es_variance[fit] + p.es_alpha * d2);
-  }
-  ++p.frames[fit];
+  const int64_t fit = cuda::block_x();
+  if (launch.p.active != nullptr && launch.p.active[fit] == 0) return;
+  finish(launch, fit, size_of(launch, fit));
 }
 
 dipengine_status check_dims(const Params* p) {
@@ -217,6 +225,7 @@ dipengine_status dipengine_masked_mse_cuda(const dipengine_masked_mse_cuda_param
   DIPENGINE_TRY(cuda::launch(masked_mse_kernel, "masked_mse",
                              {launch.tiling.row_blocks * launch.tiling.pieces, params->fits, 1, kThreads, shared}, launch,
                              params->stream));
+  if (params->tickets != nullptr) return DIPENGINE_OK;
   return cuda::launch(masked_mse_finish_kernel, "masked_mse_finish", {params->fits, 1, 1, kThreads, shared}, launch,
                       params->stream);
 }

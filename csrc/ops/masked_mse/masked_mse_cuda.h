@@ -37,6 +37,7 @@ typedef struct dipengine_masked_mse_cuda_params {
   double* loss;        /* [fits]; needed with target */
   double* es_variance; /* [fits], in and out: V = (1 - a) (V + a d2), 0 at the first frame; needed with es_mean */
   const int64_t* sizes; /* [fits, 2]: each fit's own rows and inner, at most those above, in the same strides; NULL: those above */
+  uint32_t* tickets;    /* [fits], zeros before and after: the last of a fit's blocks adds up what they leave; NULL: another kernel does */
 } dipengine_masked_mse_cuda_params;
 
 DIPENGINE_API dipengine_status dipengine_masked_mse_cuda_workspace(const dipengine_masked_mse_cuda_params* params, size_t* bytes);

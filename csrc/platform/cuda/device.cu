@@ -45,9 +45,13 @@ dipengine_status upload(void* to, const void* from, size_t bytes, void* stream) 
   DIPENGINE_REQUIRE(captures == cudaStreamCaptureStatusNone,
                     "An op that is given numbers of the host cannot be captured in a CUDA graph, whose replays would read them when they "
                     "are gone; call it outside of the capture.");
-  // From pageable memory: staged before the call returns.
-  return check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)),
-               "Copying numbers to a device");
+  const char* const doing = "Copying numbers to a device";
+  DIPENGINE_TRY(check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)), doing));
+  // Pageable memory has been staged by now, but by a device that reads the host's pages itself, which may not have come to it yet.
+  int device = 0, reads = 0;
+  DIPENGINE_TRY(check(cudaGetDevice(&device), doing));
+  DIPENGINE_TRY(check(cudaDeviceGetAttribute(&reads, cudaDevAttrPageableMemoryAccessUsesHostPageTables, device), doing));
+  return reads == 0 ? DIPENGINE_OK : check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), doing);
 }
 
 }  // namespace dipengine::cuda
