@@ -27,6 +27,14 @@ def test_other_dtypes_come_back_as_they_were(noisy, dtype):
     assert image.min() <= result.image.astype(float).mean() <= image.max()
 
 
+def test_a_cameras_counts_are_restored_alike_whatever_integer_holds_them(noisy):
+    """12 bits in 16: on the scale of 0..65535 they would be one dark grey, and the fit worse than its input."""
+    counts = noisy.astype(np.uint16) * 16
+    result, wide = (dipengine.denoise(array, truth=array, **TINY) for array in (counts, counts.astype(np.int32)))
+    np.testing.assert_array_equal(result.image, wide.image)
+    assert result.record["psnr_peak"] == wide.record["psnr_peak"] == np.ptp(counts)
+
+
 def test_torch_tensors_channels_first_come_back_as_tensors(noisy):
     tensor = torch.from_numpy(noisy).permute(2, 0, 1).float()
     result = dipengine.denoise(tensor, axes="CHW", **TINY)

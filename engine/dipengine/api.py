@@ -79,9 +79,10 @@ def restore(
     """Restore `image` by fitting a generator to it alone.
 
     image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
-        16-bit unsigned integers by their dtype's range, everything else in data units (mapped by the range of the known
-        pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on a GPU stays there from beginning to end
-        where the fit runs on one; the record then has no sha256 of it, and `generator.delivered` lies there too.
+        16-bit unsigned integers by their dtype's range, everything else, and 16 bits that stay below 2^14 (a camera's counts), in
+        data units (mapped by the range of the known pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on
+        a GPU stays there from beginning to end where the fit runs on one; the record then has no sha256 of it, and
+        `generator.delivered` lies there too.
     alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
         inpainting took it for the mask).
     task: "denoise" (the default), "dejpeg", "superres", "inpaint", "flash" or "deblur"; `options` are the task's own (see
