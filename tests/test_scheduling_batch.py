@@ -38,6 +38,12 @@ def test_a_folder_as_single_commands_would_do_it(folder, capsys):
     assert json.loads(ledger["a.png"]["environment"])["instruction_set"]
 
 
+def test_a_pattern_that_the_shell_has_expanded(folder, capsys):
+    assert main(["batch", "in/a.png", "in/b.png", "-o", "out", *FIT, "--quiet"]) == 0
+    assert set(images()) == {"a.png", "b.png"}
+    assert capsys.readouterr().err == ""  # quiet, and nothing failed
+
+
 def test_done_is_not_done_again(folder):
     batch()
     times = {name: os.stat(Path("out") / name).st_mtime_ns for name in OUTPUTS}

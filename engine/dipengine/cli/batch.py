@@ -28,10 +28,10 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
     task = TASKS[_task_named(words)]
     parser = verbs.add_parser(
         "batch", help="restore many images, resumably",
-        description="Restore many images: a folder, a pattern or a manifest. Run the same command again to go on after any end.",
+        description="Restore many images: folders, patterns, images or a manifest. Run the same command again to go on after any end.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, 'pattern*.png', or manifest (.csv, .jsonl, .parquet; column input, "
-                        "others: task, output, mask, priority, truth, any option)")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="folders, patterns and images, or one manifest (.csv, .jsonl, "
+                        ".parquet; column input, others: task, output, mask, priority, truth, any option)")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder of the outputs, the ledger and the summary")
     tasks = [name for name, known in TASKS.items() if not known.python_only]
     parser.add_argument("--task", choices=tasks, default="denoise", help="default: denoise; --task NAME --help shows its options")
@@ -97,7 +97,7 @@ def run(parsed: argparse.Namespace) -> int:
     )
     if parsed.warm and parsed.init_from:
         raise InputError("--init-from and --warm both say what to begin with; give one of them.")
-    jobs = jobs_of(parsed.source, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
+    jobs = jobs_of(parsed.sources, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
     if parsed.dry_run:
         for job in jobs:
             print(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")
@@ -220,5 +220,6 @@ def _report(tally: "Tally", summary: Path, quiet: bool) -> None:
         lines.append(f"and {len(tally.failed) - _SHOWN} more failed; {summary} lists all.")
     if tally.interrupted:
         lines.append("interrupted: run the same command again to go on.")
-    with suppress(OSError):
-        print("\n".join(lines), file=sys.stderr)
+    if lines and sys.stderr is not None:
+        with suppress(OSError):
+            print("\n".join(lines), file=sys.stderr)
