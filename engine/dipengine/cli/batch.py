@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipengine.cli import arguments, restore, tiles
+from dipengine.cli.reports import tell
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting.progress import seconds_between
 from dipengine.images.limits import MAX_PIXELS
@@ -100,7 +102,7 @@ def run(parsed: argparse.Namespace) -> int:
     jobs = jobs_of(parsed.sources, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
     if parsed.dry_run:
         for job in jobs:
-            print(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")
+            tell(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")
         return 0
     devices = plan_devices(parsed.device, workers=parsed.workers, threads=parsed.threads, limit_memory=parsed.limit_memory)
     batch = Batch(jobs, parsed.output, ledger=parsed.ledger, resume=parsed.resume, retry_failed=parsed.retry_failed)
@@ -129,7 +131,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _path_text(value: Any) -> Any:
-    return str(value.resolve()) if isinstance(value, Path) else value
+    return os.path.realpath(value) if isinstance(value, Path) else value
 
 
 class _Progress:

@@ -224,7 +224,7 @@ def _output(relative: str, ending: str | None) -> str:
 
 
 def _from_manifest(path: Path, folder: Path, request: Request, ending: str | None) -> Iterator[Job]:
-    base = path.resolve().parent
+    base = Path(os.path.realpath(path)).parent
     for number, row in manifest.rows(path):
         try:
             yield _job_of(row, base, request, ending)
