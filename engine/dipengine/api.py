@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def restore(
     value_range: tuple[float, float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: float = DEFAULT_EVERY,
-    init_from: str | os.PathLike | FittedGenerator | WarmStart | None = None,
+    init_from: str | os.PathLike | Result | FittedGenerator | WarmStart | None = None,
     **options: Any,
 ) -> Result:
     """Restore `image` by fitting a generator to it alone.
@@ -101,7 +101,7 @@ def restore(
     checkpoint: a file that the fit is saved in every `checkpoint_every` seconds; where it is there, the same call goes on from
         it with the same bits (record["resumed_at"]), another one is refused. Removed when the result is returned.
     init_from: begin with the weights and the z of another fit of the same network, in place of random ones: a file that
-        `generator.save` or `checkpoint` wrote, or a `Result.generator`; record["init_from"] says so.
+        `generator.save` or `checkpoint` wrote, a Result, or its generator; record["init_from"] says so.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 
     Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
@@ -109,7 +109,7 @@ def restore(
     no checkpoint can be put, DependencyError without PyTorch.
     """
     task = task or ("denoise" if options.get("operator") is None else "custom")
-    device, stay = device_beside(image, device)
+    device, stay = device_beside(image, str(device))  # torch.device, too
     source, back = from_array(image, axes=axes, alpha=alpha, stay=stay)
     task_options = checked_options(task, options, axes, source.pixels if stay else None)
     settings = Settings(
@@ -229,8 +229,14 @@ def deblur(
 
 
 def warm_start(source: Any) -> WarmStart | None:
+    """What `init_from` names. Raises InputError for what names nothing."""
     if source is None or isinstance(source, WarmStart):
         return source
+    if isinstance(source, Result):
+        source = source.generator
+    if not isinstance(source, (FittedGenerator, str, os.PathLike)):
+        raise InputError(f"init_from is a {type(source).__name__}; give a Result, its generator, or a file that `generator.save` or "
+                         "`checkpoint` wrote.")
     return WarmStart.of_generator(source) if isinstance(source, FittedGenerator) else WarmStart.load(source)
 
 
@@ -250,7 +256,7 @@ def given_settings(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]
 def _tuple(value: Any) -> tuple | None:
     if value is None or isinstance(value, tuple):
         return value
-    return (value,) if isinstance(value, (str, int)) else tuple(value)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 def device_beside(image: Any, device: str) -> tuple[str, bool]:

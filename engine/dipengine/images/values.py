@@ -63,9 +63,7 @@ class ValueMap:
         known pixel, a value that is not finite, a bad range.
         """
         if value_range is not None:
-            if len(value_range) != 2:
-                raise InputError(f"The value range has {len(value_range)} numbers; give two, lo,hi.")
-            return cls(float(value_range[0]), float(value_range[1]))
+            return cls(*_two_numbers(value_range))
         xp = namespace(pixels)
         if pixels.dtype == xp.uint8 and not data_units:
             return cls(*_whole("uint8"))
@@ -138,6 +136,16 @@ class ValueMap:
         if (curve is None) != ("curve" not in record):
             raise ValueError("the value map and its curve do not belong together")
         return cls(float(record["low"]), float(record["high"]), curve)
+
+
+def _two_numbers(value_range: Any) -> tuple[float, float]:
+    try:
+        low, high = value_range
+        if isinstance(value_range, str):
+            raise ValueError
+        return float(low), float(high)
+    except (TypeError, ValueError):
+        raise InputError(f"The value range is {value_range!r}; give two numbers, (lo, hi).") from None
 
 
 def _whole(dtype: str) -> tuple[float, float]:
