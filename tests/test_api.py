@@ -229,6 +229,15 @@ def test_numbers_and_devices_of_other_libraries(noisy):
     json.dumps(result.record)
 
 
+def test_a_result_is_shown_in_a_line(noisy):
+    """Not with all weights and pixels: notebooks show what a cell ends with."""
+    result = dipengine.denoise(noisy, truth=noisy, **TINY)
+    shown = repr(result)
+    assert "40x52x3 uint8" in shown and f"{result.record['psnr']:.2f} dB" in shown and len(shown) < 200 and "\n" not in shown
+    assert len(repr(result.generator)) < 1000
+    assert repr(dipengine.denoise(torch.from_numpy(noisy), **TINY)).startswith("<dipengine.Result of denoise: 40x52x3 uint8")
+
+
 def test_a_result_is_begun_from_as_its_generator_is(noisy):
     first = dipengine.denoise(noisy, **TINY)
     again, same = (dipengine.denoise(noisy, init_from=source, **TINY) for source in (first, first.generator))

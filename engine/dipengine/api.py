@@ -22,7 +22,7 @@ from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.atomic import check_target
 from dipengine.images.arrays import with_alpha
-from dipengine.images.namespaces import cast, device_of, extremes, moved, namespace
+from dipengine.images.namespaces import cast, device_of, dtype_name, extremes, moved, namespace
 from dipengine.restoration import begin_restoration
 from dipengine.tasks import task_named
 
@@ -38,6 +38,13 @@ class Result:
     history: History  # loss and output variance of each iteration, PSNR now and then where the truth was given
     generator: FittedGenerator  # the fitted network; `.save("x.safetensors")` keeps it
     record: dict[str, Any]  # every parameter and measurement (JSON-able)
+
+    def __repr__(self) -> str:
+        """One line: weights and pixels would fill a notebook."""
+        size = "x".join(map(str, self.image.shape))
+        psnr = "" if self.record["psnr"] is None else f", PSNR {self.record['psnr']:.2f} dB"
+        return (f"<dipengine.Result of {self.record['task']}: {size} {dtype_name(self.image.dtype)}, image of iteration "
+                f"{self.record['delivered_iteration']} of {self.record['iterations']}{psnr}>")
 
     def export(self, path: str | os.PathLike, **options: Any) -> Export:
         """Write the generator as an ONNX file that `dipengine.Renderer`, or any ONNX runtime, paints; verified by painting.

@@ -126,7 +126,7 @@ def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
 def _instead_of(thing: Any) -> str:
     """What to give in place of a thing that is no array."""
     if isinstance(thing, (str, os.PathLike)):
-        return "read the file into an array (tifffile, imageio, astropy), or use the command line, which keeps its metadata"
+        return "read the file into an array, or give its path to dipengine.Engine().submit, or to the command line"
     if isinstance(thing, (list, tuple)):
         return "give one image as a NumPy array, or several to dipengine.Engine().map"
     if hasattr(thing, "__array_interface__"):  # Pillow, of whose palettes an array would be the indices
