@@ -247,7 +247,7 @@ def test_an_image_in_tiles_has_no_generator_and_begins_with_nobody(folder, capsy
         (["in", "-o", "out", "--device", "cuda:7"], "cuda:7"),
         (["in", "-o", "out", "--format", "xyz"], "names no format"),
         (["in", "-o", "out", "--tile", "big"], "The tile is 'big'"),
-        (["in", "-o", "in/a.png"], "cannot be"),
+        (["in", "-o", "in/a.png"], "choose another --ledger, or -o"),
         (["in", "-o", "out", "--sigma", "nan"], "sigma is nan"),
         (["in", "-o", "out", "--skips=-1"], "skips holds -1"),
         (["in", "-o", "out", "--max-pixels", "0"], "max-pixels is 0"),
