@@ -27,6 +27,14 @@ def test_other_dtypes_come_back_as_they_were(noisy, dtype):
     assert image.min() <= result.image.astype(float).mean() <= image.max()
 
 
+def test_a_cameras_counts_are_restored_alike_whatever_integer_holds_them(noisy):
+    """12 bits in 16: on the scale of 0..65535 they would be one dark grey, and the fit worse than its input."""
+    counts = noisy.astype(np.uint16) * 16
+    result, wide = (dipengine.denoise(array, truth=array, **TINY) for array in (counts, counts.astype(np.int32)))
+    np.testing.assert_array_equal(result.image, wide.image)
+    assert result.record["psnr_peak"] == wide.record["psnr_peak"] == np.ptp(counts)
+
+
 def test_torch_tensors_channels_first_come_back_as_tensors(noisy):
     tensor = torch.from_numpy(noisy).permute(2, 0, 1).float()
     result = dipengine.denoise(tensor, axes="CHW", **TINY)
@@ -196,12 +204,45 @@ def test_foreign_generator_files_are_refused(tmp_path, content):
         (lambda a: dipengine.restore(a, "colourise"), "no task"),
         (lambda a: dipengine.denoise(a.astype(float) * np.nan), "NaN"),
         (lambda a: dipengine.denoise(a, truth=a[:5]), "truth"),
+        (lambda a: dipengine.denoise(a, value_range=1), "two numbers"),
+        (lambda a: dipengine.denoise(a, value_range="0,1"), "two numbers"),
+        (lambda a: dipengine.denoise(a, value_range=(0, None)), "two numbers"),
+        (lambda a: dipengine.denoise(a, init_from=3), "init_from is a int"),
+        (lambda a: dipengine.denoise(a, channels=0.5), "channels"),
+        (lambda a: dipengine.denoise("noisy.png"), "read the file"),
+        (lambda a: dipengine.denoise([a, a]), "Engine"),
+        (lambda a: dipengine.denoise(np.stack([a, a])), "Engine"),
+        (lambda a: dipengine.denoise(type("Picture", (), {"__array_interface__": a.__array_interface__})()), "numpy.asarray"),
     ],
 )
 def test_wrong_use_is_one_sentence(noisy, call, message):
     with pytest.raises(dipengine.DipEngineError, match=message) as caught:
         call(noisy)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_devices_of_other_libraries(noisy):
+    kinds = {"channels": np.int64(8), "levels": np.int64(2), "iterations": np.int32(3), "value_range": np.array([0, 300])}
+    result = dipengine.denoise(noisy, device=torch.device("cpu"), stop="fixed", **kinds)
+    plain = dipengine.denoise(noisy, device="cpu", stop="fixed", channels=8, levels=2, iterations=3, value_range=(0, 300))
+    np.testing.assert_array_equal(result.image, plain.image)
+    json.dumps(result.record)
+
+
+def test_a_result_is_shown_in_a_line(noisy):
+    """Not with all weights and pixels: notebooks show what a cell ends with."""
+    result = dipengine.denoise(noisy, truth=noisy, **TINY)
+    shown = repr(result)
+    assert "40x52x3 uint8" in shown and f"{result.record['psnr']:.2f} dB" in shown and len(shown) < 200 and "\n" not in shown
+    assert len(repr(result.generator)) < 1000
+    assert repr(dipengine.denoise(torch.from_numpy(noisy), **TINY)).startswith("<dipengine.Result of denoise: 40x52x3 uint8")
+
+
+def test_a_result_is_begun_from_as_its_generator_is(noisy):
+    first = dipengine.denoise(noisy, **TINY)
+    again, same = (dipengine.denoise(noisy, init_from=source, **TINY) for source in (first, first.generator))
+    np.testing.assert_array_equal(again.image, same.image)
+    assert (again.image != first.image).any()
 
 
 def test_importing_needs_neither_torch_nor_an_image_reader():

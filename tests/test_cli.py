@@ -232,6 +232,47 @@ def test_a_fit_does_not_need_anybody_to_listen(folder, stderr):
     assert read_image(folder / "out.png").pixels.shape == (40, 52, 3)
 
 
+def test_a_reader_that_goes_away_gets_no_traceback(folder):
+    command = [sys.executable, "-m", "dipengine", "doctor"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=120)
+    os.close(writing)
+    assert gone.returncode == 128 + signal.SIGPIPE and gone.stderr == b""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_the_status_says_what_is_wrong_where_nobody_listens(folder, stderr):
+    words = [sys.executable, "-m", "dipengine", "denoise", "gone.png", "-o", "out.png"]
+    assert subprocess.run(["sh", "-c", f"{shlex.join(words)} {stderr}"], cwd=folder, timeout=120).returncode == 2
+
+
+def test_links_that_lead_in_circles_are_one_sentence(folder, capsys):
+    (folder / "loop.png").symlink_to("loop.png")
+    noisy, out, loop = folder / "noisy.png", folder / "out.png", folder / "loop.png"
+    for words in (["denoise", loop, "-o", out], ["denoise", noisy, "-o", out, "--mask", loop], ["render", loop, "-o", out],
+                  ["batch", folder, "-o", folder / "out", "--mask", loop, "--dry-run"], ["batch", loop, "-o", folder / "out"]):
+        status = run(*words)
+        error = capsys.readouterr().err
+        assert status == (0 if "--dry-run" in words else 2) and len(error.splitlines()) == status // 2
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_sentence(monkeypatch, capsys):
+    light = subprocess.run([sys.executable, "-c", "import sys, dipengine.cli.main; print('numpy' in sys.modules)"],
+                           capture_output=True, text=True, check=True)
+    assert light.stdout.strip() == "False"  # what takes time is loaded where Ctrl-C is answered
+
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dipengine.cli.main.build_parser", interrupted)
+    assert run("doctor") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_memory_that_runs_out_is_one_sentence(folder, capsys):
     status = run("denoise", folder / "noisy.png", "-o", folder / "out.png", "--channels", "1000000", *QUICK[2:])
     assert status == 1

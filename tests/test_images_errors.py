@@ -110,11 +110,16 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
     assert_one_sentence(error)
 
 
+def test_a_folder_is_batchs(tmp_path):
+    with pytest.raises(ImageError, match="is a folder.*dipengine batch"):
+        read_image(tmp_path)
+
+
 def test_animations_and_pages_are_refused(tmp_path):
     frames = [PIL.Image.fromarray(smooth() // (k + 1)) for k in range(3)]
     for suffix in ("gif", "webp", "tif"):
         frames[0].save(tmp_path / f"many.{suffix}", save_all=True, append_images=frames[1:])
-        with pytest.raises(ImageError, match="3 pages or frames"):
+        with pytest.raises(ImageError, match="3 pages or frames.*batch takes a folder"):
             read_image(tmp_path / f"many.{suffix}")
 
 

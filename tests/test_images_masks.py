@@ -82,8 +82,9 @@ def test_another_size_is_refused_and_both_are_named(tmp_path):
 )
 def test_a_mask_with_nothing_known_is_refused(tmp_path, level, invert, words):
     write_png(tmp_path / "mask.png", _stack(level))
-    with pytest.raises(ImageError, match=f"no known pixel.*{words}"):
+    with pytest.raises(ImageError, match=f"no known pixel.*{words}") as refused:
         read_mask(tmp_path / "mask.png", KNOWN.shape, invert=invert)
+    assert "invert=" not in str(refused.value)  # the function's own word, which no user of a task has
 
 
 def test_a_mask_over_the_pixel_limit_is_refused(tmp_path):

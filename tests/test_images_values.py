@@ -18,7 +18,7 @@ from dipengine.images import values as values_module
 def test_every_8_and_16_bit_value_comes_back(dtype):
     high = np.iinfo(dtype).max
     pixels = np.arange(high + 1, dtype=dtype).reshape(1, -1, 1)
-    value_map = ValueMap.for_image(pixels[:, 3:5], None)
+    value_map = ValueMap.for_image(pixels[:, -5:-3], None)
     assert (value_map.low, value_map.high, value_map.span) == (0, high, high)
     unit = value_map.to_unit(pixels)
     assert unit.dtype == np.float32 and unit.min() == 0 and unit.max() == 1
@@ -42,6 +42,23 @@ def test_counts_are_mapped_by_their_range_also_in_16_bits():
     pixels = np.array([[[300], [1000]]], np.uint16)
     assert ValueMap.for_image(pixels, None, data_units=True) == ValueMap(300.0, 1000.0)
     assert ValueMap.for_image(pixels, None, (0, 4095)) == ValueMap(0.0, 4095.0)
+
+
+def test_16_bits_that_hold_the_counts_of_fewer_are_mapped_by_their_range():
+    """As 0..65535 they are one dark grey, of which a fit paints noise and structure alike, or neither."""
+    counts = np.array([[[300], [16383]]], np.uint16)
+    assert ValueMap.for_image(counts) == ValueMap(300.0, 16383.0)
+    counts[0, 0] = 16384
+    assert ValueMap.for_image(counts) == ValueMap(0.0, 65535.0)
+    assert ValueMap.for_image(counts, np.array([[False, True]])) == ValueMap(16383.0, 16384.0)
+    assert ValueMap.for_image(np.full((1, 2, 1), 7, np.uint8)) == ValueMap(0.0, 255.0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_map_knows_whether_it_is_the_whole_range(dtype):
+    top = np.iinfo(dtype).max
+    assert ValueMap(0, top).is_whole(dtype) and not ValueMap(0, top).is_whole("float32")
+    assert not ValueMap(0, top - 1).is_whole(dtype) and not ValueMap(1, top).is_whole(dtype)
 
 
 @given(st.floats(-1e300, 1e300), st.floats(-1e300, 1e300), st.lists(st.floats(0, 1), min_size=1, max_size=20))

@@ -117,6 +117,12 @@ def test_a_region_outside_the_image_is_refused(files, region):
         Renderer(files / "nearest.onnx").render(region)
 
 
+@pytest.mark.parametrize("region", [(1, 2), 3, (0, 0, 1.5, 2)])
+def test_a_region_is_four_whole_numbers(files, region):
+    with pytest.raises(InputError, match="four whole numbers"):
+        Renderer(files / "nearest.onnx").render(region)
+
+
 # ---- providers ------------------------------------------------------------------------------------------------------
 
 

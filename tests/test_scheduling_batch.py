@@ -38,6 +38,12 @@ def test_a_folder_as_single_commands_would_do_it(folder, capsys):
     assert json.loads(ledger["a.png"]["environment"])["instruction_set"]
 
 
+def test_a_pattern_that_the_shell_has_expanded(folder, capsys):
+    assert main(["batch", "in/a.png", "in/b.png", "-o", "out", *FIT, "--quiet"]) == 0
+    assert set(images()) == {"a.png", "b.png"}
+    assert capsys.readouterr().err == ""  # quiet, and nothing failed
+
+
 def test_done_is_not_done_again(folder):
     batch()
     times = {name: os.stat(Path("out") / name).st_mtime_ns for name in OUTPUTS}
@@ -241,7 +247,7 @@ def test_an_image_in_tiles_has_no_generator_and_begins_with_nobody(folder, capsy
         (["in", "-o", "out", "--device", "cuda:7"], "cuda:7"),
         (["in", "-o", "out", "--format", "xyz"], "names no format"),
         (["in", "-o", "out", "--tile", "big"], "The tile is 'big'"),
-        (["in", "-o", "in/a.png"], "cannot be"),
+        (["in", "-o", "in/a.png"], "choose another --ledger, or -o"),
         (["in", "-o", "out", "--sigma", "nan"], "sigma is nan"),
         (["in", "-o", "out", "--skips=-1"], "skips holds -1"),
         (["in", "-o", "out", "--max-pixels", "0"], "max-pixels is 0"),

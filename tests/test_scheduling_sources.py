@@ -43,6 +43,34 @@ def test_a_pattern_keeps_what_follows_its_fixed_part(folder):
     assert outputs(folder / "in" / "frame*.png", folder / "out") == ["frame2.png", "frame10.png"]
 
 
+def test_tile_compressed_fits_become_fits(folder):
+    (folder / "in" / "deep" / "field.FITS.fz").write_bytes(b"x")
+    assert outputs(folder / "in" / "deep", folder / "out") == ["field.fits", "photo.png", "sky.fits.gz", "stack.tif"]
+
+
+def several(sources, folder):
+    return [job.output for job in jobs_of([str(folder / source) for source in sources], folder / "out", BLIND)]
+
+
+def test_what_a_shell_makes_of_a_pattern(folder):
+    assert several(["in/frame10.png", "in/frame2.png"], folder) == ["frame2.png", "frame10.png"]
+    # `in/*` names what `in` names; a file named twice is one image
+    everything = ["in/deep", "in/frame10.png", "in/frame2.png", "in/frame10.png", "in/deep/stack.tif", "in/frame*.png"]
+    assert several(everything, folder) == outputs(folder / "in", folder / "out")
+    (folder / "more").mkdir()
+    (folder / "more" / "frame2.png").write_bytes(b"x")
+    assert several(["in/frame2.png", "more/frame2.png"], folder) == ["in/frame2.png", "more/frame2.png"]
+
+
+def test_several_sources_of_which_one_is_nothing(folder):
+    (folder / "jobs.csv").write_text("input\nin/frame2.png\n")
+    (folder / "empty").mkdir()
+    for source, said in (("jobs.csv", "manifest; give it alone"), ("empty", "no image in"), ("in/none.png", "There is no"),
+                         ("in/notes.txt", "no image by its ending")):
+        with pytest.raises(InputError, match=said):
+            several(["in/frame2.png", source], folder)
+
+
 def test_one_file(folder):
     assert outputs(folder / "in" / "frame2.png", folder / "out") == ["frame2.png"]
 

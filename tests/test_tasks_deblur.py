@@ -206,7 +206,7 @@ def test_sharp_floats_may_leave_the_range_of_their_blur():
     assert given == {"low": 0, "high": 50}
 
 
-@pytest.mark.parametrize("dtype, peak", [(np.uint8, 255), (np.float32, None)])
+@pytest.mark.parametrize("dtype, peak", [(np.uint8, 255), (np.uint16, None), (np.float32, None)])
 def test_psnr_is_measured_against_the_truths_range_and_not_the_headroom(dtype, peak):
     truth = np.rint(200 * synthetic_picture(21, 30)).astype(dtype)
     result = dipengine.deblur(truth, random_kernel((3, 3)), truth=truth, **TINY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from dipengine.fitting.warm_start import WarmStart
 from dipengine.images import Image, checked_kernel, from_array
 from dipengine.images.atomic import check_target
 from dipengine.images.arrays import with_alpha
-from dipengine.images.namespaces import cast, device_of, extremes, moved, namespace
+from dipengine.images.namespaces import cast, device_of, dtype_name, extremes, moved, namespace
 from dipengine.restoration import begin_restoration
 from dipengine.tasks import task_named
 
@@ -38,6 +38,13 @@ class Result:
     history: History  # loss and output variance of each iteration, PSNR now and then where the truth was given
     generator: FittedGenerator  # the fitted network; `.save("x.safetensors")` keeps it
     record: dict[str, Any]  # every parameter and measurement (JSON-able)
+
+    def __repr__(self) -> str:
+        """One line: weights and pixels would fill a notebook."""
+        size = "x".join(map(str, self.image.shape))
+        psnr = "" if self.record["psnr"] is None else f", PSNR {self.record['psnr']:.2f} dB"
+        return (f"<dipengine.Result of {self.record['task']}: {size} {dtype_name(self.image.dtype)}, image of iteration "
+                f"{self.record['delivered_iteration']} of {self.record['iterations']}{psnr}>")
 
     def export(self, path: str | os.PathLike, **options: Any) -> Export:
         """Write the generator as an ONNX file that `dipengine.Renderer`, or any ONNX runtime, paints; verified by painting.
@@ -73,15 +80,16 @@ def restore(
     value_range: tuple[float, float] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: float = DEFAULT_EVERY,
-    init_from: str | os.PathLike | FittedGenerator | WarmStart | None = None,
+    init_from: str | os.PathLike | Result | FittedGenerator | WarmStart | None = None,
     **options: Any,
 ) -> Result:
     """Restore `image` by fitting a generator to it alone.
 
     image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
-        16-bit unsigned integers by their dtype's range, everything else in data units (mapped by the range of the known
-        pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on a GPU stays there from beginning to end
-        where the fit runs on one; the record then has no sha256 of it, and `generator.delivered` lies there too.
+        16-bit unsigned integers by their dtype's range, everything else, and 16 bits that stay below 2^14 (a camera's counts), in
+        data units (mapped by the range of the known pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on
+        a GPU stays there from beginning to end where the fit runs on one; the record then has no sha256 of it, and
+        `generator.delivered` lies there too.
     alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
         inpainting took it for the mask).
     task: "denoise" (the default), "dejpeg", "superres", "inpaint", "flash" or "deblur"; `options` are the task's own (see
@@ -100,7 +108,7 @@ def restore(
     checkpoint: a file that the fit is saved in every `checkpoint_every` seconds; where it is there, the same call goes on from
         it with the same bits (record["resumed_at"]), another one is refused. Removed when the result is returned.
     init_from: begin with the weights and the z of another fit of the same network, in place of random ones: a file that
-        `generator.save` or `checkpoint` wrote, or a `Result.generator`; record["init_from"] says so.
+        `generator.save` or `checkpoint` wrote, a Result, or its generator; record["init_from"] says so.
     upsample, channels, skips: one value, or one a level (outermost first); levels: number of scales.
 
     Returns a Result. Raises InputError (a ValueError) for unusable input or options, DeviceError where the device,
@@ -108,7 +116,7 @@ def restore(
     no checkpoint can be put, DependencyError without PyTorch.
     """
     task = task or ("denoise" if options.get("operator") is None else "custom")
-    device, stay = device_beside(image, device)
+    device, stay = device_beside(image, str(device))  # torch.device, too
     source, back = from_array(image, axes=axes, alpha=alpha, stay=stay)
     task_options = checked_options(task, options, axes, source.pixels if stay else None)
     settings = Settings(
@@ -228,8 +236,14 @@ def deblur(
 
 
 def warm_start(source: Any) -> WarmStart | None:
+    """What `init_from` names. Raises InputError for what names nothing."""
     if source is None or isinstance(source, WarmStart):
         return source
+    if isinstance(source, Result):
+        source = source.generator
+    if not isinstance(source, (FittedGenerator, str, os.PathLike)):
+        raise InputError(f"init_from is a {type(source).__name__}; give a Result, its generator, or a file that `generator.save` or "
+                         "`checkpoint` wrote.")
     return WarmStart.of_generator(source) if isinstance(source, FittedGenerator) else WarmStart.load(source)
 
 
@@ -249,7 +263,7 @@ def given_settings(options: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]
 def _tuple(value: Any) -> tuple | None:
     if value is None or isinstance(value, tuple):
         return value
-    return (value,) if isinstance(value, (str, int)) else tuple(value)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 def device_beside(image: Any, device: str) -> tuple[str, bool]:

@@ -222,12 +222,10 @@ def restore_image(
 
 
 def psnr_peak(values: ValueMap, settings: Settings, image: Image, truth: Image) -> float:
-    """The range, in data units, that PSNR and SSIM are measured against: the one given; of 8 and 16 bits all that they hold;
-    else the truth's own. That of the fit would not do: it follows the noise, and deblurring widens it.
+    """The range, in data units, that PSNR and SSIM are measured against: the one given; of 8 and 16 bits that are
+    fitted so all that they hold; else the truth's own. That of the fit would not do: it follows the noise, and deblurring widens it.
     """
-    name = image.dtype_name
-    whole = name in ("uint8", "uint16") and (values.low, values.high) == (0, np.iinfo(name).max)
-    if settings.value_range is not None or whole:
+    if settings.value_range is not None or values.is_whole(image.dtype_name):
         return values.span
     pixels = truth.pixels if truth.known is None else truth.pixels[truth.known]
     lowest, highest = extremes(pixels)

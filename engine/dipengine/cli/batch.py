@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipengine.cli import arguments, restore, tiles
+from dipengine.cli.reports import tell
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting.progress import seconds_between
 from dipengine.images.limits import MAX_PIXELS
@@ -28,10 +30,10 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
     task = TASKS[_task_named(words)]
     parser = verbs.add_parser(
         "batch", help="restore many images, resumably",
-        description="Restore many images: a folder, a pattern or a manifest. Run the same command again to go on after any end.",
+        description="Restore many images: folders, patterns, images or a manifest. Run the same command again to go on after any end.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="folder, 'pattern*.png', or manifest (.csv, .jsonl, .parquet; column input, "
-                        "others: task, output, mask, priority, truth, any option)")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="folders, patterns and images, or one manifest (.csv, .jsonl, "
+                        ".parquet; column input, others: task, output, mask, priority, truth, any option)")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder of the outputs, the ledger and the summary")
     tasks = [name for name, known in TASKS.items() if not known.python_only]
     parser.add_argument("--task", choices=tasks, default="denoise", help="default: denoise; --task NAME --help shows its options")
@@ -97,10 +99,10 @@ def run(parsed: argparse.Namespace) -> int:
     )
     if parsed.warm and parsed.init_from:
         raise InputError("--init-from and --warm both say what to begin with; give one of them.")
-    jobs = jobs_of(parsed.source, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
+    jobs = jobs_of(parsed.sources, parsed.output, request, parsed.format, in_order=parsed.warm is not None)
     if parsed.dry_run:
         for job in jobs:
-            print(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")
+            tell(f"{job.request.task}: {job.input} -> {parsed.output / job.output}")
         return 0
     devices = plan_devices(parsed.device, workers=parsed.workers, threads=parsed.threads, limit_memory=parsed.limit_memory)
     batch = Batch(jobs, parsed.output, ledger=parsed.ledger, resume=parsed.resume, retry_failed=parsed.retry_failed)
@@ -129,7 +131,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _path_text(value: Any) -> Any:
-    return str(value.resolve()) if isinstance(value, Path) else value
+    return os.path.realpath(value) if isinstance(value, Path) else value
 
 
 class _Progress:
@@ -220,5 +222,6 @@ def _report(tally: "Tally", summary: Path, quiet: bool) -> None:
         lines.append(f"and {len(tally.failed) - _SHOWN} more failed; {summary} lists all.")
     if tally.interrupted:
         lines.append("interrupted: run the same command again to go on.")
-    with suppress(OSError):
-        print("\n".join(lines), file=sys.stderr)
+    if lines and sys.stderr is not None:
+        with suppress(OSError):
+            print("\n".join(lines), file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dipengine import environment
 from dipengine.cli import arguments
+from dipengine.cli.reports import tell
 from dipengine.cli.side_files import check_side_file
 from dipengine.kernels import backend
 
@@ -78,11 +79,11 @@ def run_render(parsed: argparse.Namespace) -> int:
         generator = random_generator(Setting(network, *parsed.size, "fp32", threads))
     with memory_errors():
         report = measure(generator, threads=threads, rounds=parsed.rounds, peers=parsed.peers == "all", say=_say, arguments=parsed.words)
-    print(table(report))
     if parsed.json:
         from dipengine.images import write_json
 
         write_json(parsed.json, report)
+    tell(table(report))
     return 0
 
 
@@ -105,11 +106,11 @@ def run_iteration(parsed: argparse.Namespace) -> int:
     with memory_errors():
         report = measure(setting, rounds=parsed.rounds, peers=parsed.peers, layers=parsed.layers, say=_say,
                          arguments=parsed.words)
-    print(table(report))
     if parsed.json:
         from dipengine.images import write_json
 
         write_json(parsed.json, report)
+    tell(table(report))
     return 0
 
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dipengine._version import __version__
+from dipengine.cli.reports import tell
 from dipengine.kernels import backend
 
 
@@ -33,9 +34,9 @@ def run(parsed: argparse.Namespace) -> int:
     findings = examine()
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
-        print(f"{finding.what:<{width}}  {finding.state}")
+        tell(f"{finding.what:<{width}}  {finding.state}")
         if finding.remedy:
-            print(f"{'':<{width}}  -> {finding.remedy}")
+            tell(f"{'':<{width}}  -> {finding.remedy}")
     return 0 if can_fit() else 1
 
 

@@ -1,6 +1,7 @@
 """Entry point of the command line: parse, dispatch, turn errors into one sentence and an exit status.
 
 Exit status: 0 done, 1 the fit failed, 2 wrong use or unusable input, 130 interrupted (what there was is written).
+What takes time to load is loaded inside `main`, where Ctrl-C is answered.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from dipengine._version import __version__
-from dipengine.cli import batch, bench, doctor, export, render, restore
 from dipengine.errors import DipEngineError
-from dipengine.tasks import TASKS
 
 INTERRUPTED = 130
 
@@ -23,6 +23,9 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     words: what is going to be parsed: the options of `batch` are those of the task that they name.
     """
+    from dipengine.cli import batch, bench, doctor, export, render, restore
+    from dipengine.tasks import TASKS
+
     parser = argparse.ArgumentParser(
         prog="dipengine",
         description="Deep image prior: restore an image with no training data, by fitting a network to it alone.",
@@ -53,16 +56,23 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = _joined(sys.argv[1:] if arguments is None else arguments)
-    parsed = build_parser(words).parse_args(words)
-    parsed.words = words  # for reports
     try:
+        parsed = build_parser(words).parse_args(words)
+        parsed.words = words  # for reports
         return parsed.run(parsed)
     except DipEngineError as error:
-        print(f"dipengine: {error}", file=sys.stderr)
+        _say(error)
         return error.exit_status
     except KeyboardInterrupt as interrupt:
-        print(f"dipengine: interrupted{f': {interrupt}' if interrupt.args else ' before there was anything to write'}.", file=sys.stderr)
+        _say(f"interrupted{f': {interrupt}' if interrupt.args else ' before there was anything to write'}.")
         return INTERRUPTED
     except MemoryError:
-        print("dipengine: out of memory; try fewer --channels or a smaller image.", file=sys.stderr)
+        _say("out of memory; try fewer --channels or a smaller image.")
         return 1
+
+
+def _say(sentence: object) -> None:
+    """On standard error; the status says the same where nobody listens."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"dipengine: {sentence}", file=sys.stderr)

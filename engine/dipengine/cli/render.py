@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -39,7 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
         value = getattr(parsed, name)
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; ask for at least 1.")
-    if parsed.output.resolve() == parsed.model.resolve():
+    if os.path.realpath(parsed.output) == os.path.realpath(parsed.model):
         raise InputError(f"{str(parsed.output)!r} is named twice; an output needs a path of its own.")
     check_writable(parsed.output)
     with memory_errors():

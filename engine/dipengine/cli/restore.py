@@ -171,13 +171,13 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     named = [getattr(parsed, name) for name in file_options(task)]
     inputs = [parsed.input, parsed.truth, parsed.init_from, *named]
     outputs = [parsed.output, parsed.record, parsed.generator, parsed.export, parsed.checkpoint]
-    seen = {path.resolve() for path in inputs if path is not None}
+    seen = {os.path.realpath(path) for path in inputs if path is not None}
     for path in outputs:
         if path is None:
             continue
-        if path.resolve() in seen:
+        if os.path.realpath(path) in seen:
             raise InputError(f"{os.fspath(path)!r} is named twice; an output needs a path of its own.")
-        seen.add(path.resolve())
+        seen.add(os.path.realpath(path))
 
 
 def _say(text: str) -> None:

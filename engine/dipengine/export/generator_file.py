@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,14 @@ class FittedGenerator:
 
     task: str
     architecture: Hourglass
-    parameters: dict[str, np.ndarray]  # float32
+    parameters: dict[str, np.ndarray] = field(repr=False)  # float32
     code: Code
     canvas: tuple[int, int]
     crop: tuple[int, int]
     values: ValueMap
     dtype: str  # of the image's data, NumPy's name
-    delivered: Any  # float32 [H, W, C] in [0, 1]: NumPy's, or where the fit's input stayed on its device an array there
+    # float32 [H, W, C] in [0, 1]: NumPy's, or where the fit's input stayed on its device an array there
+    delivered: Any = field(repr=False)
     source_sha256: str | None
     iteration: int
     seed: int

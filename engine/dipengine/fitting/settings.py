@@ -36,6 +36,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise InputError(f"{name} is {value!r}; give a whole number.")
+            if value is not None:
+                object.__setattr__(self, name, int(value))  # NumPy's, which records cannot hold
         if self.iterations is not None and self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; ask for at least 1.")
         if self.levels is not None and not 1 <= self.levels <= _MOST_LEVELS:
@@ -44,6 +46,8 @@ class Settings:
             for value in getattr(self, name) or ():
                 if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= _MOST_CHANNELS:
                     raise InputError(f"{name} holds {value!r}; each is a whole number from {least} to {_MOST_CHANNELS}.")
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
         if self.stop is not None and self.stop not in STOPS:
             raise InputError(f"stop is {self.stop!r}; it takes {' or '.join(STOPS)}.")
         if not 0 <= self.seed < 2**64:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,8 @@ def _check_axes(shape: tuple[int, ...], axes: str | None) -> str:
     if axes not in (None, "HW", "HWC", "CHW"):
         raise InputError(f"axes is {axes!r}; it takes 'HW', 'HWC' or 'CHW'.")
     if len(shape) == 4:
-        raise InputError(f"The image array has shape {shape}, a batch; give one image at a time, such as batch[0].")
+        raise InputError(f"The image array has shape {shape}, a batch; give one image at a time, such as batch[0], "
+                         "or all of them to dipengine.Engine().map.")
     if len(shape) not in (2, 3):
         raise InputError(f"The image array has {len(shape)} axes; give height x width or height x width x channels.")
     if axes is None:
@@ -117,9 +119,19 @@ def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     if torch is not None and isinstance(array, torch.Tensor):
         return _torch_to_numpy(torch, array)
     if not hasattr(array, "__dlpack__"):
-        raise InputError(f"The image is a {type(array).__name__}; give a NumPy array, a torch tensor "
-                         "or an array with DLPack.")
+        raise InputError(f"The image is a {type(array).__name__}; {_instead_of(array)}.")
     return _dlpack_to_numpy(array)
+
+
+def _instead_of(thing: Any) -> str:
+    """What to give in place of a thing that is no array."""
+    if isinstance(thing, (str, os.PathLike)):
+        return "read the file into an array, or give its path to dipengine.Engine().submit, or to the command line"
+    if isinstance(thing, (list, tuple)):
+        return "give one image as a NumPy array, or several to dipengine.Engine().map"
+    if hasattr(thing, "__array_interface__"):  # Pillow, of whose palettes an array would be the indices
+        return "give numpy.asarray of it (of a palette image, of its conversion to RGB)"
+    return "give a NumPy array, a torch tensor or an array with DLPack"
 
 
 def _torch_to_numpy(torch: Any, tensor: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from dipengine.errors import DependencyError, ImageError
 from dipengine.images.image import Image, Metadata
-from dipengine.images.limits import check_size
+from dipengine.images.limits import check_pages, check_size
 from dipengine.images.orientation import upright
 
 _MILLIMETRES = {2: 25.4, 3: 10.0}  # of a resolution unit: inch, centimetre
@@ -30,8 +30,7 @@ def read_deep_tiff(source: str, *, sha256: str, max_pixels: int) -> Image:
     import tifffile
 
     with tifffile.TiffFile(source) as file:
-        if len(file.pages) > 1:
-            raise ImageError(f"{source} holds {len(file.pages)} pages or frames; save the one you want as a file.")
+        check_pages(source, len(file.pages))
         page = file.pages[0]
         check_size(source, page.imagelength, page.imagewidth, page.samplesperpixel, max_pixels)
         axes = page.axes

@@ -71,7 +71,7 @@ def _check_some_known(some: bool, mask: Image, invert: bool) -> None:
         raise ImageError(
             f"The mask {mask.source} leaves no known pixel; "
             + ("its known pixels must be black when it is inverted." if invert
-               else "white marks the known pixels, --invert-mask (invert=True) turns it.")
+               else "white marks the known pixels, --invert-mask turns it.")
         )
 
 

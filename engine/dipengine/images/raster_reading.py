@@ -10,7 +10,7 @@ import numpy as np
 from dipengine.errors import ImageError
 from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
 from dipengine.images.image import Image, Metadata
-from dipengine.images.limits import check_size
+from dipengine.images.limits import check_pages, check_size
 from dipengine.images.orientation import upright
 from dipengine.images.vips import load_pyvips, reason
 
@@ -81,8 +81,7 @@ def _starts_like_an_image(source: str) -> bool:
 
 
 def _check_header(opened, source: str, max_pixels: int) -> None:
-    if opened.get_n_pages() > 1:
-        raise ImageError(f"{source} holds {opened.get_n_pages()} pages or frames; save the one you want as a file.")
+    check_pages(source, opened.get_n_pages())
     check_size(source, opened.height, opened.width, opened.bands, max_pixels)
 
 

@@ -52,7 +52,7 @@ def check_readable(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ImageError(f"{path} cannot be opened ({error}); check its name and permissions.") from error
     if path.is_dir():
-        raise ImageError(f"{path} is a folder; give one image file.")
+        raise ImageError(f"{path} is a folder; give one image file, or the folder to dipengine batch.")
     if not path.is_file():
         raise ImageError(f"{path} is not a regular file; give an image file on disk.")
     if status.st_size == 0:

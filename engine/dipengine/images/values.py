@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from dipengine.errors import InputError
 from dipengine.images.namespaces import cast, dtype_in, empty_beside, extremes, integers, namespace
 
 _BLOCK_ELEMENTS = 1 << 21
+_COUNTS_BELOW = 1 << 14  # 16-bit values that leave three quarters of their range unused
 
 
 class Curve(Protocol):
@@ -54,27 +57,32 @@ class ValueMap:
         """The map of an image: `value_range` if given; 0..255 or 0..65535 for uint8 and uint16; else its own range.
 
         pixels: H x W x C; known: H x W bool or None (all). data_units: take the range of the known pixels for uint8
-        and uint16 too (FITS: `Image.in_data_units`). A constant image gets high = low + 1, or the next value that
-        differs from low where low is too large for that. Raises InputError: no known pixel, a value that is not
-        finite, a bad range.
+        and uint16 too (FITS: `Image.in_data_units`); so do uint16 whose known pixels all lie below 2^14: the counts of
+        a camera of 14 bits or fewer, which would be one dark grey on the scale of 0..65535. A constant image gets
+        high = low + 1, or the next value that differs from low where low is too large for that. Raises InputError: no
+        known pixel, a value that is not finite, a bad range.
         """
         if value_range is not None:
-            if len(value_range) != 2:
-                raise InputError(f"The value range has {len(value_range)} numbers; give two, lo,hi.")
-            return cls(float(value_range[0]), float(value_range[1]))
+            return cls(*_two_numbers(value_range))
         xp = namespace(pixels)
-        if pixels.dtype in (xp.uint8, xp.uint16) and not data_units:
-            return cls(0.0, float(xp.iinfo(pixels.dtype).max))
+        if pixels.dtype == xp.uint8 and not data_units:
+            return cls(*_whole("uint8"))
         values = pixels if known is None else pixels[known]
         if math.prod(values.shape) == 0:
             raise InputError("The image has no known pixel, so that its range is unknown; "
                              "give a mask with some white in it.")
         low, high = extremes(values)
+        if pixels.dtype == xp.uint16 and not data_units and high >= _COUNTS_BELOW:
+            return cls(*_whole("uint16"))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError("The image holds NaN or infinite values among its known pixels; replace or mask them.")
         if low == high:
             high = max(low + 1.0, math.nextafter(low, math.inf))
         return cls(low, high)
+
+    def is_whole(self, dtype: str) -> bool:
+        """Whether 0 and 1 are the ends of what an image of that dtype's name holds, which only 8 and 16 bits are mapped by."""
+        return dtype in ("uint8", "uint16") and (self.low, self.high) == _whole(dtype)
 
     @property
     def span(self) -> float:
@@ -128,6 +136,20 @@ class ValueMap:
         if (curve is None) != ("curve" not in record):
             raise ValueError("the value map and its curve do not belong together")
         return cls(float(record["low"]), float(record["high"]), curve)
+
+
+def _two_numbers(value_range: Any) -> tuple[float, float]:
+    try:
+        low, high = value_range
+        if isinstance(value_range, str):
+            raise ValueError
+        return float(low), float(high)
+    except (TypeError, ValueError):
+        raise InputError(f"The value range is {value_range!r}; give two numbers, (lo, hi).") from None
+
+
+def _whole(dtype: str) -> tuple[float, float]:
+    return 0.0, float(np.iinfo(dtype).max)
 
 
 def _integer_limits(xp: Any, dtype: Any) -> tuple[float, float] | None:

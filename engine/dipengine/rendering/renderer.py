@@ -6,6 +6,7 @@ on the device and which is replayed as a CUDA graph where the runtime can captur
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -156,7 +157,10 @@ class Renderer:
         height, width = self.size
         if region is None:
             return 0, 0, width, height
-        x, y, w, h = region
+        try:
+            x, y, w, h = (operator.index(number) for number in region)
+        except (TypeError, ValueError):
+            raise InputError(f"The region is {region!r}; give four whole numbers, (x, y, width, height).") from None
         if not (0 <= x and 0 <= y and 1 <= w <= width - x and 1 <= h <= height - y):
             raise InputError(f"The region {x},{y},{w},{h} does not lie in the image of {width}x{height} pixels (x,y,width,height).")
         return x, y, w, h

@@ -98,7 +98,7 @@ class Ledger:
         self._request_ids: dict[str, int] = {}
         if self.path is not None:
             _check_local(self.path)
-            self._lock = Lock(Path(f"{self.path}.lock"), f"ledger {self.path}", "--ledger")
+            self._lock = Lock(Path(f"{self.path}.lock"), f"ledger {self.path}", "--ledger, or -o where it lies below that")
         try:
             with self._sentences():
                 self._open()

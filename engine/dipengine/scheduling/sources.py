@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,34 +19,37 @@ from dipengine.tasks import task_named
 from dipengine.tasks.option_files import FILES
 
 WRITTEN = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
-READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif")
+READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif", ".fits.fz")
 OWN_FOLDER = ".dipengine"  # the batch's own files, below its output folder
 _LARGEST = 2.0**63  # of numbers in a manifest
 
 
 def jobs_of(
-    source: str, folder: Path, request: Request, ending: str | None = None, *, in_order: bool = False
+    sources: str | Sequence[str], folder: Path, request: Request, ending: str | None = None, *, in_order: bool = False
 ) -> list[Job]:
-    """The jobs that `source` names: a folder (with those in it), a glob pattern, one image, or a manifest.
+    """The jobs that are named by folders (with those in them), glob patterns and images, or by one manifest.
 
+    Outputs keep what comes behind a folder or behind a pattern's fixed part; of several sources, as a shell makes of a pattern, what
+    comes behind the folder that all of them lie in.
     folder: where the outputs go; what lies in it is no input. request: what is asked, manifests override it row by row.
     in_order: every image begins with the weights of the one before it in its folder (of a manifest: in its rows).
-    ending: of all outputs, such as "png"; by default the input's own, but PNG for JPEG and for formats that are not written.
+    ending: of all outputs, such as "png"; by default the input's own, but PNG for JPEG and for formats that are not written, FITS for
+        tile-compressed FITS.
 
     Raises InputError: nothing found, a manifest that makes no sense, two inputs for one output, an output that is an input.
     """
     if ending is not None:
         ending = f".{ending.lower().lstrip('.')}"
         format_for(f"image{ending}")
-    if manifest.is_manifest(source):
-        jobs = list(_from_manifest(Path(source), folder, request, ending))
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    manifests = [source for source in sources if manifest.is_manifest(source)]
+    if not manifests:
+        jobs = [Job(os.path.abspath(path), _output(relative, ending), request) for path, relative in _listed(sources, folder)]
+    elif len(sources) == 1:
+        jobs = list(_from_manifest(Path(sources[0]), folder, request, ending))
+        _check_some(jobs, sources[0])
     else:
-        jobs = [
-            Job(os.path.abspath(path), _output(relative, ending), request) for path, relative in _listed(source, folder)
-        ]
-    if not jobs:
-        raise InputError(f"There is no image in {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest "
-                         f"(.csv, .jsonl, .parquet).")
+        raise InputError(f"{manifests[0]!r} is a manifest; give it alone, or images, folders and patterns without it.")
     for asked in {id(job.request): job.request for job in jobs}.values():
         asked.check_complete()
     check_outputs(jobs, folder)
@@ -110,29 +113,47 @@ class _RealPaths:
         return os.path.join(self._folders[folder], name)
 
 
-def _listed(source: str, folder: Path) -> Iterator[tuple[str, str]]:
+def _listed(sources: list[str], folder: Path) -> Iterator[tuple[str, str]]:
     """Paths with their outputs' place, in a natural order."""
-    path = Path(source)
-    if path.is_dir():
-        base, found = source, _walk(source, os.path.realpath(folder))
-    elif path.is_file():
-        if not _is_image(source):
-            raise InputError(f"{source!r} is no image by its ending; images end in {', '.join(READ)}, manifests in "
-                             f"{', '.join(manifest.ENDINGS)}.")
-        base, found = os.path.dirname(source), [source]
-    else:
-        base = _fixed_part(source)
-        theirs = _Outputs(base)
-        found = [
-            name for name in glob.glob(source, recursive=True)
-            if _is_image(name) and os.path.isfile(name) and os.path.dirname(name) not in theirs
-        ]
-        if not found and not glob.has_magic(source):
-            raise InputError(f"There is no {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest.")
+    base = ""
+    found: dict[str, None] = {}  # a file that two sources name is one image
+    for source in sources:
+        base, names = _found(source, folder)
+        names = list(names)
+        _check_some(names, source)
+        found.update(dict.fromkeys(names))
+    if len(sources) > 1:
+        base = os.path.commonpath([os.path.dirname(os.path.abspath(source)) for source in sources])
     for name in sorted(found, key=_natural):
         if not printable_name(Path(name)):
             raise InputError(f"The name of {name!r} is not valid UTF-8, which no image library opens; rename the file.")
         yield name, PurePosixPath(os.path.relpath(name, base or ".")).as_posix()
+
+
+def _check_some(found: Sequence[Any], source: str) -> None:
+    if not found:
+        raise InputError(f"There is no image in {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest "
+                         f"(.csv, .jsonl, .parquet).")
+
+
+def _found(source: str, folder: Path) -> tuple[str, Iterable[str]]:
+    """The folder that outputs are named from, and the images' paths."""
+    if Path(source).is_dir():
+        return source, _walk(source, os.path.realpath(folder))
+    if Path(source).is_file():
+        if not _is_image(source):
+            raise InputError(f"{source!r} is no image by its ending; images end in {', '.join(READ)}, manifests in "
+                             f"{', '.join(manifest.ENDINGS)}.")
+        return os.path.dirname(source), [source]
+    base = _fixed_part(source)
+    theirs = _Outputs(base)
+    found = [
+        name for name in glob.glob(source, recursive=True)
+        if _is_image(name) and os.path.isfile(name) and os.path.dirname(name) not in theirs
+    ]
+    if not found and not glob.has_magic(source):
+        raise InputError(f"There is no {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest.")
+    return base, found
 
 
 def _walk(source: str, outputs: str) -> Iterator[str]:
@@ -193,8 +214,9 @@ def _output(relative: str, ending: str | None) -> str:
     path = PurePosixPath(relative)
     suffix = next((s for s in sorted(READ, key=len, reverse=True) if path.name.lower().endswith(s)), path.suffix)
     if ending is None:
-        keeps = suffix in WRITTEN and not any(f.name == "jpeg" and suffix in f.suffixes for f in FORMATS)
-        return relative if keeps else relative[: len(relative) - len(suffix)] + ".png"
+        if suffix in WRITTEN and not any(f.name == "jpeg" and suffix in f.suffixes for f in FORMATS):
+            return relative
+        ending = ".fits" if suffix == ".fits.fz" else ".png"
     return relative[: len(relative) - len(suffix)] + ending
 
 
@@ -202,7 +224,7 @@ def _output(relative: str, ending: str | None) -> str:
 
 
 def _from_manifest(path: Path, folder: Path, request: Request, ending: str | None) -> Iterator[Job]:
-    base = path.resolve().parent
+    base = Path(os.path.realpath(path)).parent
     for number, row in manifest.rows(path):
         try:
             yield _job_of(row, base, request, ending)

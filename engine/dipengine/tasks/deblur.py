@@ -50,7 +50,7 @@ class Deblur(Task):
         else:
             check_light(sensor, image.pixels, known)
             values = light_range(image.pixels, known, value_range, sensor)
-        counts = sensor is not None or image.in_data_units or image.dtype_name not in ("uint8", "uint16")
+        counts = sensor is not None or image.in_data_units or not values.is_whole(image.dtype_name)
         if value_range is not None or not counts:
             return values
         room = HEADROOM * values.span
