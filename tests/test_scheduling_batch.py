@@ -279,4 +279,6 @@ def test_a_dry_run_does_nothing(folder, capsys):
 def test_an_output_that_cannot_hold_the_image_fails_before_its_fit(folder, capsys):
     fit = [*FIT[:-3], "100000", *FIT[-2:]]
     assert batch("--format", "jpg", source="in/deep/c.tif", fit=fit) == 1
-    assert "JPEG holds 8 bits" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "JPEG holds 8 bits" in said and "written as c.jpg because" in said
+    assert [row["attempts"] for row in rows().values()] == [1]  # another would come to the same

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from dipengine.errors import DeviceFailed, FitError, InputError, OutOfMemory, OutputError
+from dipengine.errors import DeviceFailed, FitError, FormatError, InputError, OutOfMemory, OutputError
 from dipengine.images import check_target
 from dipengine.scheduling.jobs import Request
 from dipengine.scheduling.messages import Failed, Start, Stop, Threads
@@ -66,6 +66,7 @@ def hidden_disk_full():
         (disk_full(), "disk", "It cannot be written."),
         (hidden_disk_full(), "disk", None),
         (name_too_long(), "final", None),
+        (FormatError("It has an alpha channel."), "final", "It has an alpha channel."),
         (DeviceFailed("An iteration failed: misaligned address."), "accident", "An iteration failed: misaligned address."),
         (Strange(1, 2), "accident", "Strange: odd"),
     ],

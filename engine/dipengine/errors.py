@@ -23,6 +23,10 @@ class OutputError(DipEngineError, OSError):
     """A result cannot be written where it was asked for."""
 
 
+class FormatError(OutputError):
+    """The format asked for cannot hold the result."""
+
+
 class DeviceError(DipEngineError, RuntimeError):
     """The device, precision or kernel backend asked for is not available here."""
 

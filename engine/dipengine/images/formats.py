@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dipengine.errors import OutputError
+from dipengine.errors import FormatError, OutputError
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _FITS = (".fits", ".fit", ".fts")
@@ -73,5 +73,5 @@ def check_holds(path: str | os.PathLike, dtype: np.dtype, shape: tuple[int, int,
     elif file_format.largest_side is not None and max(height, width) > file_format.largest_side:
         problem = f"it is {width} x {height} pixels"
     if problem:
-        raise OutputError(f"The image cannot be written as {path} because {problem}; {file_format.limits}.")
+        raise FormatError(f"The image cannot be written as {path} because {problem}; {file_format.limits}.")
     return file_format

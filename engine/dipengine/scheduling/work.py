@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dipengine.errors import FitError, InputError, OutputError
+from dipengine.errors import FitError, FormatError, InputError, OutputError
 from dipengine.fitting.checkpoint import take_up, write_checkpoint
 from dipengine.fitting.native_cohort import CohortSlot, NativeCohort
 from dipengine.fitting.on_device import bring, bring_masks
@@ -125,8 +125,12 @@ def _staged(start: Start) -> Path:
 
 
 def _check_staged(start: Start, check: Callable[[Path], None]) -> None:
-    os.makedirs(_staged(start).parent, exist_ok=True)
-    check(_staged(start))
+    staged = _staged(start)
+    os.makedirs(staged.parent, exist_ok=True)
+    try:
+        check(staged)
+    except FormatError as error:  # nobody has asked for a file in the staging folder
+        raise FormatError(str(error).replace(os.fspath(staged), start.output)) from error
 
 
 # ---- fits -----------------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def device_failed(error: BaseException) -> bool:
 
 def failure_of(start: Start, error: Exception) -> Failed:
     """What went wrong in one sentence, and whether another attempt makes sense."""
-    from dipengine.errors import DipEngineError, OutOfMemory, OutputError
+    from dipengine.errors import DipEngineError, FormatError, OutOfMemory, OutputError
     from dipengine.images.atomic import name_too_long, nobody_can_write
     from dipengine.scheduling.work import TimeLimit
 
@@ -208,7 +208,9 @@ def failure_of(start: Start, error: Exception) -> Failed:
         text, kind = str(error) or "The memory is used up.", "memory"
     elif isinstance(error, TimeLimit):
         kind = "time"
-    elif (ours and not isinstance(error, OutputError) and not device_failed(error)) or name_too_long(error):
+    elif isinstance(error, FormatError) or name_too_long(error) or (
+        ours and not isinstance(error, OutputError) and not device_failed(error)
+    ):
         kind = "final"  # the same again would come to the same
     return Failed(start.job, start.attempt, text, kind, error if ours else None)
 
