@@ -4,7 +4,8 @@
 
 FOLDER holds denoise25/ with hill_GT.png, F16_GT.png and peppers_GT.png. A frame is a square out of a picture with noise of sigma 25.
 The first is fitted from random weights; "same" fits it again from its generator, "next" a frame that is shifted by one pixel on both
-axes, with noise of its own, beside "next cold". Stopped by itself, with the noise unknown ("blind") and told ("sigma").
+axes, with noise of its own, beside "next cold"; "other" begins with the generator of another picture, each of the others in turn.
+Stopped by itself, with the noise unknown ("blind") and told ("sigma").
 Writes bench/results/warm_start.json.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dipengine.images import read_image
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SIGMA = 25
+NAMES = ("hill", "F16", "peppers")
 TOP = 100  # of the square; "next" lies one pixel down and to the left
 
 
@@ -40,7 +43,11 @@ def told(result: dipengine.Result) -> dict[str, Any]:
     return {**{name: result.record[name] for name in names}, "best_iteration": at, "best_psnr": best}
 
 
-def case(picture: np.ndarray, size: int, seed: int, common: dict[str, Any]) -> dict[str, Any]:
+Frame = tuple[np.ndarray, np.ndarray]
+
+
+def case(picture: np.ndarray, size: int, seed: int, common: dict[str, Any]) -> tuple[dict[str, Any], Frame, dipengine.Result]:
+    """What is told of one picture's fits, its first frame and that one's cold fit."""
     rng = np.random.default_rng(seed)
     first, second = (frame(picture, size, shift, rng) for shift in (0, 1))
     cold = dipengine.denoise(first[1], truth=first[0], seed=seed, **common)
@@ -50,7 +57,7 @@ def case(picture: np.ndarray, size: int, seed: int, common: dict[str, Any]) -> d
         "next cold": dipengine.denoise(second[1], truth=second[0], seed=seed, **common),
         "next": dipengine.denoise(second[1], truth=second[0], seed=seed, init_from=cold.generator, **common),
     }
-    return {name: told(result) for name, result in fits.items()}
+    return {name: told(result) for name, result in fits.items()}, first, cold
 
 
 def summary(cases: list[dict[str, Any]], warm: str, cold: str) -> dict[str, Any]:
@@ -78,14 +85,24 @@ def main() -> int:
     report: dict[str, Any] = {"size": given.size, "channels": given.channels, "sigma": SIGMA}
     for noise, options in (("blind", {}), ("sigma", {"sigma": SIGMA})):
         common = {"channels": given.channels, "threads": given.threads, **options}
-        cases = []
-        for name in ("hill", "F16", "peppers"):
-            picture = read_image(given.data / "denoise25" / f"{name}_GT.png").pixels
-            for seed in range(given.seeds):
-                cases.append({"picture": name, "seed": seed, **case(picture, given.size, seed, common)})
+        cases, others = [], []
+        for seed in range(given.seeds):
+            begun = {}
+            for name in NAMES:
+                picture = read_image(given.data / "denoise25" / f"{name}_GT.png").pixels
+                fits, first, cold = case(picture, given.size, seed, common)
+                begun[name] = (fits["cold"], first, cold.generator)
+                cases.append({"picture": name, "seed": seed, **fits})
                 print(noise, cases[-1], file=sys.stderr, flush=True)
-        summaries = {"same": summary(cases, "same", "cold"), "next": summary(cases, "next", "next cold")}
-        report[noise] = {"summary": summaries, "frames": cases}
+            for name, source in permutations(NAMES, 2):
+                cold, (clean, noisy), _ = begun[name]
+                other = dipengine.denoise(noisy, truth=clean, seed=seed, init_from=begun[source][2], **common)
+                others.append({"picture": name, "source": source, "seed": seed, "cold": cold, "other": told(other)})
+                print(noise, others[-1], file=sys.stderr, flush=True)
+        summaries = {
+            "same": summary(cases, "same", "cold"), "next": summary(cases, "next", "next cold"), "other": summary(others, "other", "cold")
+        }
+        report[noise] = {"summary": summaries, "frames": cases, "others": others}
         print(noise, json.dumps(summaries, indent=1))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "warm_start.json").write_text(json.dumps(report, indent=1) + "\n")
