@@ -133,8 +133,8 @@ class NativeCohort:
     ) -> CohortSlot:
         """Put an image into a free slot, with the weights of `seed` or of `init`; nothing is run or allocated for it.
 
-        placement: where its fit is meant to run, to be sure that it is here. Raises InputError, with the cohort as it was, where no slot is free, where the image is not `compatible`, and for what
-        no fit can start from.
+        placement: where its fit is meant to run, to be sure that it is here. Raises InputError, with the cohort as it was, where no
+        slot is free, where the image is not `compatible`, and for what no fit can start from.
         """
         if not self.free:
             raise InputError(f"All {self.slots} slots of the cohort hold images; close one first.")

@@ -5,13 +5,14 @@ outputs falls while the image is fitted and rises when noise is; its minimum lie
 
     d2 = mean |x - A|^2,   V <- (1-a) V + a (1-a) d2,   A <- (1-a) A + a x,   with A = x, V = 0 at the first frame.
 
-What is delivered is an average over iterations, as a rule, in which the outputs' own unrest is gone: it is at its best later than a
-single output. The variance is then taken over a window that fits the average's, a = 3 (1 - m) for a decay m, 0.03 for 0.99; its
-minimum lies where the average is best. In twelve fits (six photographs of 128x128, 32 channels, sigma 25 and 50, `bench/stopping.py`)
-this delivers 0.17 dB less than the best of the run in the mean and 0.61 at most; a = 0.1, with the average that is centred on its
-minimum, delivered 0.52 and 1.56 dB less, and ran for longer. With little noise (sigma 10) the variance stays within some percent of its
-minimum for hundreds of iterations, in some pictures while the image still gains and in others while it is spoilt: patience counts from
-the last of these, and 0.04 to 1.35 dB were lost in five pictures and 3.8 in the sixth (as with a = 0.1). Who knows sigma should tell it.
+What is delivered is an average over iterations, as a rule, in which the outputs' own unrest is gone: it is at its best later than
+a single output. The variance is then taken over a window that fits the average's, a = 3 (1 - m) for a decay m, 0.03 for 0.99;
+its minimum lies where the average is best. In twelve fits (six photographs of 128x128, 32 channels, sigma 25 and 50,
+`bench/stopping.py`) this delivers 0.17 dB less than the best of the run in the mean and 0.61 at most; a = 0.1, with the average that
+is centred on its minimum, delivered 0.52 and 1.56 dB less, and ran for longer. With little noise (sigma 10) the variance stays within
+some percent of its minimum for hundreds of iterations, in some pictures while the image still gains and in others while it is spoilt:
+patience counts from the last of these, and 0.04 to 1.35 dB were lost in five pictures and 3.8 in the sixth (as with a = 0.1). Who
+knows sigma should tell it.
 
 Known noise needs no such statistic and takes none: by the discrepancy principle (Morozov 1966) the fit is done when the
 delivered image's mean squared residual has come down to the noise's variance, and then goes on for the full look-back, also
