@@ -83,6 +83,15 @@ def test_the_kept_state_is_never_beyond_the_patience():
         assert rule.settling <= rule.patience
 
 
+@pytest.mark.parametrize("ceiling", [100, 150, 500])
+def test_short_runs_do_not_end_in_the_variances_own_rise(ceiling):
+    """From 0 it rises for some 30 iterations, falls for 100 and more, and wavers."""
+    iterations = np.arange(1, ceiling + 1)
+    falling = np.minimum(iterations / 30, 1) * np.exp(-iterations / 60) * (1 + 0.1 * np.sin(iterations / 5))
+    stopped, kept = follow(falling, ceiling)
+    assert stopped is None and kept > ceiling - 30
+
+
 def test_patience_scales_with_the_ceiling():
     assert StopRule.for_run(6000, 0.99).patience == 10 * StopRule.for_run(600, 0.99).patience
 

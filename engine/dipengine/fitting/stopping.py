@@ -41,8 +41,9 @@ from dipengine.tasks.base import Recipe
 ES_ALPHA = 0.1  # the authors'
 ES_ALPHA_OF_AVERAGE = 3.0  # times what the delivered average gives a new output
 PATIENCE_SHARE = 1 / 10  # of the iteration ceiling; the authors' 1000 never fires in runs of 1000
-WARM_UP_SHARE = 1 / 24  # V starts at 0 and the first outputs are flat: a minimum there means nothing
-MIN_WARM_UP = 20
+MIN_PATIENCE = 40  # V's own memory
+WARM_UP_SHARE = 1 / 24
+MIN_WARM_UP = 60  # V starts at 0 and rises for some 30 iterations: a minimum there means nothing
 PLATEAU = 1.05  # times the minimum: where there is little noise, the variance stays low for hundreds of iterations and wavers
 WARM_START_SHARE = 1 / 2  # of the patience, for a fit that begins with another one's generator
 LAG_SHARE = 1 / 5  # of the ceiling, at most
@@ -77,7 +78,7 @@ class StopRule:
     def for_run(ceiling: int, average_decay: float | None) -> "StopRule":
         """The rule for a ceiling and the decay of the delivered average (None: no average)."""
         warm_up = min(max(round(ceiling * WARM_UP_SHARE), MIN_WARM_UP), max(ceiling - 1, 0))
-        patience = max(round(ceiling * PATIENCE_SHARE), 1)
+        patience = max(round(ceiling * PATIENCE_SHARE), MIN_PATIENCE)
         lag = round(1 / (1 - average_decay)) if average_decay else 0
         return StopRule(ceiling, patience, warm_up, min(lag, max(round(ceiling * LAG_SHARE), 1)))
 
