@@ -8,7 +8,7 @@ using emulator::Array;
 
 namespace {
 
-constexpr LoopRules kByVariance{{60, 12, 5, 10}, 3.0, 60, 1, 0, 1}, kByNoise{{60, 12, 5, 10}, 3.0, 60, 1, 1, 0};
+constexpr LoopRules kByVariance{{60, 12, 5, 10}, 3.0, 60, 1, 0}, kByNoise{{60, 12, 5, 10}, 3.0, 60, 1, 1};
 
 // Fits at every stage of their lives.
 std::vector<SlotState> some_states(int64_t fits) {

@@ -126,7 +126,7 @@ typedef struct dipengine_fit_params {
   double average_decay; /* of the delivered average of outputs, in [0, 1) */
   int32_t average_warm_up;    /* decay min(average_decay, (t + 1) / (t + 10)) after t outputs */
   int32_t deliver_average;    /* 0: f(z) itself is delivered */
-  double es_alpha;            /* ES-EMV's weight of a new output: 3 (1 - average_decay) where the average is delivered, else 0.1 */
+  double es_alpha;            /* ES-EMV's weight of a new output: 0.1, or where the average is delivered 3 (1 - average_decay) if that is less */
   double rollback_db;         /* a loss worse by more than this returns to the last good weights */
   int32_t stop;               /* dipengine_stop */
   int64_t iterations;         /* fixed length, or the ceiling of STOP_AUTO */
