@@ -344,15 +344,19 @@ TEST(fit_stops_on_a_device_by_variance_and_by_known_noise) {
   for (const double sigma : {0.0, 0.2}) {
     FitProblem problem = small_problem(DIPENGINE_FLOAT32);
     problem.params.stop = DIPENGINE_STOP_AUTO;
-    problem.params.iterations = 60;
+    problem.params.iterations = 400;
+    problem.params.es_alpha = 0.5;  // the variance wavers, and the patience is short
     problem.params.sigma = sigma;
     TestFit cpu(problem, 2), device(on_device(problem), 2);
+    const auto hurry = [&] { CHECK(dipengine_fit_set_patience(cpu.get(), 0, 6) == DIPENGINE_OK); };
+    hurry();
     // From the same state a while before the end: the paths have no time to part.
     while (cpu.progress().state == DIPENGINE_FIT_RUNNING) cpu.run(1);
     const int64_t end = cpu.progress().iteration;
     const int32_t reason = cpu.progress().reason;
     CHECK(reason == (sigma > 0 ? DIPENGINE_REASON_DISCREPANCY : DIPENGINE_REASON_VARIANCE));
     cpu.start(0, problem, 2);
+    hurry();
     cpu.run(end - 6);
     device.load(cpu.state());
     device.run(100);

@@ -50,7 +50,8 @@ TEST(fit_that_fails_in_company_fails_alone_and_leaves_nothing_in_its_slot) {
 TEST(fit_that_stops_keeps_its_own_best_state_in_company) {
   FitProblem problem = small_problem(DIPENGINE_FLOAT32);
   problem.params.stop = DIPENGINE_STOP_AUTO;
-  problem.params.iterations = 60;
+  problem.params.iterations = 400;
+  problem.params.es_alpha = 0.1;
   const FitProblem device = on_device(problem);
   TestFit cpu(problem, 2);
   while (cpu.progress().state == DIPENGINE_FIT_RUNNING) cpu.run(1);
