@@ -250,6 +250,14 @@ def test_the_status_says_what_is_wrong_where_nobody_listens(folder, stderr):
     assert subprocess.run(["sh", "-c", f"{shlex.join(words)} {stderr}"], cwd=folder, timeout=120).returncode == 2
 
 
+def test_what_is_done_is_done_where_nobody_listens(folder):
+    denoise = ["denoise", "noisy.png", "-o", "out.png", "--channels", "8", "--levels", "1", "--iterations", "2", "--export", "out.onnx"]
+    for words in (denoise, ["render", "out.onnx", "-o", "painted.png"], ["batch", "noisy.png", "-o", "batch", *denoise[4:10]]):
+        command = shlex.join([sys.executable, "-m", "dipengine", *words])
+        assert subprocess.run(["sh", "-c", f"{command} 2>/dev/full"], cwd=folder, timeout=120).returncode == 0, words
+    assert all((folder / name).exists() for name in ("out.png", "out.onnx", "painted.png", "batch/noisy.png"))
+
+
 def test_links_that_lead_in_circles_are_one_sentence(folder, capsys):
     (folder / "loop.png").symlink_to("loop.png")
     noisy, out, loop = folder / "noisy.png", folder / "out.png", folder / "loop.png"

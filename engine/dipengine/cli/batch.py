@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dipengine.cli import arguments, restore, tiles
-from dipengine.cli.reports import tell
+from dipengine.cli.reports import say, tell
 from dipengine.errors import InputError, OutputError
 from dipengine.fitting.progress import seconds_between
 from dipengine.images.limits import MAX_PIXELS
@@ -121,10 +121,10 @@ def run(parsed: argparse.Namespace) -> int:
         batch.close()
     _report(tally, summary, parsed.quiet)
     if trouble is not None:
-        print(f"dipengine: {trouble}", file=sys.stderr)
+        say(f"dipengine: {trouble}")
         return 1
     if tally.halted is not None:
-        print(f"dipengine: stopped: {tally.halted} Run the same command again to go on.", file=sys.stderr)
+        say(f"dipengine: stopped: {tally.halted} Run the same command again to go on.")
     if tally.interrupted:
         return INTERRUPTED
     return 1 if tally.failed or tally.halted else 0
@@ -222,6 +222,5 @@ def _report(tally: "Tally", summary: Path, quiet: bool) -> None:
         lines.append(f"and {len(tally.failed) - _SHOWN} more failed; {summary} lists all.")
     if tally.interrupted:
         lines.append("interrupted: run the same command again to go on.")
-    if lines and sys.stderr is not None:
-        with suppress(OSError):
-            print("\n".join(lines), file=sys.stderr)
+    if lines:
+        say("\n".join(lines))

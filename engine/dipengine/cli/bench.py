@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from dipengine import environment
 from dipengine.cli import arguments
-from dipengine.cli.reports import tell
+from dipengine.cli.reports import say, tell
 from dipengine.cli.side_files import check_side_file
 from dipengine.kernels import backend
 
@@ -115,5 +114,4 @@ def run_iteration(parsed: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    if sys.stderr is not None:
-        print(f"dipengine: {text}", file=sys.stderr, flush=True)
+    say(f"dipengine: {text}")

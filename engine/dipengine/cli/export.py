@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from dipengine.cli.reports import say
 from dipengine.cli.side_files import check_side_file
 from dipengine.errors import InputError
 
@@ -52,13 +52,7 @@ def write(generator: Any, path: Path, *, quiet: bool, **options: Any) -> None:
         done = export(generator, path, progress=progress, **options)
     if not quiet:
         size = f"{done.bytes / 1e6:.1f} MB" if done.bytes >= 1e5 else f"{done.bytes / 1e3:.0f} kB"
-        _say(f"{done.path}: {size}, {done.precision}, paints the delivered image with {done.psnr:.1f} dB "
-             f"({done.consolidation_iterations} iterations of consolidation)")
+        say(f"{done.path}: {size}, {done.precision}, paints the delivered image with {done.psnr:.1f} dB "
+            f"({done.consolidation_iterations} iterations of consolidation)")
     if done.warning:
-        _say(f"dipengine: {done.warning}")
-
-
-def _say(text: str) -> None:
-    if sys.stderr is not None:
-        with suppress(OSError):  # nobody listens any more: the file is written all the same
-            print(text, file=sys.stderr)
+        say(f"dipengine: {done.warning}")

@@ -10,9 +10,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from dipengine._version import __version__
+from dipengine.cli.reports import say
 from dipengine.errors import DipEngineError
 
 INTERRUPTED = 130
@@ -61,18 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.words = words  # for reports
         return parsed.run(parsed)
     except DipEngineError as error:
-        _say(error)
+        say(f"dipengine: {error}")
         return error.exit_status
     except KeyboardInterrupt as interrupt:
-        _say(f"interrupted{f': {interrupt}' if interrupt.args else ' before there was anything to write'}.")
+        say(f"dipengine: interrupted{f': {interrupt}' if interrupt.args else ' before there was anything to write'}.")
         return INTERRUPTED
     except MemoryError:
-        _say("out of memory; try fewer --channels or a smaller image.")
+        say("dipengine: out of memory; try fewer --channels or a smaller image.")
         return 1
-
-
-def _say(sentence: object) -> None:
-    """On standard error; the status says the same where nobody listens."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(f"dipengine: {sentence}", file=sys.stderr)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from dipengine.cli import arguments
+from dipengine.cli.reports import say
 from dipengine.errors import InputError
 
 
@@ -48,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
         renderer = Renderer(parsed.model, provider=parsed.provider, strict=parsed.strict, threads=parsed.threads)
         opened = time.perf_counter() - start
         if renderer.notice:
-            print(f"dipengine: {renderer.notice}", file=sys.stderr)
+            say(f"dipengine: {renderer.notice}")
         taken = []
         for _ in range(parsed.repeat):
             start = time.perf_counter()
@@ -57,8 +57,8 @@ def run(parsed: argparse.Namespace) -> int:
     like = Image(pixels)
     check_writable(parsed.output, like)
     write_image(parsed.output, pixels, like)
-    if not parsed.quiet and sys.stderr is not None:
+    if not parsed.quiet:
         times = f"{1e3 * statistics.median(taken):.1f} ms" + (f" (median of {parsed.repeat})" if parsed.repeat > 1 else "")
-        print(f"{parsed.output}: {pixels.shape[1]}x{pixels.shape[0]} painted in {times} on {renderer.provider}, "
-              f"opened in {1e3 * opened:.0f} ms", file=sys.stderr)
+        say(f"{parsed.output}: {pixels.shape[1]}x{pixels.shape[0]} painted in {times} on {renderer.provider}, "
+            f"opened in {1e3 * opened:.0f} ms")
     return 0

@@ -1,8 +1,9 @@
-"""What a command says on standard output, which may be a pipe that nobody reads any more, or a full disk."""
+"""What a command says on standard output and standard error, which may be closed, a pipe that nobody reads any more, or a full disk."""
 
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from dipengine.errors import OutputError
 
@@ -16,3 +17,10 @@ def tell(text: str) -> None:
         if isinstance(error, BrokenPipeError):
             raise SystemExit(128 + signal.SIGPIPE) from None
         raise OutputError(f"Standard output cannot be written ({error.strerror}); send it elsewhere.") from error
+
+
+def say(text: object) -> None:
+    """On standard error, where anybody listens: files are written all the same, and the exit status says what went wrong."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)

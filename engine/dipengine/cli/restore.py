@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from dipengine.cli import arguments, tiles
+from dipengine.cli.reports import say
 from dipengine.cli.side_files import check_side_file
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
@@ -132,7 +132,7 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
     restoring = begin_restoration(image, task.name, options, settings, plan, truth=truth, init=init)
     keeper = None
     if parsed.checkpoint:
-        keeper = restoring.keeper(parsed.checkpoint, parsed.checkpoint_every, _say)
+        keeper = restoring.keeper(parsed.checkpoint, parsed.checkpoint_every, say)
     bar = nullcontext() if parsed.quiet else ProgressBar(plan.recipe.iterations, task.name if init is None else f"{task.name} from {parsed.init_from.name}")
     with bar as progress:
         restored = restoring.complete(progress, keeper, keep_on_interrupt=True)
@@ -143,14 +143,14 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
         write_json(parsed.record, restored.record)
     interrupted = restored.record["stop_reason"] == "interrupted"
     if not parsed.quiet:
-        _say(_summary(parsed.output, restored.record))
+        say(_summary(parsed.output, restored.record))
         if interrupted and keeper is not None:
-            _say(f"The fit is kept in {parsed.checkpoint}: the same command goes on from there.")
+            say(f"The fit is kept in {parsed.checkpoint}: the same command goes on from there.")
     if parsed.export:
         try:
             export.write(restored.generator, parsed.export, threads=parsed.threads, quiet=parsed.quiet)
         except KeyboardInterrupt:
-            print(f"dipengine: interrupted: {parsed.export} was not written, everything else was.", file=sys.stderr)
+            say(f"dipengine: interrupted: {parsed.export} was not written, everything else was.")
             return INTERRUPTED
     if interrupted:
         return INTERRUPTED
@@ -178,13 +178,6 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
         if os.path.realpath(path) in seen:
             raise InputError(f"{os.fspath(path)!r} is named twice; an output needs a path of its own.")
         seen.add(os.path.realpath(path))
-
-
-def _say(text: str) -> None:
-    """On standard error, where anybody listens: the files are written all the same."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(text, file=sys.stderr)
 
 
 def _summary(output: Path, record: dict[str, Any]) -> str:

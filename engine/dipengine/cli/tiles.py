@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
+from dipengine.cli.reports import say
 from dipengine.errors import DipEngineError
 from dipengine.fitting.progress import ProgressBar, Report
 from dipengine.fitting.settings import Settings
@@ -49,20 +49,18 @@ def run(task: Task, parsed: argparse.Namespace, settings: Settings) -> int | Non
             )
     except TilesInterrupted as stop:
         kept = f"; {tiles_folder(parsed.output)} keeps them, and the same command goes on from there" if stop.done else ""
-        print(f"dipengine: {stop}, {parsed.output} was not written{kept}.", file=sys.stderr)
+        say(f"dipengine: {stop}, {parsed.output} was not written{kept}.")
         return INTERRUPTED
     except DipEngineError:
         if tiles_folder(parsed.output).exists():
-            print(f"dipengine: the tiles that are done are kept in {tiles_folder(parsed.output)}, for the same command to go on.",
-                  file=sys.stderr)
+            say(f"dipengine: the tiles that are done are kept in {tiles_folder(parsed.output)}, for the same command to go on.")
         raise
     if record is None:
         return None
     if parsed.record:
         write_json(parsed.record, record)
-    if not parsed.quiet and sys.stderr is not None:
-        with suppress(OSError):  # nobody listens any more: the files are written all the same
-            print(_summary(parsed, record), file=sys.stderr)
+    if not parsed.quiet:
+        say(_summary(parsed, record))
     return 0
 
 
