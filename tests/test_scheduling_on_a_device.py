@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 
 from conftest import TINY  # noqa: E402
 from device_arrays import COMPARED, HEIGHT, KINDS, WIDTH, given_to, kind_of, mask_of, noisy, stand_in  # noqa: E402, F401
+from dipengine.api import given_settings  # noqa: E402
 from dipengine.errors import OutOfMemory  # noqa: E402
 from dipengine.fitting import on_device  # noqa: E402
-from dipengine.api import given_settings  # noqa: E402
 from dipengine.images import Image, read_image, write_image  # noqa: E402
 from dipengine.restoration import Restoration  # noqa: E402
 from dipengine.scheduling import worker  # noqa: E402

@@ -94,7 +94,7 @@ def test_both_paths_go_on_with_the_same_bits(monkeypatch, one_torch_thread):
 def test_a_warm_started_fit_has_half_the_patience():
     for ceiling in (1, 2, 200, 1800, 11000):
         cold, warm = (StopRule.for_recipe(replace(RECIPE, iterations=ceiling), warm_start=warm) for warm in (False, True))
-        assert warm.patience == max(round(cold.patience / 2), 1) and warm.settling <= warm.patience and warm.lag == cold.lag
+        assert warm.patience == max(round(cold.patience / 2), 40) and warm.settling <= warm.patience and warm.lag == cold.lag
         assert (warm.warm_up, warm.ceiling) == (cold.warm_up, cold.ceiling)
 
 

@@ -71,7 +71,7 @@ class StopRule:
         rule = StopRule.for_run(recipe.iterations, recipe.average_decay)
         if not warm_start:
             return rule
-        patience = max(round(rule.patience * WARM_START_SHARE), 1)
+        patience = max(round(rule.patience * WARM_START_SHARE), MIN_PATIENCE)
         return replace(rule, patience=patience)
 
     @staticmethod
