@@ -145,7 +145,7 @@ def test_slots_give_the_bits_of_fits_alone():
 
 
 def test_a_batch_in_slots_goes_on_where_it_was_stopped(tmp_path):
-    settings = Settings(**(FIT | {"iterations": 400}), device="cpu")
+    settings = Settings(**(FIT | {"iterations": 1600}), device="cpu")
     for i, height in enumerate((18, 20, 19, 17, 40)):
         (tmp_path / "in").mkdir(exist_ok=True)
         write_image(tmp_path / "in" / f"{i}.png", picture(height, seed=i), Image(picture(height)))
@@ -153,13 +153,17 @@ def test_a_batch_in_slots_goes_on_where_it_was_stopped(tmp_path):
     def run(folder, slots, progress=None):
         batch = Batch(jobs_of(str(tmp_path / "in"), tmp_path / folder, Request(settings=settings)), tmp_path / folder)
         try:
-            return batch.run(pool(slots), progress=progress)
+            return batch.run(pool(slots, checkpoint_every=0.05), progress=progress)
         finally:
             batch.close()
 
+    def checkpoints():
+        return len(list((tmp_path / "slots/.dipengine/checkpoints").glob("*.safetensors")))
+
     assert run("alone", 1).done == 5
-    assert run("slots", 3, lambda tally, under_way: under_way > 0.4).interrupted
-    assert len(list((tmp_path / "slots/.dipengine/checkpoints").glob("*.safetensors"))) == 3
+    # Stopped when each slot has written one, early in fits of seconds: none ends before it hears of it.
+    assert run("slots", 3, lambda tally, under_way: checkpoints() == 3).interrupted
+    assert checkpoints() == 3
     tally = run("slots", 3)
     assert (tally.done, tally.failed) == (5, [])
     for i in range(5):
