@@ -203,6 +203,7 @@ def test_foreign_generator_files_are_refused(tmp_path, content):
         (lambda a: dipengine.restore(a, "superres"), "needs factor"),
         (lambda a: dipengine.restore(a, "colourise"), "no task"),
         (lambda a: dipengine.denoise(a.astype(float) * np.nan), "NaN"),
+        (lambda a: dipengine.denoise(np.full(a.shape, np.inf)), "infinite"),
         (lambda a: dipengine.denoise(a, truth=a[:5]), "truth"),
         (lambda a: dipengine.denoise(a, value_range=1), "two numbers"),
         (lambda a: dipengine.denoise(a, value_range="0,1"), "two numbers"),

@@ -57,6 +57,10 @@ def test_measures_of_another_library_are_numpys(xp):
     image, truth = noise("uint8", 3), smooth((23, 37))
     for measure in (metrics.psnr, metrics.ssim):
         assert measure(given_to(image, xp), given_to(truth, xp), 255) == pytest.approx(measure(image, truth, 255), rel=1e-12)
+        known = noise("uint8", 1)[..., 0] > 2
+        expected = measure(image, truth, 255, known)
+        assert measure(given_to(image, xp), given_to(truth, xp), 255, given_to(known, xp)) == pytest.approx(expected, rel=1e-12)
+        assert expected != measure(image, truth, 255)
     assert metrics.psnr(given_to(image, xp), given_to(image, xp), 255) == float("inf")
     with pytest.raises(InputError, match="differ in shape"):
         metrics.psnr(given_to(image, xp), given_to(truth[1:], xp), 255)

@@ -28,6 +28,16 @@ SUPPORTS = native_fit.supports
 SETTINGS = {**TINY, "iterations": 4}
 KERNEL = np.array([[1.0, 2.0, 1.0]]) / 4
 SENSOR = {"noise": "poisson-gaussian", "gain": 2.0, "offset": 10.0, "read_noise": 1.5}
+
+
+def holed(seed):
+    """Noise in which three pixels are missing."""
+    pixels = noisy("float32", seed=seed)
+    pixels[seed, 3:5] = np.nan
+    pixels[5, 5, 1] = np.nan
+    return pixels
+
+
 CALLS = {
     "denoise": (lambda image, put, **s: dipengine.denoise(image, sigma=25.0, truth=put(noisy(seed=9)), **s), noisy),
     "sixteen bits, grey": (lambda image, put, **s: dipengine.denoise(image, **s), lambda: noisy("uint16", 1)[:, :, 0]),
@@ -40,6 +50,7 @@ CALLS = {
     "inpaint at random": (lambda image, put, **s: dipengine.inpaint(image, random_missing=0.5, **s), noisy),
     "inpaint by alpha": (lambda image, put, **s: dipengine.inpaint(image, alpha=True, **s), lambda: np.concatenate(
         [noisy(), np.where(mask_of(), 255, 0).astype(np.uint8)[:, :, None]], axis=2)),
+    "NaN, also in the truth": (lambda image, put, **s: dipengine.denoise(image, truth=put(holed(9)), **s), lambda: holed(0)),
     "alpha kept": (lambda image, put, **s: dipengine.denoise(image, alpha=True, **s), lambda: noisy(channels=4)),
     "likelihood": (lambda image, put, **s: dipengine.denoise(image, **SENSOR, **s), lambda: noisy("float32") * 300 + 10),
     "stabilised": (lambda image, put, **s: dipengine.denoise(image, **SENSOR, data_term="stabilised", mask=put(mask_of()), **s),
@@ -133,7 +144,8 @@ def test_a_saved_fit_knows_its_image_and_a_generator_can_be_saved(stand_in, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call, message", [
-    (lambda put: dipengine.denoise(put(np.full((4, 4), np.nan, np.float32))), "NaN or infinite"),
+    (lambda put: dipengine.denoise(put(np.full((4, 4), np.nan, np.float32))), "no known pixel"),
+    (lambda put: dipengine.denoise(put(np.full((4, 4), np.inf, np.float32))), "infinite values"),
     (lambda put: dipengine.denoise(put(np.zeros((2, 3, 4, 4), np.float32))), "a batch"),
     (lambda put: dipengine.denoise(put(np.zeros((4, 4), bool))), "dtype"),
     (lambda put: dipengine.denoise(put(np.zeros((4, 4), np.complex64))), "give .*integers or floats"),

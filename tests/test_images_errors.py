@@ -66,9 +66,9 @@ def test_64_bit_tiff_meets_the_same_refusals(tmp_path):
     tifffile.imwrite(tmp_path / "large.tif", sample)
     tifffile.imwrite(tmp_path / "pages.tif", np.stack([sample, sample]), photometric="minisblack")
     tifffile.imwrite(tmp_path / "complex.tif", sample.astype(np.complex64))
-    sample[3, 4] = np.nan
-    tifffile.imwrite(tmp_path / "nan.tif", sample)
-    cases = {"large.tif": "--max-pixels", "pages.tif": "2 pages", "complex.tif": "unusual kind", "nan.tif": "NaN"}
+    sample[3, 4] = np.inf
+    tifffile.imwrite(tmp_path / "inf.tif", sample)
+    cases = {"large.tif": "--max-pixels", "pages.tif": "2 pages", "complex.tif": "unusual kind", "inf.tif": "infinite"}
     for name, words in cases.items():
         with pytest.raises(ImageError, match=words) as error:
             read_image(tmp_path / name, max_pixels=100 if name == "large.tif" else 10_000)
@@ -123,12 +123,12 @@ def test_animations_and_pages_are_refused(tmp_path):
             read_image(tmp_path / f"many.{suffix}")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_in_a_float_tiff_are_refused(tmp_path, value):
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinity_in_a_float_tiff_is_refused(tmp_path, value):
     sample = noise("float32", 3)
     sample[4, 5, 1] = value
     tifffile.imwrite(tmp_path / "in.tif", sample, photometric="rgb")
-    with pytest.raises(ImageError, match="NaN or infinite") as error:
+    with pytest.raises(ImageError, match="infinite values") as error:
         read_image(tmp_path / "in.tif")
     assert_one_sentence(error)
 

@@ -122,8 +122,8 @@ def test_unusable_files_are_refused_as_by_way_of_memory(tmp_path):
     write_image(tmp_path / "whole.png", noise("uint8"), Image(noise("uint8")))
     blob = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(blob[: len(blob) // 2])
-    for name, value in (("nan.tif", np.nan), ("inf.tif", np.inf)):
-        tifffile.imwrite(tmp_path / name, np.where(np.arange(37) == 3, np.float32(value), sample))
+    tifffile.imwrite(tmp_path / "nan.tif", np.full_like(sample, np.nan))
+    tifffile.imwrite(tmp_path / "inf.tif", np.where(np.arange(37) == 3, np.float32(np.inf), sample))
     fits.PrimaryHDU(np.where(sample > 0, np.inf, sample)).writeto(tmp_path / "inf.fits")
     fits.PrimaryHDU(np.full_like(sample, np.nan)).writeto(tmp_path / "nan.fits")
     (tmp_path / "bomb.fits.gz").write_bytes(gzip.compress(b"SIMPLE  =" + bytes(10000)))

@@ -118,6 +118,21 @@ def test_an_unwritable_kind_is_refused_before_any_fit(folder, capsys):
     assert "float32" in capsys.readouterr().err and not tiles_folder(folder / "out.png").exists()
 
 
+def test_nan_in_a_float_tiff_is_filled_in(folder):
+    values = np.float32(read_image(folder / "noisy.png").pixels)
+    values[30:38, 50:58] = np.nan
+    known = np.isfinite(values)
+    write_image(folder / "nan.tif", values, Image(values))
+    words = ["--truth", folder / "nan.tif", "--record", folder / "r.json", "--tile", "40,8", *QUICK]
+    assert run("inpaint", folder / "nan.tif", "-o", folder / "out.tif", *words) == 0
+    filled = read_image(folder / "out.tif").pixels
+    np.testing.assert_array_equal(filled[known], values[known])
+    assert np.isfinite(filled).all()
+    record = json.loads((folder / "r.json").read_text())
+    assert record["parameters"]["mask"] == "missing values" and record["psnr"] is None  # of what is known nothing has changed
+    assert record["ssim"] == pytest.approx(1)
+
+
 def test_an_interrupted_run_goes_on_with_the_same_bits(folder, monkeypatch, capsys):
     common = ["denoise", folder / "noisy.png", "--tile", "40,8", *QUICK]
     assert run(*common, "-o", folder / "whole.png") == 0

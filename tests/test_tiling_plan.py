@@ -295,12 +295,19 @@ def test_a_tile_is_restored_as_the_same_image_alone_would_be(tmp_path):
 def test_measures_by_rows_are_those_of_the_whole(monkeypatch):
     monkeypatch.setattr("dipengine.images.raw._BAND_BYTES", 200_000)
     image, truth = noise("uint8", 3, (61, 47)), picture("uint8", 3, (61, 47))
-    rows = [lambda part: image[part], lambda part: truth[part]]
+    rows = [lambda part: image[part], lambda part: Image(truth[part])]
     assert measuring.psnr(*rows, image.shape, 255) == pytest.approx(metrics.psnr(image, truth, 255), abs=1e-10)
     assert measuring.ssim(*rows, image.shape, 255) == pytest.approx(metrics.ssim(image, truth, 255), abs=1e-12)
-    assert measuring.ssim(rows[0], rows[0], image.shape, 255) == pytest.approx(1)
-    assert measuring.psnr(rows[0], rows[0], image.shape, 255) == float("inf")
+    same = [rows[0], lambda part: Image(image[part])]
+    assert measuring.ssim(*same, image.shape, 255) == pytest.approx(1)
+    assert measuring.psnr(*same, image.shape, 255) == float("inf")
     assert measuring.ssim(*rows, (10, 47, 3), 255) is None
+    known = np.ones((61, 47), bool)
+    known[20:23, 30], known[60, 46] = False, False
+    rows[1] = lambda part: Image(truth[part], known=known[part])
+    assert measuring.psnr(*rows, image.shape, 255) == pytest.approx(metrics.psnr(image, truth, 255, known), abs=1e-10)
+    assert measuring.ssim(*rows, image.shape, 255) == pytest.approx(metrics.ssim(image, truth, 255, known), abs=1e-12)
+    assert metrics.psnr(image, truth, 255, known) != metrics.psnr(image, truth, 255)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):

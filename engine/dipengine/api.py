@@ -87,9 +87,10 @@ def restore(
 
     image: NumPy or torch array, or anything with `__dlpack__`: HxW or HxWxC (`axes="CHW"` for channels first). 8- and
         16-bit unsigned integers by their dtype's range, everything else, and 16 bits that stay below 2^14 (a camera's counts), in
-        data units (mapped by the range of the known pixels; `value_range=(low, high)` overrides). A torch tensor or CuPy array on
-        a GPU stays there from beginning to end where the fit runs on one; the record then has no sha256 of it, and
-        `generator.delivered` lies there too.
+        data units (mapped by the range of the known pixels; `value_range=(low, high)` overrides). NaN in floats, and what a
+        NumPy masked array masks, is missing: left out of the fit, and filled in. A torch tensor or CuPy array on a GPU stays there
+        from beginning to end where the fit runs on one; the record then has no sha256 of it, and `generator.delivered` lies there
+        too.
     alpha: the last channel is transparency, not colour: it is returned as it came (enlarged with the image; opaque where
         inpainting took it for the mask).
     task: "denoise" (the default), "dejpeg", "superres", "inpaint", "flash" or "deblur"; `options` are the task's own (see
@@ -196,7 +197,7 @@ def inpaint(
     """Fill in missing pixels.
 
     mask: HxW array, non-zero (at least half of its largest value) where the pixel is known; `invert_mask` turns it.
-        Without one, `alpha=True` takes the transparent pixels for missing.
+        Without one, `alpha=True` takes the transparent pixels for missing. NaN and what a masked array masks is missing always.
     recipe: "text", "hole", "large-hole", "missing50", "missing98". random_missing: drop this fraction at random instead.
     known: "keep" returns known pixels as they came, "fit" as the generator paints them. See `restore`.
     """
@@ -279,8 +280,8 @@ def _beside(array: Any, pixels: Any, axes: str | None = None, alpha: bool = Fals
     image = from_array(array, axes, alpha=alpha, stay=pixels is not None and device_of(array) != "cpu")[0]
     if pixels is None:
         return image
-    moved_alpha = None if image.alpha is None else moved(image.alpha, pixels)
-    return replace(image, pixels=moved(image.pixels, pixels), alpha=moved_alpha)
+    planes = {name: None if (plane := getattr(image, name)) is None else moved(plane, pixels) for name in ("alpha", "known")}
+    return replace(image, pixels=moved(image.pixels, pixels), **planes)
 
 
 def checked_options(
@@ -357,9 +358,11 @@ def mask_from_array(mask: Any, pixels: Any = None) -> Any:
     if "bool" in str(getattr(mask, "dtype", "")):
         mask = cast(mask, namespace(mask).uint8)
     with _named("mask"):
-        values = _beside(mask, pixels).pixels
+        image = _beside(mask, pixels)
+    values = image.pixels
     if values.shape[2] != 1:
         raise InputError(f"The mask has {values.shape[2]} channels; give one value a pixel (HxW).")
     values = cast(values[:, :, 0], namespace(values).float64)
-    _, top = extremes(values)
-    return values >= top / 2 if top > 0 else values > top
+    _, top = extremes(values if image.known is None else values[image.known])
+    white = values >= top / 2 if top > 0 else values > top
+    return white if image.known is None else white & image.known

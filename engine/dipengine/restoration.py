@@ -123,7 +123,7 @@ class RunningRestoration:
         )
 
     def _psnr(self, unit: Any) -> float:
-        return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak)
+        return metrics.psnr(self.plan.values.from_unit(unit, np.float64), self.truth.pixels, self._peak, self.truth.known)
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -237,9 +237,9 @@ def _measure(pixels: np.ndarray, image: Image, truth: Image, peak: float) -> dic
     same_size = tuple(image.pixels.shape) == tuple(truth.pixels.shape)
     return {
         "psnr_peak": peak,
-        "psnr_input": metrics.psnr(image.pixels, truth.pixels, peak) if same_size and image.known is None else None,
-        "psnr": metrics.psnr(pixels, truth.pixels, peak),
-        "ssim": metrics.ssim(pixels, truth.pixels, peak),
+        "psnr_input": metrics.psnr(image.pixels, truth.pixels, peak, truth.known) if same_size and image.known is None else None,
+        "psnr": metrics.psnr(pixels, truth.pixels, peak, truth.known),
+        "ssim": metrics.ssim(pixels, truth.pixels, peak, truth.known),
     }
 
 

@@ -17,29 +17,42 @@ SSIM_REACH = 5  # pixels: the Gaussian window of standard deviation 1.5, cut off
 _K1, _K2 = 0.01, 0.03
 
 
-def psnr(image: Any, truth: Any, data_range: float) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels and channels; infinite for identical images.
+def psnr(image: Any, truth: Any, data_range: float, known: Any = None) -> float:
+    """Peak signal-to-noise ratio in dB over all known pixels and their channels; infinite for identical images.
 
-    `image`, `truth`: [H, W, C] in one unit, whose full range is `data_range`.
+    `image`, `truth`: [H, W, C] in one unit, whose full range is `data_range`. `known`: bool [H, W], False where the truth has no
+    value; None where it has one everywhere.
     """
     if image.shape != truth.shape:
         raise InputError(f"The images to compare differ in shape: {image.shape} and {truth.shape}.")
     xp = namespace(image)
-    error = float(xp.mean((cast(image, xp.float64) - cast(truth, xp.float64)) ** 2))
+    difference = cast(image, xp.float64) - cast(truth, xp.float64)
+    error = float(xp.mean((difference if known is None else difference[known]) ** 2))
     return float(10 * np.log10(data_range**2 / error)) if error > 0 else float("inf")
 
 
-def ssim(image: Any, truth: Any, data_range: float) -> float | None:
+def ssim(image: Any, truth: Any, data_range: float, known: Any = None) -> float | None:
     """Structural similarity, mean over channels and over the pixels whose window lies inside: Z. Wang et al., "Image quality
     assessment: from error visibility to structural similarity", IEEE TIP 2004, with its Gaussian window of 11 x 11.
 
-    None where a side is below the window's 11 pixels.
+    `known` as in `psnr`: windows without a missing pixel count. None where there is none: a side is below the window's 11 pixels,
+    say.
     """
-    size = 2 * SSIM_REACH + 1
-    if min(image.shape[:2]) < size:
+    if min(image.shape[:2]) < 2 * SSIM_REACH + 1:
         return None
+    total, windows = ssim_sum(image, truth, data_range, known)
+    return total / windows if windows else None
+
+
+def ssim_sum(image: Any, truth: Any, data_range: float, known: Any = None) -> tuple[float, int]:
+    """Sum of the structural similarity, mean over channels, over the windows that count, and how many these are. As `ssim`."""
     xp = namespace(image)
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    counts = None
+    if known is not None:
+        image, truth = (cast(pixels, xp.float64) for pixels in (image, truth))
+        image, truth = (xp.where(known[:, :, None], pixels, xp.zeros_like(pixels)) for pixels in (image, truth))
+        counts = _windowed(cast(~known, xp.float64)) == 0
     total = 0.0
     for channel in range(image.shape[2]):  # one at a time: a dozen planes are at work
         x, y = cast(image[..., channel], xp.float64), cast(truth[..., channel], xp.float64)
@@ -49,8 +62,10 @@ def ssim(image: Any, truth: Any, data_range: float) -> float | None:
         covariance = _windowed(x * y) - mean_x * mean_y
         above = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
         below = (mean_x * mean_x + mean_y * mean_y + c1) * (variance_x + variance_y + c2)
-        total += float(xp.mean(above / below))
-    return total / image.shape[2]
+        similarity = above / below
+        total += float(xp.sum(similarity if counts is None else similarity[counts]))
+    windows = (image.shape[0] - 2 * SSIM_REACH) * (image.shape[1] - 2 * SSIM_REACH) if counts is None else int(xp.sum(cast(counts, xp.int64)))
+    return total / image.shape[2], windows
 
 
 def _windowed(plane: Any) -> Any:

@@ -5,12 +5,14 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.images.image import Image, opaque
+from dipengine.images.missing import known_in
 from dipengine.images.namespaces import dense, dtype_name, empty_beside, is_tensor, joined, namespace, on_host
 
 Restore = Callable[[Any], Any]
@@ -22,6 +24,7 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
     """The image in an array, and a function that gives pixels back as the caller's kind of array.
 
     array: NumPy, torch, CuPy or any array with `__dlpack__`; integers or floats, of any device.
+        Pixels that are NaN, or masked (of a NumPy masked array), in any channel are missing: `Image.known` is False there.
     axes: "HW", "HWC" or "CHW"; None reads two axes as "HW" and three as "HWC".
     alpha: whether the last channel is alpha. Without it every channel is colour, however many there are.
     stay: the pixels stay in the array's library and on its device (one that has an array API, or torch); else they are NumPy's.
@@ -32,7 +35,7 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
     if there was one (as many channels as the array had), and returns the input's library, dtype, device and axes (HxWxC where an
     HxW array gets more than one channel). Libraries without an `asarray` in their array API get a NumPy array back.
 
-    Raises InputError: unusable shape or dtype, NaN or infinity, a batch.
+    Raises InputError: unusable shape or dtype, infinite values, no known pixel, a batch.
     """
     values, back = _as_they_are(array) if stay else _to_numpy(array)
     axes = _check_axes(tuple(values.shape), axes)
@@ -42,14 +45,17 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
     if math.prod(values.shape) == 0:
         raise InputError(f"The image array has shape {tuple(values.shape)}, which holds no pixels; give at least 1 x 1.")
     pixels = dense(_channels_last(xp, values, axes), "float32" if name in ("float16", "bfloat16") else name)
-    if name.startswith(("float", "bfloat")) and not bool(xp.all(xp.isfinite(pixels))):
-        raise InputError("The image array holds NaN or infinite values; replace them, and give their places as a mask.")
+    missing = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
+    missing = None if missing is None else _channels_last(np, missing, axes)
     sha256 = "" if stay else hashlib.sha256(pixels.data).hexdigest()
     alpha_plane = None
     if alpha:
         if pixels.shape[2] < 2:
             raise InputError("The image array has one channel, which cannot be alpha; leave alpha out.")
         pixels, alpha_plane = dense(pixels[..., :-1]), dense(pixels[..., -1])
+        missing = None if missing is None else missing[..., :-1]
+    image = Image(pixels=pixels, alpha=alpha_plane, sha256=sha256)
+    image = replace(image, known=known_in(image, missing, "The image array"))
 
     def restore(restored: Any) -> Any:
         if axes == "HW":
@@ -58,7 +64,7 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
             restored = xp.moveaxis(restored, -1, 0)
         return back(dense(restored, values.dtype))
 
-    return Image(pixels=pixels, alpha=alpha_plane, sha256=sha256), restore
+    return image, restore
 
 
 def with_alpha(pixels: Any, alpha: Any) -> Any:
@@ -112,7 +118,7 @@ def _as_they_are(array: Any) -> tuple[Any, Callable[[Any], Any]]:
 def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     """The array's values on the CPU, and the way back for an array of their dtype."""
     if isinstance(array, np.ma.MaskedArray):
-        raise InputError("The image array is masked; give array.filled(0), and ~array.mask as the mask.")
+        return np.asarray(array.filled(np.nan if array.dtype.kind == "f" else 0)), lambda values: values
     if isinstance(array, np.ndarray):
         return np.asarray(array), lambda values: values
     torch = sys.modules.get("torch")

@@ -1,10 +1,13 @@
 """Read TIFF of 64 bits a sample through tifffile: libvips writes such files but stops at 32 bits when it reads."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from dipengine.errors import DependencyError, ImageError
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import check_pages, check_size
+from dipengine.images.missing import known_in
 from dipengine.images.orientation import upright
 
 _MILLIMETRES = {2: 25.4, 3: 10.0}  # of a resolution unit: inch, centimetre
@@ -52,11 +55,10 @@ def read_deep_tiff(source: str, *, sha256: str, max_pixels: int) -> Image:
         alpha_last = _has_alpha(page)
     stored = stored[..., None] if axes == "YX" else np.moveaxis(stored, 0, -1) if axes == "SYX" else stored
     pixels = upright(stored.astype(stored.dtype.newbyteorder("="), copy=False), metadata.orientation)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ImageError(f"{source} holds NaN or infinite values; replace them, and give their places as a mask.")
     alpha = np.ascontiguousarray(pixels[..., -1]) if alpha_last else None
     pixels = np.ascontiguousarray(pixels[..., :-1]) if alpha_last else pixels
-    return Image(pixels=pixels, alpha=alpha, source=source, format="tiff", sha256=sha256, metadata=metadata)
+    image = Image(pixels=pixels, alpha=alpha, source=source, format="tiff", sha256=sha256, metadata=metadata)
+    return replace(image, known=known_in(image, None, source))
 
 
 def _has_alpha(page) -> bool:

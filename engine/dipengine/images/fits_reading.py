@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ import numpy as np
 from dipengine.errors import DependencyError, ImageError
 from dipengine.images.image import FitsRecord, Image, Metadata
 from dipengine.images.limits import check_size
+from dipengine.images.missing import known_in
 
 
 _LARGEST_PIXEL = 32  # bytes: four channels of float64
@@ -58,9 +60,8 @@ def read_fits(source: str, *, sha256: str, max_pixels: int) -> Image:
     with opened_fits(source, max_pixels=max_pixels) as (hdu, record):
         raw = np.asarray(hdu.data)
     values, missing = physical(raw, record.header)
-    pixels, known = _check_values(channels_last(values), channels_last(missing), source)
-    return Image(pixels=pixels, known=known, source=source, format="fits", sha256=sha256,
-                 metadata=Metadata(fits=record))
+    image = Image(pixels=channels_last(values), source=source, format="fits", sha256=sha256, metadata=Metadata(fits=record))
+    return replace(image, known=known_in(image, channels_last(missing), source))
 
 
 @contextmanager
@@ -155,23 +156,3 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     """H x W x C of (..., C, H, W) or (H, W), C-contiguous."""
     planes = array.reshape((-1,) + array.shape[-2:])
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
-
-
-def _check_values(pixels: np.ndarray, missing: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray | None]:
-    known = known_of(pixels, missing, source)
-    check_some_known(bool(known.any()), source)
-    return pixels, None if known.all() else known
-
-
-def known_of(pixels: np.ndarray, missing: np.ndarray, source: str) -> np.ndarray:
-    """Bool [H, W], True where every channel has a value. Raises ImageError for infinite values."""
-    if pixels.dtype.kind == "f" and np.isinf(pixels).any():
-        raise ImageError(f"{source} holds infinite values; write NaN where pixels are missing.")
-    return ~missing.any(axis=2)
-
-
-def check_some_known(some: bool, source: str) -> None:
-    """Raises ImageError where no pixel is known."""
-    if not some:
-        raise ImageError(f"{source} has no known pixel (every one is NaN or BLANK in some channel); "
-                         "give an image with data.")

@@ -60,8 +60,8 @@ class Image:
     """An image as it is stored, presented upright.
 
     pixels: H x W x C, the colour channels alone, in the file's own dtype and units; of an array that stays where it is, its
-        library's on its device (`arrays.from_array`), with alpha and known beside it. Missing pixels of a FITS image keep what
-        the file holds there (NaN or the BLANK value).
+        library's on its device (`arrays.from_array`), with alpha and known beside it. Missing pixels keep what
+        is there (NaN, the BLANK value of FITS, 0 under the mask of a masked array of integers).
     alpha: H x W in the pixels' dtype, or None.
     known: H x W bool, False where a pixel is missing; None where every pixel is known.
     source: the path as it was given, "" for an array.

@@ -18,11 +18,10 @@ import numpy as np
 
 from dipengine.errors import ImageError
 from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
-from dipengine.images.fits_reading import (
-    channels_last, check_some_known, is_fits, known_of, load_fits, opened_fits, physical,
-)
+from dipengine.images.fits_reading import channels_last, is_fits, load_fits, opened_fits, physical
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import MAX_PIXELS
+from dipengine.images.missing import check_alpha, check_some_known, known_of
 from dipengine.images.raster_reading import has_alpha, metadata_of, open_raster, undecodable
 from dipengine.images.raw import RawPixels, row_bands
 from dipengine.images.reading import check_readable, digest_of
@@ -148,11 +147,16 @@ def _decode_raster(source: str, target: Path, max_pixels: int) -> LargeImage:
             return dump(read_deep_tiff(source, sha256="", max_pixels=max_pixels), target.parent, target.stem)
         raise undecodable(source, error) from error
     large = LargeImage(like, RawPixels(target, (opened.height, opened.width, opened.bands), like.dtype, like.metadata.orientation))
-    if like.dtype.kind == "f":
-        for rows in large.stored.bands_of_rows():
-            if not np.isfinite(large.stored.read(rows)).all():
-                raise ImageError(f"{source} holds NaN or infinite values; replace them, and give their places as a mask.")
-    return large
+    return large if like.dtype.kind != "f" else _with_known(large, source, target.with_suffix(".known"))
+
+
+def _with_known(large: LargeImage, source: str, path: Path) -> LargeImage:
+    """A raster of floats, and where it has values: `path` is there only if it lacks some."""
+    known = _Known(path, large.like.height, large.like.width)
+    for rows, band in large.bands():
+        check_alpha(band.alpha, source)
+        known.put(rows, known_of(band.pixels, None, source))
+    return known.beside(large, source)
 
 
 def _raster_like(source: str, opened: Any, file_format: str) -> Image:
@@ -183,20 +187,40 @@ def _decode_fits(source: str, target: Path, max_pixels: int) -> LargeImage:
         hdu, record = stack.enter_context(opened_fits(plain, max_pixels=max_pixels))
         like = _fits_like(source, hdu, record)
         stored = RawPixels.create(target, like.height, like.width, like.channels, like.dtype)
-        known = RawPixels.create(target.with_suffix(".known"), like.height, like.width, 1, np.dtype(np.uint8))
-        count = 0
+        known = _Known(target.with_suffix(".known"), like.height, like.width)
         for rows in row_bands(like.height, like.width * like.channels * like.dtype.itemsize):
             values, missing = physical(_fits_rows(hdu, plain, record.axes, rows), record.header)
             pixels = channels_last(values)
-            there = known_of(pixels, channels_last(missing), source)
+            known.put(rows, known_of(pixels, channels_last(missing), source))
             stored.write(rows, slice(None), pixels)
-            known.write(rows, slice(None), there[:, :, None])
-            count += int(there.sum())
-    check_some_known(count > 0, source)
-    if count < like.height * like.width:
-        return LargeImage(replace(like, known=np.broadcast_to(np.False_, (like.height, like.width))), stored, known)
-    os.unlink(known.path)
-    return LargeImage(like, stored)
+    return known.beside(LargeImage(like, stored), source)
+
+
+class _Known:
+    """Which pixels have a value, told from top to bottom; in a file from the first one on that has none."""
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        self._path, self._height, self._width = path, height, width
+        self._raw: RawPixels | None = None
+        self._some = False
+
+    def put(self, rows: slice, known: np.ndarray) -> None:
+        """known: bool [h, W] of these rows."""
+        self._some = self._some or bool(known.any())
+        if self._raw is None and not known.all():
+            self._raw = RawPixels.create(self._path, self._height, self._width, 1, np.dtype(np.uint8))
+            for above in row_bands(rows.start, self._width):
+                self._raw.write(above, slice(None), np.ones((), np.uint8))
+        if self._raw is not None:
+            self._raw.write(rows, slice(None), known[:, :, None])
+
+    def beside(self, large: LargeImage, source: str) -> LargeImage:
+        """The image with what is known of it. Raises ImageError where no pixel has a value."""
+        check_some_known(self._some, source)
+        if self._raw is None:
+            return large
+        nothing = np.broadcast_to(np.False_, (self._height, self._width))
+        return replace(large, like=replace(large.like, known=nothing), known=self._raw)
 
 
 def _fits_rows(hdu: Any, plain: str, axes: tuple[int, ...], rows: slice) -> np.ndarray:

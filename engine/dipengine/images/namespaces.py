@@ -57,6 +57,11 @@ def integers(xp: Any, dtype: Any) -> bool:
     return dtype_name(dtype_in(xp, dtype)).startswith(("int", "uint"))
 
 
+def is_float(array: Any) -> bool:
+    """Whether an array holds floats, of any width."""
+    return dtype_name(array.dtype).startswith(("float", "bfloat"))
+
+
 # ---- what libraries name differently ---------------------------------------------------------------------------------
 
 

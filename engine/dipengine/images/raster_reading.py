@@ -3,6 +3,7 @@
 TIFF of 64 bits a sample, which libvips does not read, goes to `deep_tiff_reading`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dipengine.errors import ImageError
 from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import check_pages, check_size
+from dipengine.images.missing import known_in
 from dipengine.images.orientation import upright
 from dipengine.images.vips import load_pyvips, reason
 
@@ -39,9 +41,8 @@ def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
         raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
     metadata = metadata_of(opened)
     pixels, alpha = _split(upright(stored, metadata.orientation), has_alpha(opened))
-    if pixels.dtype.kind == "f" and not all(np.isfinite(p).all() for p in (pixels, alpha) if p is not None):
-        raise ImageError(f"{source} holds NaN or infinite values; replace them, and give their places as a mask.")
-    return Image(pixels=pixels, alpha=alpha, source=source, format=file_format, sha256=sha256, metadata=metadata)
+    image = Image(pixels=pixels, alpha=alpha, source=source, format=file_format, sha256=sha256, metadata=metadata)
+    return replace(image, known=known_in(image, None, source))
 
 
 def open_raster(source: str, *, max_pixels: int) -> tuple[Any, str]:

@@ -49,7 +49,7 @@ RECIPES = {
 }
 
 
-NOTHING_MISSING = "Nothing says which pixels are missing; give --mask, --random-missing, or an alpha channel."
+NOTHING_MISSING = "Nothing says which pixels are missing; give --mask, --random-missing, an alpha channel, or NaN in floats."
 
 
 class Inpaint(Task):

@@ -19,7 +19,7 @@ def known_pixels(
 ) -> Any:
     """Bool [H, W], True where a pixel is known; None: everywhere.
 
-    known: of the file (NaN in FITS), mask: of the caller, both bool [H, W] or None. Raises InputError for a mask of
+    known: of the file or array (NaN, BLANK), mask: of the caller, both bool [H, W] or None. Raises InputError for a mask of
     another size, or when nothing is left.
     """
     if mask is None:

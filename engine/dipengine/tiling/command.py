@@ -123,7 +123,7 @@ def measured_against(tiled: TiledPlan, result: RawPixels, truth: LargeImage) -> 
         return tiled.image.window(rows).pixels
 
     def true(rows: slice):
-        return truth.window(rows).pixels
+        return truth.window(rows)
 
     same_size = tiled.image.like.pixels.shape == tiled.shape and tiled.image.known is None
     return {
