@@ -147,6 +147,7 @@ def test_inpainting_by_transparency_gives_an_opaque_image(folder, picture):
         (["inpaint", "noisy.png", "-o", "out.png"], "missing"),
         (["inpaint", "noisy.png", "-o", "out.png", "--mask", "small.png"], "small.png"),
         (["inpaint", "noisy.png", "-o", "out.png", "--mask", "black.png"], "known"),
+        (["inpaint", "noisy.png", "-o", "out.png", "--random-missing", "0.5", "--invert-mask"], "there is none"),
         (["denoise", "noisy.png", "-o", "out.png", "--noise", "poisson"], "needs gain"),
         (["denoise", "noisy.png", "-o", "out.png", "--noise", "salt", "--gain", "1"], "salt"),
         (["denoise", "noisy.png", "-o", "out.png", "--noise", "poisson", "--gain", "1", "--offset", "9000"], "black level"),

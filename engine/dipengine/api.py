@@ -303,6 +303,8 @@ def checked_options(
     readers = {
         "mask": lambda mask: mask_from_array(mask, pixels), "kernel": kernel_from_array, "image": lambda guide: _guide(guide, axes)
     }
+    if options.get("invert_mask") and options.get("mask") is None:
+        raise InputError("invert_mask turns a mask around, and there is none; give mask, or leave invert_mask out.")
     checked = dict(options)
     for name, option in declared.items():
         if options.get(name) is None:

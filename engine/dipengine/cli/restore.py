@@ -110,6 +110,8 @@ def run(task: Task, parsed: argparse.Namespace) -> int:
 
     settings = settings_of(parsed)
     check_writable(parsed.output)
+    if getattr(parsed, "invert_mask", False) and parsed.mask is None:
+        raise InputError("--invert-mask turns a mask around, and there is none; give --mask, or leave it out.")
     endings = {".json": (parsed.record,), ".safetensors": (parsed.generator, parsed.checkpoint), ".onnx": (parsed.export,)}
     for ending, paths in endings.items():
         for path in paths:
