@@ -14,6 +14,7 @@ from dipengine.cli.side_files import check_side_file
 from dipengine.errors import InputError
 from dipengine.fitting.settings import PRECISIONS, STOPS, Settings
 from dipengine.images import MAX_PIXELS
+from dipengine.images.pages import file_and_page
 from dipengine.tasks.base import Task, TaskOption
 from dipengine.tasks.option_files import FILES, file_options, read_files
 from dipengine.tasks.presets import PRESETS
@@ -173,7 +174,7 @@ def _check_distinct(task: Task, parsed: argparse.Namespace) -> None:
     named = [getattr(parsed, name) for name in file_options(task)]
     inputs = [parsed.input, parsed.truth, parsed.init_from, *named]
     outputs = [parsed.output, parsed.record, parsed.generator, parsed.export, parsed.checkpoint]
-    seen = {os.path.realpath(path) for path in inputs if path is not None}
+    seen = {os.path.realpath(file_and_page(path)[0]) for path in inputs if path is not None}
     for path in outputs:
         if path is None:
             continue

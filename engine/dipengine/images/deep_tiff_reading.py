@@ -6,35 +6,47 @@ import numpy as np
 
 from dipengine.errors import DependencyError, ImageError
 from dipengine.images.image import Image, Metadata
-from dipengine.images.limits import check_pages, check_size
+from dipengine.images.limits import check_size
 from dipengine.images.missing import known_in
 from dipengine.images.orientation import upright
+from dipengine.images.pages import check_pages, page_name
 
 _MILLIMETRES = {2: 25.4, 3: 10.0}  # of a resolution unit: inch, centimetre
 _BLOBS = {"icc-profile-data": 34675, "xmp-data": 700, "iptc-data": 33723}  # libvips's name: TIFF tag
 
 
-def has_deep_samples(source: str) -> bool:
+def deep_pages(source: str) -> int:
+    """The pages of a TIFF; 1 where tifffile cannot tell."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(source) as file:
+            return max(1, len(file.pages))
+    except Exception:  # as below
+        return 1
+
+
+def has_deep_samples(source: str, page: int | None = None) -> bool:
     """Whether a file that libvips took for TIFF has 64 bits a sample; False too where tifffile cannot tell."""
     import tifffile
 
     try:
         with tifffile.TiffFile(source) as file:
-            return file.pages[0].bitspersample == 64
+            return file.pages[min(page or 0, len(file.pages) - 1)].bitspersample == 64
     except Exception:  # whatever a broken directory leads it into: libvips's own words describe it
         return False
 
 
-def read_deep_tiff(source: str, *, sha256: str, max_pixels: int) -> Image:
-    """The image, upright, as `read_raster` gives it; profile, XMP, IPTC, orientation and resolution are kept.
+def read_deep_tiff(source: str, number: int | None = None, *, sha256: str, max_pixels: int) -> Image:
+    """The image (of page `number`), upright, as `read_raster` gives it; profile, XMP, IPTC, orientation and resolution are kept.
 
-    Raises ImageError (several pages, damaged, too large) and DependencyError where its compression needs imagecodecs.
+    Raises ImageError (several pages and none named, damaged, too large) and DependencyError where its compression needs imagecodecs.
     """
     import tifffile
 
     with tifffile.TiffFile(source) as file:
-        check_pages(source, len(file.pages))
-        page = file.pages[0]
+        check_pages(source, len(file.pages), number)
+        page = file.pages[number or 0]
         check_size(source, page.imagelength, page.imagewidth, page.samplesperpixel, max_pixels)
         axes = page.axes
         if axes not in ("YX", "YXS", "SYX") or page.dtype is None or page.dtype.kind not in "iuf":
@@ -57,8 +69,9 @@ def read_deep_tiff(source: str, *, sha256: str, max_pixels: int) -> Image:
     pixels = upright(stored.astype(stored.dtype.newbyteorder("="), copy=False), metadata.orientation)
     alpha = np.ascontiguousarray(pixels[..., -1]) if alpha_last else None
     pixels = np.ascontiguousarray(pixels[..., :-1]) if alpha_last else pixels
-    image = Image(pixels=pixels, alpha=alpha, source=source, format="tiff", sha256=sha256, metadata=metadata)
-    return replace(image, known=known_in(image, None, source))
+    name = source if number is None else page_name(source, number)
+    image = Image(pixels=pixels, alpha=alpha, source=name, format="tiff", sha256=sha256, metadata=metadata)
+    return replace(image, known=known_in(image, None, name))
 
 
 def _has_alpha(page) -> bool:

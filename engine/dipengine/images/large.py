@@ -22,6 +22,7 @@ from dipengine.images.fits_reading import channels_last, is_fits, load_fits, ope
 from dipengine.images.image import Image, Metadata
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.images.missing import check_alpha, check_some_known, known_of
+from dipengine.images.pages import check_pages, file_and_page, page_name
 from dipengine.images.raster_reading import has_alpha, metadata_of, open_raster, undecodable
 from dipengine.images.raw import RawPixels, row_bands
 from dipengine.images.reading import check_readable, digest_of
@@ -90,20 +91,21 @@ def read_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Ima
 
     Whether pixels are missing is not known yet. Raises what `read_image` raises for what a header shows.
     """
-    source = os.fspath(path)
+    source, page = file_and_page(path)
     check_readable(Path(source))
     if is_fits(source):
+        check_pages(source, 1, page)
         with opened_fits(source, max_pixels=max_pixels) as (hdu, record):
             return _fits_like(source, hdu, record)
     pyvips = load_pyvips()
     try:
-        opened, file_format = open_raster(source, max_pixels=max_pixels)
+        opened, file_format = open_raster(source, page, max_pixels=max_pixels)
     except pyvips.Error as error:
-        if not has_deep_samples(source):
+        if not has_deep_samples(source, page):
             raise undecodable(source, error) from error
-        image = read_deep_tiff(source, sha256="", max_pixels=max_pixels)
+        image = read_deep_tiff(source, page, sha256="", max_pixels=max_pixels)
         return replace(image, pixels=_zeros(image.pixels), alpha=None if image.alpha is None else _zeros(image.alpha))
-    return _raster_like(source, opened, file_format)
+    return _raster_like(os.fspath(path), opened, file_format)
 
 
 def decode(path: str | os.PathLike, folder: Path, name: str, *, max_pixels: int = MAX_PIXELS) -> LargeImage:
@@ -111,10 +113,14 @@ def decode(path: str | os.PathLike, folder: Path, name: str, *, max_pixels: int 
 
     Values are checked as `read_image` checks them. Raises what it raises, and OSError where the disk is full.
     """
-    source = os.fspath(path)
+    source, page = file_and_page(path)
     check_readable(Path(source))
-    digest = digest_of(source)
-    large = (_decode_fits if is_fits(source) else _decode_raster)(source, folder / f"{name}.raw", max_pixels)
+    digest, target = digest_of(path), folder / f"{name}.raw"
+    if is_fits(source):
+        check_pages(source, 1, page)
+        large = _decode_fits(source, target, max_pixels)
+    else:
+        large = _decode_raster(source, page, target, max_pixels)
     return replace(large, like=replace(large.like, sha256=digest))
 
 
@@ -136,18 +142,18 @@ def _dumped(pixels: np.ndarray, path: Path, orientation: int) -> RawPixels:
     return raw
 
 
-def _decode_raster(source: str, target: Path, max_pixels: int) -> LargeImage:
+def _decode_raster(source: str, page: int | None, target: Path, max_pixels: int) -> LargeImage:
     pyvips = load_pyvips()
     try:
-        opened, file_format = open_raster(source, max_pixels=max_pixels)
-        like = _raster_like(source, opened, file_format)
+        opened, file_format = open_raster(source, page, max_pixels=max_pixels)
+        like = _raster_like(source if page is None else page_name(source, page), opened, file_format)
         opened.rawsave(str(target))
     except pyvips.Error as error:
-        if has_deep_samples(source):
-            return dump(read_deep_tiff(source, sha256="", max_pixels=max_pixels), target.parent, target.stem)
+        if has_deep_samples(source, page):
+            return dump(read_deep_tiff(source, page, sha256="", max_pixels=max_pixels), target.parent, target.stem)
         raise undecodable(source, error) from error
     large = LargeImage(like, RawPixels(target, (opened.height, opened.width, opened.bands), like.dtype, like.metadata.orientation))
-    return large if like.dtype.kind != "f" else _with_known(large, source, target.with_suffix(".known"))
+    return large if like.dtype.kind != "f" else _with_known(large, like.source, target.with_suffix(".known"))
 
 
 def _with_known(large: LargeImage, source: str, path: Path) -> LargeImage:

@@ -20,10 +20,3 @@ def check_size(source: str, height: int, width: int, channels: int, max_pixels: 
             f"{source} claims {width} x {height} pixels of {channels} channel{'s' * (channels != 1)}, more than the "
             f"limit of {max_pixels:,}; raise --max-pixels (max_pixels) if you trust the file."
         )
-
-
-def check_pages(source: str, pages: int) -> None:
-    """Refuse a file of several pages or frames, and say how they are restored. Raises ImageError."""
-    if pages > 1:
-        raise ImageError(f"{source} holds {pages} pages or frames; save those that you want as files of their own "
-                         "(dipengine batch takes a folder of them).")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from dipengine.errors import ImageError
-from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
+from dipengine.images.deep_tiff_reading import deep_pages, has_deep_samples, read_deep_tiff
 from dipengine.images.image import Image, Metadata
-from dipengine.images.limits import check_pages, check_size
+from dipengine.images.limits import check_size
 from dipengine.images.missing import known_in
 from dipengine.images.orientation import upright
+from dipengine.images.pages import check_pages, page_name
 from dipengine.images.vips import load_pyvips, reason
 
 # libvips would also open documents, vector graphics and whatever ImageMagick knows: those loaders stay shut.
@@ -27,35 +28,49 @@ _KEPT_PREFIXES = ("exif-ifd", "png-comment-", "magickprofile-")
 _UNSTATED_RESOLUTION = (1.0, 1.0)
 
 
-def read_raster(source: str, *, sha256: str, max_pixels: int) -> Image:
+def read_raster(source: str, page: int | None = None, *, sha256: str, max_pixels: int) -> Image:
     """The image in the file `source`, upright; see `read_image` for what is kept and what is refused."""
     pyvips = load_pyvips()
     try:
-        opened, file_format = open_raster(source, max_pixels=max_pixels)
+        opened, file_format = open_raster(source, page, max_pixels=max_pixels)
         stored = opened.numpy().reshape(opened.height, opened.width, opened.bands)
     except pyvips.Error as error:
-        if has_deep_samples(source):
-            return read_deep_tiff(source, sha256=sha256, max_pixels=max_pixels)
+        if has_deep_samples(source, page):
+            return read_deep_tiff(source, page, sha256=sha256, max_pixels=max_pixels)
         raise undecodable(source, error) from error
     except MemoryError as error:
         raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
     metadata = metadata_of(opened)
     pixels, alpha = _split(upright(stored, metadata.orientation), has_alpha(opened))
-    image = Image(pixels=pixels, alpha=alpha, source=source, format=file_format, sha256=sha256, metadata=metadata)
-    return replace(image, known=known_in(image, None, source))
+    name = source if page is None else page_name(source, page)
+    image = Image(pixels=pixels, alpha=alpha, source=name, format=file_format, sha256=sha256, metadata=metadata)
+    return replace(image, known=known_in(image, None, name))
 
 
-def open_raster(source: str, *, max_pixels: int) -> tuple[Any, str]:
+def open_raster(source: str, page: int | None = None, *, max_pixels: int) -> tuple[Any, str]:
     """A pyvips image to be read once from top to bottom, nothing decoded yet, and the format's name.
 
-    Raises ImageError (foreign, several pages, too large) and pyvips.Error (damaged; TIFF of 64 bits a sample).
+    Raises ImageError (foreign, several pages and none named, too large) and pyvips.Error (damaged; TIFF of 64 bits a sample).
     """
     pyvips = load_pyvips()
     stream = pyvips.Source.new_from_file(source)
     file_format = _format(pyvips, stream, source)
     opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
-    _check_header(opened, source, max_pixels)
+    check_pages(source, opened.get_n_pages(), page)
+    if page:
+        stream = pyvips.Source.new_from_file(source)
+        opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error", page=page)
+    check_size(source, opened.height, opened.width, opened.bands, max_pixels)
     return opened, file_format
+
+
+def pages_in(source: str) -> int:
+    """How many pages or frames a file of the kinds above has; 1 where nobody can tell."""
+    pyvips = load_pyvips()
+    try:
+        return pyvips.Image.new_from_source(pyvips.Source.new_from_file(source), "", access="sequential").get_n_pages()
+    except pyvips.Error:
+        return deep_pages(source)
 
 
 def undecodable(source: str, error: Exception) -> ImageError:
@@ -81,14 +96,11 @@ def _starts_like_an_image(source: str) -> bool:
         return file.read(4).startswith(_SIGNATURES)
 
 
-def _check_header(opened, source: str, max_pixels: int) -> None:
-    check_pages(source, opened.get_n_pages())
-    check_size(source, opened.height, opened.width, opened.bands, max_pixels)
-
-
 def metadata_of(opened) -> Metadata:
     """What is kept of an opened image's metadata."""
     names = [name for name in opened.get_fields() if name in _KEPT_FIELDS or name.startswith(_KEPT_PREFIXES)]
+    if opened.get_n_pages() > 1:  # ImageJ and OME describe the whole stack there
+        names = [name for name in names if name != "image-description"]
     fields = {name: opened.get(name) for name in names}
     resolution = (opened.xres, opened.yres)
     orientation = opened.get("orientation") if opened.get_typeof("orientation") else 1

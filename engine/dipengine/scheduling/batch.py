@@ -13,6 +13,7 @@ from typing import Any
 from dipengine._version import __version__
 from dipengine.errors import InputError
 from dipengine.images.atomic import remove_leftovers, write_json
+from dipengine.images.pages import file_and_page
 from dipengine.scheduling.driver import Driver
 from dipengine.scheduling.facts import FileFacts, facts_json, facts_of
 from dipengine.scheduling.jobs import Job
@@ -138,7 +139,7 @@ class Batch:
         touched = False
         for place, old in enumerate(files):
             try:
-                status = os.stat(old.path)
+                status = os.stat(file_and_page(old.path)[0])
             except OSError:
                 continue  # what was restored stays restored when its input is cleared away
             if (status.st_size, status.st_mtime_ns) == (old.size, old.modified_ns):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from dipengine.errors import InputError
 from dipengine.images import Image, atomic_path, read_image
+from dipengine.images.pages import file_and_page
+from dipengine.images.reading import digest_of
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,21 @@ def seen_facts(paths: Iterable[str]) -> list[FileFacts]:
     found = []
     for path in paths:
         with suppress(OSError, ValueError):
-            status = os.stat(path)
+            status = os.stat(file_and_page(path)[0])
             found.append(FileFacts(path, status.st_size, status.st_mtime_ns, ""))
     return found
 
 
 def facts_of(path: str) -> FileFacts:
-    """Size, time and digest of a file. Raises InputError where it cannot be read."""
-    if not os.path.isfile(path):  # to the end of a pipe or a device nobody comes
-        raise InputError(f"There is no file {path!r}; check the path.")
+    """Size, time and digest of a file, of a page those of its file. Raises InputError where it cannot be read."""
+    file = file_and_page(path)[0]
+    if not os.path.isfile(file):  # to the end of a pipe or a device nobody comes
+        raise InputError(f"There is no file {file!r}; check the path.")
     try:
-        status = os.stat(path)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.stat(file)
     except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror or error}); check the path.") from error
-    return FileFacts(path, status.st_size, status.st_mtime_ns, digest)
+        raise InputError(f"{file} cannot be opened ({error.strerror or error}); check the path.") from error
+    return FileFacts(path, status.st_size, status.st_mtime_ns, digest_of(path))
 
 
 class Files:
@@ -60,7 +60,8 @@ class Files:
         self._max_pixels = max_pixels
 
     def image(self, path: str) -> Image:
-        status = os.stat(path) if os.path.exists(path) else None
+        file = file_and_page(path)[0]
+        status = os.stat(file) if os.path.exists(file) else None
         image = read_image(path, max_pixels=self._max_pixels)
         self.facts.append(FileFacts(path, status.st_size, status.st_mtime_ns, image.sha256))
         return image

@@ -13,6 +13,8 @@ from typing import Any
 from dipengine.errors import InputError, OutputError
 from dipengine.images.atomic import printable_name
 from dipengine.images.formats import FORMATS, format_for
+from dipengine.images.pages import file_and_page, page_name
+from dipengine.images.raster_reading import pages_in
 from dipengine.scheduling import manifest
 from dipengine.scheduling.jobs import SETTINGS, Job, Request
 from dipengine.tasks import task_named
@@ -20,6 +22,7 @@ from dipengine.tasks.option_files import FILES
 
 WRITTEN = tuple(suffix for file_format in FORMATS for suffix in file_format.suffixes)
 READ = (*WRITTEN, ".gif", ".heif", ".heic", ".avif", ".fits.fz")
+_OF_PAGES = (".tif", ".tiff", ".gif", ".webp")  # kinds of which one file may hold several images
 OWN_FOLDER = ".dipengine"  # the batch's own files, below its output folder
 _LARGEST = 2.0**63  # of numbers in a manifest
 
@@ -27,12 +30,13 @@ _LARGEST = 2.0**63  # of numbers in a manifest
 def jobs_of(
     sources: str | Sequence[str], folder: Path, request: Request, ending: str | None = None, *, in_order: bool = False
 ) -> list[Job]:
-    """The jobs that are named by folders (with those in them), glob patterns and images, or by one manifest.
+    """The jobs that are named by folders (with those in them), glob patterns and images, or by one manifest. A file of several pages
+    is a job a page.
 
     Outputs keep what comes behind a folder or behind a pattern's fixed part; of several sources, as a shell makes of a pattern, what
     comes behind the folder that all of them lie in.
     folder: where the outputs go; what lies in it is no input. request: what is asked, manifests override it row by row.
-    in_order: every image begins with the weights of the one before it in its folder (of a manifest: in its rows).
+    in_order: every image begins with the weights of the one before it in its folder, every page with those of the page before it.
     ending: of all outputs, such as "png"; by default the input's own, but PNG for JPEG and for formats that are not written, FITS for
         tile-compressed FITS.
 
@@ -44,7 +48,11 @@ def jobs_of(
     sources = [sources] if isinstance(sources, str) else list(sources)
     manifests = [source for source in sources if manifest.is_manifest(source)]
     if not manifests:
-        jobs = [Job(os.path.abspath(path), _output(relative, ending), request) for path, relative in _listed(sources, folder)]
+        jobs = [
+            Job(os.path.abspath(page), _output(place, ending), request)
+            for path, relative in _listed(sources, folder)
+            for page, place in _pages(path, relative)
+        ]
     elif len(sources) == 1:
         jobs = list(_from_manifest(Path(sources[0]), folder, request, ending))
         _check_some(jobs, sources[0])
@@ -57,11 +65,12 @@ def jobs_of(
 
 
 def _chained(jobs: list[Job]) -> list[Job]:
-    """Frames of one folder follow each other."""
+    """Frames of one folder follow each other, and so do the pages of a file."""
     before: dict[str, str] = {}
     chained = []
     for job in jobs:
-        place = os.path.dirname(job.input)
+        file, page = file_and_page(job.input)
+        place = os.path.dirname(file) if page is None else file
         chained.append(replace(job, after=before.get(place)))
         before[place] = job.output
     return chained
@@ -81,7 +90,7 @@ def check_outputs(jobs: Iterable[Job], folder: Path) -> None:
     jobs = list(jobs)
     for job in jobs:
         for path in (job.input, *job.request.side_files()):
-            inputs.setdefault(real.of(path), path)
+            inputs.setdefault(real.of(file_and_page(path)[0]), path)
     for job in jobs:
         record, generator = side_outputs(job.output)
         for output in (job.output, record, *([generator] if job.request.keep_generator else [])):
@@ -130,6 +139,25 @@ def _listed(sources: list[str], folder: Path) -> Iterator[tuple[str, str]]:
         yield name, PurePosixPath(os.path.relpath(name, base or ".")).as_posix()
 
 
+def _pages(path: str, relative: str) -> Iterator[tuple[str, str]]:
+    """An image, or the pages of a file that holds several, with their outputs' places."""
+    named, page = file_and_page(path)
+    if page is not None:
+        yield path, _place_of_page(file_and_page(relative)[0], page)
+        return
+    pages = pages_in(named) if named.lower().endswith(_OF_PAGES) and os.path.isfile(named) else 1
+    if pages == 1:
+        yield path, relative
+    for page in range(pages if pages > 1 else 0):
+        yield page_name(path, page), _place_of_page(relative, page)
+
+
+def _place_of_page(relative: str, page: int) -> str:
+    """Numbers of four digits, so that a list of the outputs by name is in the order of the pages."""
+    suffix = _suffix(relative)
+    return f"{relative[: len(relative) - len(suffix)]}_p{page:04d}{suffix}"
+
+
 def _check_some(found: Sequence[Any], source: str) -> None:
     if not found:
         raise InputError(f"There is no image in {source!r}; give a folder, a pattern such as 'scans/*.tif', or a manifest "
@@ -140,8 +168,9 @@ def _found(source: str, folder: Path) -> tuple[str, Iterable[str]]:
     """The folder that outputs are named from, and the images' paths."""
     if Path(source).is_dir():
         return source, _walk(source, os.path.realpath(folder))
-    if Path(source).is_file():
-        if not _is_image(source):
+    file = file_and_page(source)[0]
+    if Path(file).is_file():
+        if not _is_image(file):
             raise InputError(f"{source!r} is no image by its ending; images end in {', '.join(READ)}, manifests in "
                              f"{', '.join(manifest.ENDINGS)}.")
         return os.path.dirname(source), [source]
@@ -210,9 +239,13 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def _output(relative: str, ending: str | None) -> str:
+def _suffix(relative: str) -> str:
     path = PurePosixPath(relative)
-    suffix = next((s for s in sorted(READ, key=len, reverse=True) if path.name.lower().endswith(s)), path.suffix)
+    return next((s for s in sorted(READ, key=len, reverse=True) if path.name.lower().endswith(s)), path.suffix)
+
+
+def _output(relative: str, ending: str | None) -> str:
+    suffix = _suffix(relative)
     if ending is None:
         if suffix in WRITTEN and not any(f.name == "jpeg" and suffix in f.suffixes for f in FORMATS):
             return relative
@@ -243,7 +276,9 @@ def _job_of(row: Mapping[str, Any], base: Path, request: Request, ending: str | 
     priority = _number("priority", row.pop("priority", 0), int)
     asked = _request_of(row, base, task, request)
     if output is None:
-        relative = os.path.relpath(source, base)
+        file, page = file_and_page(source)
+        relative = os.path.relpath(file, base)
+        relative = relative if page is None else _place_of_page(relative, page)
         inside = not relative.startswith("..")
         output = _output(PurePosixPath(relative if inside else os.path.basename(source)).as_posix(), ending)
     else:

@@ -25,6 +25,7 @@ import numpy as np
 
 from dipengine.fitting.settings import Settings
 from dipengine.images import MAX_PIXELS, Image, LargeImage, RawPixels, ValueMap, atomic_path, read_header, write_image_from
+from dipengine.images.pages import file_and_page
 from dipengine.images.resizing import enlarge_from
 from dipengine.noise.anscombe import Anscombe
 from dipengine.restoration import Plan, plan_restoration
@@ -234,7 +235,7 @@ class TiledPlan:
 
     def _with_metadata(self) -> Image:
         like = self.image.like
-        if like.metadata.fields or like.metadata.fits or not os.path.exists(like.source):
+        if like.metadata.fields or like.metadata.fits or not os.path.exists(file_and_page(like.source)[0]):
             return like
         return replace(like, metadata=read_header(like.source, max_pixels=max(MAX_PIXELS, like.pixels.size)).metadata)
 

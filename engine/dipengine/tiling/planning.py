@@ -227,7 +227,7 @@ def _digest(value: Source | np.ndarray | None) -> str | None:
         return " ".join([value.sha256, *("" if array is None else _digest(array) for array in arrays)])
     if isinstance(value, np.ndarray):
         return f"{value.shape} {value.dtype} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
-    return digest_of(os.fspath(value))
+    return digest_of(value)
 
 
 def _found(folder: Path, key: str) -> TiledPlan | None:
