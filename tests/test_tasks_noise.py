@@ -113,7 +113,7 @@ def test_psnr_is_measured_in_data_units(counts, clean):
     "options, message",
     [
         ({"noise": "salt"}, "no noise 'salt'"),
-        ({"noise": "gaussian"}, "needs sigma"),
+        ({"noise": "gaussian", "gain": 2}, "gain describes"),
         ({"noise": "poisson"}, "needs gain"),
         ({"noise": "poisson", "gain": 0}, "gain"),
         ({"noise": "poisson", "gain": 1, "read_noise": 2}, "no read-noise"),

@@ -32,8 +32,8 @@ def add_parser(verbs: Any, words: Sequence[str]) -> None:
         "batch", help="restore many images, resumably",
         description="Restore many images: folders, patterns, images or a manifest. Run the same command again to go on after any end.",
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="folders, patterns and images (of a stack all pages), or one manifest (.csv, .jsonl, "
-                        ".parquet; column input, others: task, output, mask, priority, truth, any option)")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="folders, patterns and images (of a stack all pages), or one "
+                        "manifest (.csv, .jsonl, .parquet; column input, others: task, output, mask, priority, truth, any option)")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="folder of the outputs, the ledger and the summary")
     tasks = [name for name, known in TASKS.items() if not known.python_only]
     parser.add_argument("--task", choices=tasks, default="denoise", help="default: denoise; --task NAME --help shows its options")

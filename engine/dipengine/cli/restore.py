@@ -196,6 +196,7 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         f"{output}: {record['iterations']} iterations{taken_up} in {record['seconds']:.1f} s, "
         f"image of iteration {record['delivered_iteration']} ({reasons[record['stop_reason']]})"
     )
+    text += tiles.estimated_noise(record)
     if record["init_from"] is not None:
         text += f", started from {record['init_from']['source']} (its iteration {record['init_from']['iteration']})"
     if record["psnr"] is not None:

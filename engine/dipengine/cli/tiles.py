@@ -95,11 +95,17 @@ class _TileBar(ProgressBar):
             self._bar.set_postfix(loss=f"{report.loss:.5f}", refresh=False)
 
 
+def estimated_noise(record: dict[str, Any]) -> str:
+    """For a summary: how strong the noise was found to be, where nobody told."""
+    parameters = record["parameters"]
+    return f", noise estimated at sigma {parameters['sigma']:.3g}" if parameters.get("sigma_estimated") else ""
+
+
 def _summary(parsed: argparse.Namespace, record: dict[str, Any]) -> str:
     tiles = record["tiles"]
     height, width = tiles["tile"]
     text = f"{parsed.output}: {tiles['tiles']} tiles of {width}x{height}, {record['iterations']} iterations "
-    text += f"in {record['seconds']:.1f} s"
+    text += f"in {record['seconds']:.1f} s{estimated_noise(record)}"
     if record["psnr"] is not None:
         text += f", PSNR {record['psnr']:.2f} dB"
         if record["psnr_input"] is not None:

@@ -15,13 +15,12 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.images import Image, ValueMap
-from dipengine.noise.gaussian import checked_sigma
 from dipengine.noise.likelihood import SensorLikelihood
 from dipengine.noise.ranges import light_range
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption, hourglass_128
 from dipengine.tasks.blur import Blur
 from dipengine.tasks.known import MASK_OPTIONS, known_pixels
-from dipengine.tasks.noise_options import NOISE_OPTIONS, check_light, sensor_of
+from dipengine.tasks.noise_options import NOISE_OPTIONS, check_light, gaussian_of, sensor_of
 
 RECIPE = Recipe(hourglass_128(4, "bilinear"), iterations=4000, perturbation=0.0)
 HEADROOM = 0.5  # of the blurred image's range: what is sharp is brighter and darker than its blur
@@ -80,8 +79,9 @@ class Deblur(Task):
         sensor = sensor_of({"sigma": sigma, "noise": noise, "gain": gain, "offset": offset, "read_noise": read_noise})
         blur = Blur(kernel)
         known = known_pixels(data.known, mask, invert_mask, (height, width))
+        unit = None
         if sensor is None:
-            described = {"noise": None if sigma is None else "gaussian", "sigma": sigma}
+            unit, described = gaussian_of(data, known, sigma, noise)
         else:
             described = {"noise": noise, "data_term": "likelihood", **sensor.to_dict()}
         return Problem(
@@ -94,6 +94,6 @@ class Deblur(Task):
             origin=blur.origin,
             delivered_shape=(height, width),
             data_term=None if sensor is None else SensorLikelihood(sensor, data.values),
-            sigma=None if sigma is None else checked_sigma(sigma, data.values.span),
+            sigma=unit,
             parameters={**described, **blur.to_dict()},
         )

@@ -14,14 +14,14 @@ import numpy as np
 
 from dipengine.errors import InputError
 from dipengine.images import Image, ValueMap
-from dipengine.noise.gaussian import checked_sigma, perturbation_for
+from dipengine.noise.gaussian import perturbation_for
 from dipengine.noise.light import relative_noise, relative_noise_of_parts
 from dipengine.noise.likelihood import SensorLikelihood
 from dipengine.noise.ranges import light_range
 from dipengine.noise.stabilised import stabilised_map, stabilised_sigma
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption, hourglass_128
 from dipengine.tasks.known import MASK_OPTIONS, known_pixels
-from dipengine.tasks.noise_options import NOISE_OPTIONS, check_light, sensor_of
+from dipengine.tasks.noise_options import NOISE_OPTIONS, check_light, gaussian_of, sensor_of
 
 RECIPE = Recipe(hourglass_128(4, "bilinear"), iterations=1800, perturbation=1 / 30, average_decay=0.99)
 # The first is the default: as near to the truth as the other within 0.3 dB either way, and nearer in the mean of what is bright
@@ -96,10 +96,6 @@ class Denoise(Task):
             )
         if data_term is not None:
             raise InputError("data-term is for poisson and poisson-gaussian noise; name the noise, or leave it out.")
-        unit = None if sigma is None else checked_sigma(sigma, data.values.span)
-        return replace(
-            problem,
-            recipe=RECIPE if unit is None else replace(RECIPE, perturbation=perturbation_for(unit)),
-            sigma=unit,
-            parameters={"noise": None if unit is None else "gaussian", "sigma": sigma},
-        )
+        unit, described = gaussian_of(data, known, sigma, noise)
+        recipe = RECIPE if unit is None else replace(RECIPE, perturbation=perturbation_for(unit))
+        return replace(problem, recipe=recipe, sigma=unit, parameters=described)

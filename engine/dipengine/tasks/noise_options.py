@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dipengine.errors import InputError
 from dipengine.images.namespaces import cast, extremes, mean, namespace
+from dipengine.noise.estimate import estimated_sigma, estimated_sigma_of_parts
+from dipengine.noise.gaussian import checked_sigma
 from dipengine.noise.sensor import Sensor
-from dipengine.tasks.base import TaskOption
+from dipengine.tasks.base import TaskData, TaskOption
 
 NOISES = ("gaussian", "poisson", "poisson-gaussian")
 _NOISE_OVER_SPREAD = 10.0  # even two pixels scatter by more than a tenth of their noise as a rule
@@ -24,8 +26,8 @@ NOISE_OPTIONS = (
     ),
     TaskOption(
         "noise",
-        "gaussian: needs --sigma; poisson (photons): needs --gain; poisson-gaussian (a sensor): needs --gain and "
-        "--read-noise (default: gaussian with --sigma, else unknown)",
+        "gaussian: sigma is estimated from the image where --sigma does not tell it; poisson (photons): needs --gain; "
+        "poisson-gaussian (a sensor): needs --gain and --read-noise (default: gaussian with --sigma, else unknown)",
         str,
         choices=NOISES,
     ),
@@ -50,8 +52,6 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
                 raise InputError(
                     f"{_word(name)} describes a counting sensor; say so with noise poisson or poisson-gaussian, or leave it out."
                 )
-        if noise == "gaussian" and given["sigma"] is None:
-            raise InputError("gaussian noise needs sigma, its standard deviation in the image's own units.")
         return None
     if given["sigma"] is not None:
         raise InputError(f"sigma is for gaussian noise; describe {noise} noise by gain, offset and read-noise.")
@@ -63,6 +63,31 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
     elif given["read_noise"] is None:
         raise InputError("poisson-gaussian noise needs read-noise, its standard deviation in data units.")
     return Sensor(given["gain"], given["offset"] or 0.0, given["read_noise"] or 0.0)
+
+
+def gaussian_of(data: TaskData, known: Any, sigma: float | None, noise: str | None) -> tuple[float | None, dict[str, Any]]:
+    """Standard deviation of Gaussian noise in [0, 1] units, told or estimated, None where noise is unknown; and what the record says.
+
+    known: bool [H, W], or None for everywhere. Raises InputError.
+    """
+    span = data.values.span
+    if sigma is None and noise == "gaussian":
+        unit = estimated_sigma(data.pixels, known)
+        return unit, {"noise": "gaussian", "sigma": unit * span, "sigma_estimated": True}
+    unit = None if sigma is None else checked_sigma(sigma, span)
+    return unit, {"noise": None if unit is None else "gaussian", "sigma": sigma}
+
+
+def with_sigma_of_whole(
+    shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of an image's tiles, their sigma estimated from the whole where it is not told; and what the record says of it.
+
+    shape: (H, W). parts: as `Task.recipe_of_whole` takes them.
+    """
+    if options.get("noise") != "gaussian" or options.get("sigma") is not None:
+        return dict(options), {}
+    return {**options, "sigma": estimated_sigma_of_parts(shape, parts)}, {"sigma_estimated": True}
 
 
 def check_light(sensor: Sensor, pixels: Any, known: Any) -> None:

@@ -66,6 +66,8 @@ class Fits:
         for name in ("random_missing", "data_term"):
             if name in options:
                 small[name] = None
+        if options.get("noise") == "gaussian" and options.get("sigma") is None:
+            small["sigma"] = 1.0  # it will be estimated
         if options.get("guide") is not None:
             small["guide"] = Image(np.zeros((height, width, options["guide"].channels), np.uint8))
         image = Image(np.ones((height, width, like.channels), like.dtype), format=like.format)

@@ -1,0 +1,140 @@
+"""How strong noise is, told from the image alone: against the noise that was added, and as a task is told of it."""
+
+import json
+
+import array_api_strict as strict
+import numpy as np
+import pytest
+import torch
+
+import dipengine
+from conftest import TINY, synthetic_picture
+from dipengine.cli.main import main
+from dipengine.errors import InputError
+from dipengine.images import Image, read_image, write_image
+from dipengine.noise.estimate import estimated_sigma, estimated_sigma_of_parts
+
+QUICK = ["--channels", "8", "--levels", "2", "--iterations", "6", "--stop", "fixed", "--threads", "1"]
+
+
+def noisy(sigma, height=96, width=80, channels=3, seed=0):
+    """A picture in 0..255 and the noise that lies on it."""
+    noise = np.random.default_rng(seed).normal(0, sigma, (height, width, channels))
+    # Alone, as channels beyond four are, the disc's edge counts as noise where there is little: see the module.
+    picture = synthetic_picture(height, width, channels if channels <= 4 else 1) * 255
+    return picture + noise, noise.std()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+@pytest.mark.parametrize("height, width, within", [(96, 80, 0.05), (150, 60, 0.05), (40, 44, 0.1), (24, 30, 0.15), (9, 400, 0.1)])
+@pytest.mark.parametrize("sigma", [0.5, 5, 20, 50])
+def test_the_noise_that_was_added_is_found(height, width, within, channels, sigma):
+    for seed in range(3):
+        pixels, added = noisy(sigma, height, width, channels, seed)
+        assert estimated_sigma(pixels) == pytest.approx(added, rel=within)
+
+
+def test_units_and_offsets_are_nothing_to_it():
+    pixels, _ = noisy(20)
+    expected = estimated_sigma(pixels)
+    assert estimated_sigma(pixels / 255) == pytest.approx(expected / 255, rel=1e-9)
+    assert estimated_sigma(1e7 + pixels) == pytest.approx(expected, rel=1e-5)
+    rounded = np.rint(pixels).astype(np.int32)
+    assert estimated_sigma(rounded) == pytest.approx(expected, rel=0.01)
+
+
+def test_structure_is_no_noise():
+    """Edges and texture of a photograph's strength: without noise the estimate is a small part of what they scatter by."""
+    y, x = np.mgrid[:128, :128]
+    picture = (100 * (x > 50 + y / 4) + 20 * np.sin(x / 3) + 15 * np.cos(y / 5))[..., None]
+    assert estimated_sigma(picture + np.random.default_rng(0).normal(0, 1, picture.shape)) == pytest.approx(1, rel=0.25)
+
+
+def test_what_is_not_known_does_not_count():
+    pixels, added = noisy(10)
+    known = np.ones(pixels.shape[:2], bool)
+    known[:40] = False
+    pixels[:40] += np.random.default_rng(1).normal(0, 100, pixels[:40].shape)
+    assert estimated_sigma(pixels) > 1.5 * added
+    assert estimated_sigma(pixels, known) == pytest.approx(added, rel=0.06)
+    pixels[:40] = np.nan
+    assert estimated_sigma(pixels, known) == pytest.approx(added, rel=0.06)
+
+
+@pytest.mark.parametrize("xp, put", [(strict, strict.asarray), (torch, torch.from_numpy)], ids=["strict", "torch"])
+def test_of_any_library(xp, put):
+    pixels, _ = noisy(10)
+    known = np.random.default_rng(0).random(pixels.shape[:2]) > 0.01
+    assert estimated_sigma(put(pixels), put(known)) == pytest.approx(estimated_sigma(pixels, known), rel=1e-9)
+    as_floats = pixels.astype(np.float32)
+    assert estimated_sigma(put(as_floats)) == pytest.approx(estimated_sigma(as_floats), rel=1e-9)
+
+
+def test_in_parts_it_is_nearly_that_of_the_whole():
+    pixels, _ = noisy(15, 200, 60)
+    parts = [(pixels[max(0, r - 2) : r + 52], None, slice(r - max(0, r - 2), r - max(0, r - 2) + 50)) for r in range(0, 200, 50)]
+    assert estimated_sigma_of_parts((200, 60), parts) == pytest.approx(estimated_sigma(pixels), rel=0.02)
+
+
+def test_large_images_are_passed_over_in_steps(monkeypatch):
+    pixels, added = noisy(15, 300, 200)
+    monkeypatch.setattr("dipengine.noise.estimate._MOST", 5000)
+    monkeypatch.setattr("dipengine.noise.estimate._AT_ONCE", 700)
+    assert estimated_sigma(pixels) == pytest.approx(added, rel=0.06)
+
+
+@pytest.mark.parametrize("pixels, known, words", [
+    (noisy(20, 9, 9)[0], None, "too small"),
+    (noisy(20, 1, 1)[0], None, "too small"),
+    (noisy(20)[0], np.indices((96, 80)).sum(0) % 2 == 0, "too little of it is known"),
+    (np.full((64, 64, 3), 7.3), None, "shows no noise"),
+    (np.add.outer(np.arange(64.0), np.arange(64.0))[..., None], None, "shows no noise"),
+])
+def test_where_nothing_can_be_told_it_says_so(pixels, known, words):
+    with pytest.raises(InputError, match=words) as error:
+        estimated_sigma(pixels, known)
+    assert "give sigma" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_gaussian_noise_without_a_sigma_is_fitted_as_if_it_were_told():
+    pixels = np.clip(np.rint(noisy(20)[0]), 0, 255).astype(np.uint8)
+    for restore in (dipengine.denoise, lambda image, **more: dipengine.deblur(image, np.ones((1, 3)) / 3, **more)):
+        estimated = restore(pixels, noise="gaussian", **TINY)
+        sigma = estimated.record["parameters"]["sigma"]
+        assert sigma == pytest.approx(19.5, rel=0.1) and estimated.record["parameters"]["sigma_estimated"] is True
+        told = restore(pixels, sigma=sigma, **TINY)
+        np.testing.assert_array_equal(estimated.image, told.image)
+        assert "sigma_estimated" not in told.record["parameters"]
+    unknown = dipengine.denoise(pixels, **TINY).record["parameters"]
+    assert unknown["noise"] is None and unknown["sigma"] is None
+    missing = np.float32(pixels)
+    missing[:30] = np.nan
+    assert dipengine.denoise(missing, noise="gaussian", **TINY).record["parameters"]["sigma"] == pytest.approx(19.5, rel=0.1)
+
+
+def test_the_command_line_says_what_it_found(tmp_path, capsys):
+    pixels = np.clip(np.rint(noisy(20)[0]), 0, 255).astype(np.uint8)
+    write_image(tmp_path / "in.png", pixels, Image(pixels))
+    words = ["denoise", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--noise", "gaussian", "--record",
+             str(tmp_path / "r.json"), *QUICK]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "r.json").read_text())["parameters"]["sigma"]
+    assert f"noise estimated at sigma {found:.3g}" in capsys.readouterr().err
+    whole = read_image(tmp_path / "out.png").pixels
+    assert main([*words, "--tile", "40,8"]) == 0
+    parameters = json.loads((tmp_path / "r.json").read_text())["parameters"]
+    # One sigma for all tiles, that of the whole image.
+    assert parameters["sigma"] == pytest.approx(found, rel=0.02) and parameters["sigma_estimated"] is True
+    assert f"noise estimated at sigma {parameters['sigma']:.3g}" in capsys.readouterr().err
+    assert read_image(tmp_path / "out.png").pixels.shape == whole.shape
+
+
+def test_a_batch_estimates_each_image_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for sigma in (10, 30):
+        pixels = np.clip(np.rint(noisy(sigma)[0]), 0, 255).astype(np.uint8)
+        write_image(f"in/{sigma}.png", pixels, Image(pixels))
+    assert main(["batch", "in", "-o", "out", "--noise", "gaussian", "--quiet", *QUICK[:-2]]) == 0
+    found = [json.loads((tmp_path / f"out/{sigma}.png.json").read_text())["parameters"]["sigma"] for sigma in (10, 30)]
+    assert found == pytest.approx([10, 30], rel=0.1)
