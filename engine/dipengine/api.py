@@ -163,7 +163,8 @@ def denoise(
     """Remove noise: unknown, or of a known kind.
 
     sigma: standard deviation of Gaussian noise in the image's own units.
-    noise: "gaussian" (sigma is estimated where it is not told), "poisson" (photons; with gain) or "poisson-gaussian" (a sensor; with gain and read_noise).
+    noise: "gaussian" (white; sigma is estimated where it is not told: `noise.estimate`), "poisson" (photons; with gain) or
+        "poisson-gaussian" (a sensor; with gain and read_noise).
     gain: electrons per data unit. offset: black level, data units (0). read_noise: standard deviation, data units.
     data_term: "likelihood" (the default) or "stabilised", for the last two. mask, invert_mask: as in `inpaint`; missing
     pixels are ignored and filled in. See `restore`.

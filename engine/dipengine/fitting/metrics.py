@@ -64,8 +64,8 @@ def ssim_sum(image: Any, truth: Any, data_range: float, known: Any = None) -> tu
         below = (mean_x * mean_x + mean_y * mean_y + c1) * (variance_x + variance_y + c2)
         similarity = above / below
         total += float(xp.sum(similarity if counts is None else similarity[counts]))
-    windows = (image.shape[0] - 2 * SSIM_REACH) * (image.shape[1] - 2 * SSIM_REACH) if counts is None else int(xp.sum(cast(counts, xp.int64)))
-    return total / image.shape[2], windows
+    windows = math.prod(length - 2 * SSIM_REACH for length in image.shape[:2])
+    return total / image.shape[2], windows if counts is None else int(xp.sum(cast(counts, xp.int64)))
 
 
 def _windowed(plane: Any) -> Any:

@@ -40,7 +40,8 @@ def has_deep_samples(source: str, page: int | None = None) -> bool:
 def read_deep_tiff(source: str, number: int | None = None, *, sha256: str, max_pixels: int) -> Image:
     """The image (of page `number`), upright, as `read_raster` gives it; profile, XMP, IPTC, orientation and resolution are kept.
 
-    Raises ImageError (several pages and none named, damaged, too large) and DependencyError where its compression needs imagecodecs.
+    Raises ImageError (several pages and none named, damaged, too large) and DependencyError where its compression needs
+    imagecodecs.
     """
     import tifffile
 

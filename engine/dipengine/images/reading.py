@@ -17,12 +17,13 @@ from dipengine.images.raster_reading import read_raster
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image:
     """The image in a PNG, JPEG, WebP, TIFF, GIF, HEIF/AVIF or FITS file (FITS also gzip-compressed).
 
-    Of several pages one is named: "stack.tif[page=3]" (`pages`). Bit depth, channels and metadata are kept as they are; palettes and 1-bit images become 8-bit. The pixels come
-    upright (EXIF orientation applied). A FITS image keeps its row order (row 0 is FITS row 1). NaN in
-    floats, and BLANK in FITS, are missing: `Image.known` is False there. A grey image with a second channel and an RGB image
-    with a fourth have alpha; a TIFF of more channels has colour channels alone.
+    Of several pages one is named: "stack.tif[page=3]" (`pages`). Bit depth, channels and metadata are kept as they are; palettes and
+    1-bit images become 8-bit. The pixels come upright (EXIF orientation applied). A FITS image keeps its row order (row 0 is FITS
+    row 1). NaN in floats, and BLANK in FITS, are missing: `Image.known` is False there. A grey image with a second channel and an
+    RGB image with a fourth have alpha; a TIFF of more channels has colour channels alone.
 
-    Raises ImageError (a missing, empty, damaged, animated or multi-page file of which no page is named, infinite values, no known pixel, more than `max_pixels` pixels by its header) and DependencyError (FITS without astropy).
+    Raises ImageError (a missing, empty or damaged file, an animated or multi-page one of which no page is named, infinite values, no
+    known pixel, more than `max_pixels` pixels by its header) and DependencyError (FITS without astropy).
     """
     if max_pixels < 1:
         raise InputError(f"max-pixels is {max_pixels}; ask for at least 1.")
