@@ -53,7 +53,7 @@ def curve(result: dipengine.Result) -> dict[str, Any]:
 
 
 def hill(data: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Denoising, sigma 25: the default preset, blind, stopped by itself."""
+    """Denoising, sigma 25: the default preset, nothing told of the noise, stopped by itself."""
     folder = data / "denoise25"
     noisy, truth = load(folder / "hill_noisy.png"), load(folder / "hill_GT.png")
     with ProgressBar(options.get("iterations") or 1800, "hill") as bar:

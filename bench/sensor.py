@@ -123,7 +123,7 @@ def run(case: str, size: int, seed: int, settings: Settings) -> dict[str, Any]:
         known["read_noise"] = sensor.read_noise
     light = clean - sensor.offset
     fits = {
-        "blind": fit(clean, noisy, bright, sensor, {}, settings),
+        "blind": fit(clean, noisy, bright, sensor, {"noise": "unknown"}, settings),
         "stabilised": fit(clean, noisy, bright, sensor, {**known, "data_term": "stabilised"}, settings),
         "likelihood": fit(clean, noisy, bright, sensor, {**known, "data_term": "likelihood"}, settings),
     }

@@ -1,9 +1,10 @@
-"""What stopping by itself costs, noise unknown: the delivered image beside the best of the whole run.
+"""What stopping by itself costs: the delivered image beside the best of the whole run, by each way to know the noise.
 
     python bench/stopping.py --data FOLDER [--size 128] [--channels 32] [--sigmas 25,50] [--pictures hill,F16] [--iterations 1000]
 
-FOLDER holds denoise25/, sr4/ and inpaint50/ with *_GT.png. Of each picture a square with Gaussian noise is fitted twice, with the same
-bits: to the iterations given, for the best point of the run, and until it stops. Writes bench/results/stopping_<size>_<channels>.json.
+FOLDER holds denoise25/, sr4/ and inpaint50/ with *_GT.png. Of each picture a square with Gaussian noise is fitted with the same bits to the
+iterations given, for the best point of the run, and until it stops: with nothing told (white noise is estimated), by the outputs'
+variance alone (--noise unknown), and with sigma told. Writes bench/results/stopping_<size>_<channels>.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PICTURES = {
     "hill": "denoise25", "F16": "denoise25", "peppers": "denoise25", "butterfly": "sr4", "house": "inpaint50", "boat": "inpaint50",
 }
+WAYS = {  # of sigma: the options of a fit
+    "nothing told": lambda sigma: {}, "unknown": lambda sigma: {"noise": "unknown"}, "sigma told": lambda sigma: {"sigma": sigma},
+}
 TOP = 100  # of the square, where the picture is large enough
 
 
@@ -35,12 +39,20 @@ def frame(folder: Path, name: str, size: int, sigma: float) -> tuple[np.ndarray,
     return clean, np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def case(clean: np.ndarray, noisy: np.ndarray, iterations: int, common: dict[str, Any]) -> dict[str, Any]:
-    whole = dipengine.denoise(noisy, truth=clean, iterations=iterations, stop="fixed", **common)
-    stopped = dipengine.denoise(noisy, truth=clean, **common)
+def case(clean: np.ndarray, noisy: np.ndarray, sigma: float, iterations: int, common: dict[str, Any]) -> dict[str, Any]:
+    whole = dipengine.denoise(noisy, truth=clean, iterations=iterations, stop="fixed", noise="unknown", **common)
     at, best = max(whole.history.psnr, key=lambda point: point[1])
-    told = {name: stopped.record[name] for name in ("iterations", "delivered_iteration", "stop_reason", "psnr")}
-    return {"best_iteration": at, "best_psnr": best, **told, "below_best": best - told["psnr"]}
+    found: dict[str, Any] = {"psnr_noisy": whole.record["psnr_input"], "best_iteration": at, "best_psnr": best}
+    for way, options in WAYS.items():
+        record = dipengine.denoise(noisy, truth=clean, **options(sigma), **common).record
+        kept = {name: record[name] for name in ("iterations", "delivered_iteration", "stop_reason", "psnr")}
+        found[way] = {**kept, "sigma": record["parameters"]["sigma"], "below_best": best - record["psnr"]}
+    return found
+
+
+def summary(cases: list[dict[str, Any]], way: str) -> dict[str, float]:
+    below, iterations = ([one[way][name] for one in cases] for name in ("below_best", "iterations"))
+    return {"below_best_mean": float(np.mean(below)), "below_best_most": max(below), "iterations_mean": float(np.mean(iterations))}
 
 
 def main() -> int:
@@ -57,20 +69,21 @@ def main() -> int:
     for sigma in given.sigmas:
         for name in given.pictures:
             clean, noisy = frame(given.data, name, given.size, sigma)
-            found = case(clean, noisy, given.iterations, {"channels": given.channels, "threads": given.threads})
+            found = case(clean, noisy, sigma, given.iterations, {"channels": given.channels, "threads": given.threads})
             cases.append({"picture": name, "sigma": sigma, **found})
             print(cases[-1], file=sys.stderr, flush=True)
-    below = [one["below_best"] for one in cases]
     report = {
         "size": given.size,
         "channels": given.channels,
-        "below_best": {"mean": float(np.mean(below)), "most": max(below)},
-        "iterations": {"mean": float(np.mean([one["iterations"] for one in cases]))},
+        "summary": {
+            f"{sigma:g}": {way: summary([one for one in cases if one["sigma"] == sigma], way) for way in WAYS}
+            for sigma in given.sigmas
+        },
         "cases": cases,
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"stopping_{given.size}_{given.channels}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({name: report[name] for name in ("below_best", "iterations")}))
+    print(json.dumps(report["summary"], indent=1))
     return 0
 
 

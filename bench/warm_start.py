@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     report: dict[str, Any] = {"size": given.size, "channels": given.channels, "sigma": SIGMA}
-    for noise, options in (("blind", {}), ("sigma", {"sigma": SIGMA})):
+    for noise, options in (("blind", {"noise": "unknown"}), ("sigma", {"sigma": SIGMA})):
         common = {"channels": given.channels, "threads": given.threads, **options}
         cases, others = [], []
         for seed in range(given.seeds):

@@ -249,6 +249,7 @@ class Fit {
   }
   void set_parameters(int slot, py::handle values) { check(dipengine_fit_set_parameters(fit_, slot, floats(values, "values", parameters_))); }
   void set_code_seed(int slot, uint64_t seed) { check(dipengine_fit_set_code_seed(fit_, slot, seed)); }
+  void set_sigma(int slot, double sigma) { check(dipengine_fit_set_sigma(fit_, slot, sigma)); }
   void set_patience(int slot, int64_t patience) { check(dipengine_fit_set_patience(fit_, slot, patience)); }
   void statistics(int slot, py::handle out) { check(dipengine_fit_statistics(fit_, slot, floats(out, "out", parameters_, Access::write))); }
   void get_gradients(py::handle out) const { check(dipengine_fit_get_gradients(fit_, floats(out, "out", parameters_, Access::write))); }
@@ -373,6 +374,7 @@ void bind_fit(py::module_& module) {
       .def("get_parameters", &Fit::get_parameters, py::arg("slot"), py::arg("out"))
       .def("set_parameters", &Fit::set_parameters, py::arg("slot"), py::arg("values"))
       .def("set_code_seed", &Fit::set_code_seed, py::arg("slot"), py::arg("seed"))
+      .def("set_sigma", &Fit::set_sigma, py::arg("slot"), py::arg("sigma"))
       .def("set_patience", &Fit::set_patience, py::arg("slot"), py::arg("patience"))
       .def("statistics", &Fit::statistics, py::arg("slot"), py::arg("out"))
       .def("get_gradients", &Fit::get_gradients, py::arg("out"))

@@ -51,7 +51,7 @@ def problem_of(task: str, size: tuple[int, int]) -> Problem:
     if task == "masked":
         return Problem("inpaint", picture(*size), size, RECIPE, known=holes(*size))
     if task == "known noise":
-        return Problem("denoise", picture(*size), size, RECIPE, sigma=0.1)
+        return Problem("denoise", picture(*size), size, RECIPE, sigma=0.02 * (height - 18))  # each image its own
     if task == "downsampled":
         shape = (-(-height // 3), -(-width // 3))
         return Problem("superres", picture(*shape), size, RECIPE, operator=Downsampling(3), known=holes(*shape))

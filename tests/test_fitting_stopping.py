@@ -109,7 +109,7 @@ def test_known_noise_stops_by_discrepancy_at_the_residual_of_the_noise(picture):
 
 
 def test_auto_stop_ends_before_its_ceiling_and_says_so(noisy):
-    settings = {**TINY, "channels": 16, "iterations": 1000, "stop": "auto"}
+    settings = {**TINY, "channels": 16, "iterations": 1000, "stop": "auto", "noise": "unknown"}
     result = dipengine.denoise(noisy, **settings)
     assert result.record["stop_reason"] == "variance"
     assert result.record["delivered_iteration"] < result.record["iterations"] < 1000
@@ -119,7 +119,7 @@ def test_auto_stop_ends_before_its_ceiling_and_says_so(noisy):
 def test_known_noise_leaves_the_variance_no_say(noisy, kernels):
     """Noise stated far below what the fit comes down to: only the ceiling ends it, though blind the variance would have."""
     settings = {**TINY, "channels": 16, "iterations": 400, "stop": "auto", "kernels": kernels, "precision": "fp32"}
-    blind = dipengine.denoise(noisy, **settings).record
+    blind = dipengine.denoise(noisy, noise="unknown", **settings).record
     assert blind["stop_reason"] == "variance" and blind["iterations"] < 400
     known = dipengine.denoise(noisy, sigma=1, **settings).record
     assert (known["stop_reason"], known["iterations"], known["delivered_iteration"]) == ("iterations", 400, 400)

@@ -25,6 +25,7 @@ pytestmark = [
 
 SMALL = ("--iterations", "70", "--channels", "16", "--levels", "3", "--seed", "7")
 SAME = {"iterations": 70, "channels": 16, "levels": 3, "seed": 7}
+UNKNOWN = {"noise": "unknown"}  # a host estimates no noise
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_the_host_gives_the_pixels_that_python_gives(restore, tmp_path, dtype, c
     pixels = damaged(dtype, colour)
     image = write_pnm(tmp_path / "in.ppm", pixels)
     result = run(restore, "denoise", image, tmp_path / "out.ppm", *SMALL)
-    assert np.array_equal(read_pnm(tmp_path / "out.ppm"), dipengine.denoise(pixels, **SAME).image)
+    assert np.array_equal(read_pnm(tmp_path / "out.ppm"), dipengine.denoise(pixels, **SAME, **UNKNOWN).image)
     assert "iteration 70" in result.stderr and result.stdout == ""
 
     # Halves of full scale decide what is known; what hides under the mask is not looked at.
@@ -78,11 +79,15 @@ def test_the_host_gives_the_pixels_that_python_gives(restore, tmp_path, dtype, c
     assert np.array_equal(filled[KNOWN], pixels[KNOWN]) and not np.array_equal(filled, pixels)
 
 
-def test_the_host_gives_the_pixels_of_a_fit_that_stops_by_itself(restore, tmp_path):
+@pytest.mark.parametrize("words, told, reason", [
+    ([], UNKNOWN, "variance"), (["--sigma", "26"], {"sigma": 26}, "discrepancy"), (["--sigma", "40"], {"sigma": 40}, "discrepancy"),
+], ids=["unknown", "known", "strong"])
+def test_the_host_gives_the_pixels_of_a_fit_that_stops_by_itself(restore, tmp_path, words, told, reason):
     pixels = damaged("uint8", True)
     run(restore, "denoise", write_pnm(tmp_path / "in.ppm", pixels), tmp_path / "out.ppm", "--channels", "8", "--levels", "2",
-        "--iterations", "400", "--precision", "fp32")
-    ours = dipengine.denoise(pixels, channels=8, levels=2, iterations=400, precision="fp32")
+        "--iterations", "800", "--precision", "fp32", *words)
+    ours = dipengine.denoise(pixels, channels=8, levels=2, iterations=800, precision="fp32", **told)
+    assert ours.record["stop_reason"] == reason
     assert np.array_equal(read_pnm(tmp_path / "out.ppm"), ours.image)
 
 

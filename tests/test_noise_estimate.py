@@ -12,9 +12,13 @@ from conftest import TINY, synthetic_picture
 from dipengine.cli.main import main
 from dipengine.errors import InputError
 from dipengine.images import Image, read_image, write_image
-from dipengine.noise.estimate import estimated_sigma, estimated_sigma_of_parts
+from dipengine.noise.estimate import estimated_noise, estimated_noise_of_parts
 
 QUICK = ["--channels", "8", "--levels", "2", "--iterations", "6", "--stop", "fixed", "--threads", "1"]
+
+
+def estimated_sigma(pixels, known=None):
+    return estimated_noise(pixels, known).sigma
 
 
 def noisy(sigma, height=96, width=80, channels=3, seed=0):
@@ -37,8 +41,8 @@ def test_the_noise_that_was_added_is_found(height, width, within, channels, sigm
 def test_units_and_offsets_are_nothing_to_it():
     pixels, _ = noisy(20)
     expected = estimated_sigma(pixels)
-    assert estimated_sigma(pixels / 255) == pytest.approx(expected / 255, rel=1e-9)
-    assert estimated_sigma(1e7 + pixels) == pytest.approx(expected, rel=1e-5)
+    assert estimated_sigma(pixels / 255) == pytest.approx(expected / 255, rel=1e-3)
+    assert estimated_sigma(1e7 + pixels) == pytest.approx(expected, rel=1e-3)
     rounded = np.rint(pixels).astype(np.int32)
     assert estimated_sigma(rounded) == pytest.approx(expected, rel=0.01)
 
@@ -65,15 +69,15 @@ def test_what_is_not_known_does_not_count():
 def test_of_any_library(xp, put):
     pixels, _ = noisy(10)
     known = np.random.default_rng(0).random(pixels.shape[:2]) > 0.01
-    assert estimated_sigma(put(pixels), put(known)) == pytest.approx(estimated_sigma(pixels, known), rel=1e-9)
+    assert estimated_noise(put(pixels), put(known)).sigma == estimated_sigma(pixels, known)
     as_floats = pixels.astype(np.float32)
-    assert estimated_sigma(put(as_floats)) == pytest.approx(estimated_sigma(as_floats), rel=1e-9)
+    assert estimated_noise(put(as_floats)).sigma == estimated_sigma(as_floats)
 
 
 def test_in_parts_it_is_nearly_that_of_the_whole():
     pixels, _ = noisy(15, 200, 60)
     parts = [(pixels[max(0, r - 2) : r + 52], None, slice(r - max(0, r - 2), r - max(0, r - 2) + 50)) for r in range(0, 200, 50)]
-    assert estimated_sigma_of_parts((200, 60), parts) == pytest.approx(estimated_sigma(pixels), rel=0.02)
+    assert estimated_noise_of_parts((200, 60), parts).sigma == pytest.approx(estimated_sigma(pixels), rel=0.02)
 
 
 def test_large_images_are_passed_over_in_steps(monkeypatch):
@@ -105,11 +109,68 @@ def test_gaussian_noise_without_a_sigma_is_fitted_as_if_it_were_told():
         told = restore(pixels, sigma=sigma, **TINY)
         np.testing.assert_array_equal(estimated.image, told.image)
         assert "sigma_estimated" not in told.record["parameters"]
-    unknown = dipengine.denoise(pixels, **TINY).record["parameters"]
-    assert unknown["noise"] is None and unknown["sigma"] is None
     missing = np.float32(pixels)
     missing[:30] = np.nan
     assert dipengine.denoise(missing, noise="gaussian", **TINY).record["parameters"]["sigma"] == pytest.approx(19.5, rel=0.1)
+
+
+def smeared(sigma):
+    """Noise that has been resampled, as most of what comes from cameras and scanners has."""
+    noise = np.random.default_rng(0).normal(0, sigma, (96, 80, 3))
+    noise = noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1)
+    return synthetic_picture(96, 80, 3) * 255 + noise / 3**0.5
+
+
+def test_noise_that_nobody_tells_of_is_taken_where_it_is_white():
+    white, other = (np.clip(np.rint(pixels), 0, 255).astype(np.uint8) for pixels in (noisy(20)[0], smeared(20)))
+    assert estimated_noise(white).white and not estimated_noise(other).white
+    taken = dipengine.denoise(white, **TINY)
+    np.testing.assert_array_equal(taken.image, dipengine.denoise(white, noise="gaussian", **TINY).image)
+    assert taken.record["parameters"]["noise"] == "gaussian" and taken.record["parameters"]["sigma_estimated"] is True
+    stops = {**TINY, "channels": 16, "stop": "auto", "iterations": 400}
+    assert dipengine.denoise(white, **stops).record["stop_reason"] == "discrepancy"
+    for result in (
+        dipengine.denoise(other, **stops), dipengine.denoise(white, noise="unknown", **stops),
+        dipengine.denoise(white, preset="paper", **stops), dipengine.denoise(white[:8, :8], **stops),
+        dipengine.denoise(np.full((64, 64), 7, np.uint8), **stops), dipengine.deblur(white, np.ones((1, 3)), **stops),
+    ):
+        parameters = result.record["parameters"]
+        assert parameters["noise"] is None and parameters["sigma"] is None and "sigma_estimated" not in parameters
+        assert result.record["stop_reason"] != "discrepancy"
+    with pytest.raises(InputError, match="leave out noise unknown"):
+        dipengine.denoise(white, noise="unknown", sigma=3, **TINY)
+
+
+@pytest.mark.parametrize("sigma", [5, 10, 25])
+def test_white_noise_is_told_from_other_by_its_eigenvalues(sigma):
+    for seed in range(3):
+        level = estimated_noise(noisy(sigma, seed=seed)[0])
+        assert level.white and level.spread < 1.5
+    for make in (smeared, lambda sigma: np.kron(noisy(sigma, 48, 40)[0], np.ones((2, 2, 1)))):
+        level = estimated_noise(make(sigma))
+        assert not level.white and level.spread > 1.8
+
+
+def test_the_same_bits_however_the_sums_are_formed(monkeypatch):
+    """BLAS may add in another order with other threads: the fit is the same."""
+    pixels = np.clip(np.rint(noisy(20)[0]), 0, 255).astype(np.uint8)
+    expected = dipengine.denoise(pixels, **TINY)
+    monkeypatch.setattr("dipengine.noise.estimate._AT_ONCE", 900)
+    other = dipengine.denoise(pixels, **TINY)
+    assert other.record["parameters"] == expected.record["parameters"]
+    np.testing.assert_array_equal(other.image, expected.image)
+
+
+def test_tiles_of_one_image_take_its_noise_or_none_of_them_does(tmp_path):
+    for name, pixels, sigma in (("white", noisy(20)[0], 19.8), ("other", smeared(20), None)):
+        pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        write_image(tmp_path / f"{name}.png", pixels, Image(pixels))
+        words = ["denoise", str(tmp_path / f"{name}.png"), "-o", str(tmp_path / "out.png"), "--tile", "40,8", "--quiet", "--record",
+                 str(tmp_path / "r.json"), *QUICK]
+        assert main(words) == 0
+        parameters = json.loads((tmp_path / "r.json").read_text())["parameters"]
+        assert parameters["sigma"] == (None if sigma is None else pytest.approx(sigma, rel=0.05))
+        assert parameters.get("sigma_estimated", False) is (sigma is not None)
 
 
 def test_the_command_line_says_what_it_found(tmp_path, capsys):

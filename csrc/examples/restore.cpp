@@ -23,6 +23,7 @@ constexpr int kUnusable = 2, kInterrupted = 130;
 const char* const kUsage =
     "restore denoise IN OUT, or restore inpaint IN OUT --mask MASK, where IN, OUT and MASK are binary PPM or PGM files\n"
     "  --mask FILE        PGM of the image's size: white = known, black = missing\n"
+    "  --sigma S          standard deviation of the noise, in units of the file's samples (unknown)\n"
     "  --iterations N     length of the fit at most (1800 to denoise, 11000 to inpaint)\n"
     "  --stop auto|fixed  by itself (default), or after all iterations\n"
     "  --seed S           the same seed gives the same pixels (0)\n"
@@ -34,6 +35,7 @@ const char* const kUsage =
 struct Options {
   std::string verb, input, output, mask;
   uint64_t iterations = 0, seed = 0, threads = 0, levels = 0, channels = 0;  // 0: as the recipe or the machine says
+  double sigma = 0;
   std::string stop = "auto", precision, device = "cpu";
 };
 
@@ -45,6 +47,15 @@ uint64_t whole_number(const std::string& name, const std::string& text, uint64_t
   const unsigned long long value = std::strtoull(text.c_str(), &end, 10);
   if (text.empty() || text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || value < least) {
     throw Failure(name + " is '" + text + "'; give a whole number of at least " + std::to_string(least) + ".");
+  }
+  return value;
+}
+
+double positive_number(const std::string& name, const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(value > 0) || !std::isfinite(value)) {
+    throw Failure(name + " is '" + text + "'; give a number above 0.");
   }
   return value;
 }
@@ -68,6 +79,7 @@ Options options_of(int argc, char** argv) {
     const std::string value = i + 1 < argc ? argv[++i] : "";
     if (value.empty()) throw Failure(word + " needs a value behind it; restore --help shows what there is.");
     if (word == "--mask") o.mask = value;
+    else if (word == "--sigma") o.sigma = positive_number(word, value);
     else if (word == "--iterations") o.iterations = whole_number(word, value, 1);
     else if (word == "--seed") o.seed = whole_number(word, value, 0);
     else if (word == "--threads") o.threads = whole_number(word, value, 1);
@@ -83,6 +95,7 @@ Options options_of(int argc, char** argv) {
   if (o.mask.empty() != (o.verb == "denoise")) {
     throw Failure("To inpaint takes --mask, and nothing else does; it is white where pixels are known.");
   }
+  if (o.sigma > 0 && o.verb != "denoise") throw Failure("--sigma is for denoise; leave it out.");
   return o;
 }
 
@@ -142,6 +155,10 @@ dipengine_fit_params params_of(const Options& o, const Pnm& image, dipengine_poo
   p.height = image.height;
   p.width = image.width;
   p.generator.output_channels = static_cast<int32_t>(image.channels);
+  if (o.sigma > 0) {
+    p.sigma = o.sigma / image.maximum;
+    if (p.sigma >= 37.5 / 255) p.perturbation = 1.0 / 20;  // half-way between the noises that the paper perturbs by 1/30 and 1/20
+  }
   if (o.verb == "inpaint") {
     p.learning_rate = 0.001;
     p.perturbation = 0.03;

@@ -149,6 +149,12 @@ dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, in
   return fit->fit->set_patience(slot, patience);
 }
 
+dipengine_status dipengine_fit_set_sigma(dipengine_fit* fit, int32_t slot, double sigma) {
+  DIPENGINE_TRY(given(__func__, {{"fit", fit}}));
+  DIPENGINE_TRY(fit->fit->check_started(slot));
+  return fit->fit->set_sigma(slot, sigma);
+}
+
 dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics) {
   DIPENGINE_TRY(given(__func__, {{"fit", fit}, {"statistics", statistics}}));
   DIPENGINE_TRY(fit->fit->check_started(slot));

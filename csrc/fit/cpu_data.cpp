@@ -214,7 +214,7 @@ dipengine_status CpuPlan::discrepancy(const Slot& slot, double* value) {
   double loss = 0;
   if (p_.data_term == DIPENGINE_DATA_SENSOR) return compare(step, slot, data, nullptr, 1, &loss, value);
   DIPENGINE_TRY(compare(step, slot, data, nullptr, slot.state().known, &loss, nullptr));
-  *value = loss / (p_.sigma * p_.sigma);
+  *value = loss / slot.state().noise_variance;
   return DIPENGINE_OK;
 }
 

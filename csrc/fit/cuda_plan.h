@@ -123,12 +123,11 @@ class CudaPlan {
   dipengine_status perturb(double std, bool again, const uint8_t* active);
   dipengine_status adam();
   dipengine_conv_mean_cuda_params mean_params(const Unit& unit, int wide, float* narrow, const uint8_t* active) const;
-  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_, noise_variance()}; }
+  TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_}; }
   dipengine_status copies(void* stream, std::initializer_list<ArrayPair> pairs) const;
 
   // cuda_data.cpp: what knows the task
   bool sensor() const { return p_.data_term == DIPENGINE_DATA_SENSOR; }
-  double noise_variance() const { return !sensor() && p_.sigma > 0 ? p_.sigma * p_.sigma : 1; }
   int64_t operator_weights() const;
   dipengine_status upload_constants() const;
   int64_t image_stride() const { return float_stride(graph_.image); }

@@ -106,6 +106,7 @@ dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) 
   SlotState& state = at.state();
   state.seed = state.code_seed = s.seed;
   state.patience = rules_.rule.patience;
+  state.noise_variance = p_.data_term == DIPENGINE_DATA_SENSOR ? 1 : p_.sigma * p_.sigma;
   state.learning_rate = p_.learning_rate;
   state.watch = VarianceWatch::begin();
   state.rollback = Rollback::begin();
@@ -126,6 +127,14 @@ dipengine_status Fit::set_code_seed(int32_t index, uint64_t seed) {
 dipengine_status Fit::set_patience(int32_t index, int64_t patience) {
   DIPENGINE_REQUIRE(patience >= 1, "The slot's patience is %lld; give 1 iteration or more.", static_cast<long long>(patience));
   device_->state(index).patience = patience;
+  return DIPENGINE_OK;
+}
+
+dipengine_status Fit::set_sigma(int32_t index, double sigma) {
+  DIPENGINE_REQUIRE(p_.data_term != DIPENGINE_DATA_SENSOR && p_.sigma > 0,
+                    "The fit knows no Gaussian noise; create it with the sigma of any slot, then give each slot its own.");
+  DIPENGINE_REQUIRE(sigma > 0 && std::isfinite(sigma), "The slot's sigma is %g; give a positive number.", sigma);
+  device_->state(index).noise_variance = sigma * sigma;
   return DIPENGINE_OK;
 }
 

@@ -21,6 +21,7 @@ class Fit {
   dipengine_status start(int32_t index, const dipengine_fit_start_params& start);
   dipengine_status set_code_seed(int32_t index, uint64_t seed);
   dipengine_status set_patience(int32_t index, int64_t patience);
+  dipengine_status set_sigma(int32_t index, double sigma);
   dipengine_status run(dipengine_fit_run_params& run);
   dipengine_status deliver(int32_t index, float* image, float* parameters, int64_t* iteration);
   dipengine_fit_progress progress(int32_t index) const;

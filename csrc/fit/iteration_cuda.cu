@@ -74,7 +74,7 @@ DIPENGINE_KERNEL(kThreads, 1) turn_end_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
       ++s.step;
       of.learnt[f] = total + 1;
       const bool measured = of.looks[f] != 0;
-      best = watch(l.rules, s, measured, measured ? of.residual[f] / l.noise_variance : 0.0);
+      best = watch(l.rules, s, measured, measured ? of.residual[f] / s.noise_variance : 0.0);
     }
     of.copies[f] = best ? kKeep : kCopyNothing;
     // Nothing ends a fit that has failed, or stopped, a second time.

@@ -38,7 +38,6 @@ struct TurnLaunch {
   LoopRules rules;
   FitNumbers of;
   int64_t fits, channels;  // channels: of an image
-  double noise_variance;   // what a residual is measured in; where it is known
 };
 
 // Who takes part, with the numbers that the ops of this turn need.

@@ -7,7 +7,7 @@ namespace dipengine {
 namespace {
 
 constexpr uint64_t kMagic = 0x0a74696670696444;  // "Ddipfit\n" in memory, in the byte order of the machine that wrote it
-constexpr uint32_t kFormat = 4;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
+constexpr uint32_t kFormat = 5;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
 
 struct Header {
   uint64_t magic;
@@ -66,7 +66,7 @@ void add_operator(Hash& hash, const dipengine_fit_params& p) {
   if (p.data_term == DIPENGINE_DATA_SENSOR) {
     for (double value : {p.electrons_scale, p.electrons_shift, p.read_variance}) hash.real(value);
   } else {
-    hash.real(p.sigma);
+    hash.integer(p.sigma > 0);  // each slot has its own, saved with it
   }
 }
 

@@ -102,7 +102,7 @@ def restore(
     truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
-    stop: "auto" (ES-EMV; where the noise is known, the discrepancy principle) or "fixed".
+    stop: "auto" (ES-EMV; where the noise is known, or estimated, the discrepancy principle) or "fixed".
     seed: the same seed gives the same bits. device: "auto" (the GPU that the image is on, else the first, else the CPU), "cpu",
         "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.
@@ -163,8 +163,9 @@ def denoise(
     """Remove noise: unknown, or of a known kind.
 
     sigma: standard deviation of Gaussian noise in the image's own units.
-    noise: "gaussian" (white; sigma is estimated where it is not told: `noise.estimate`), "poisson" (photons; with gain) or
-        "poisson-gaussian" (a sensor; with gain and read_noise).
+    noise: "gaussian" (white; sigma is estimated where it is not told: `noise.estimate`), "poisson" (photons; with gain),
+        "poisson-gaussian" (a sensor; with gain and read_noise), or "unknown". None: gaussian where sigma is given, and, but for the
+        preset paper, where the noise is found to be white (record["parameters"]["sigma_estimated"]); else unknown.
     gain: electrons per data unit. offset: black level, data units (0). read_noise: standard deviation, data units.
     data_term: "likelihood" (the default) or "stabilised", for the last two. mask, invert_mask: as in `inpaint`; missing
     pixels are ignored and filled in. See `restore`.

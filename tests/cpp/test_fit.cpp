@@ -254,6 +254,37 @@ TEST(a_slot_stops_after_its_own_patience) {
   CHECK(hasty.state() == patient.state());
 }
 
+TEST(slots_stop_by_the_noise_of_their_own_images) {
+  for (const char* name : {"identity, fp32", "blur, fp32"}) {
+    FitProblem problem = check::problem_named(name);
+    problem.params.stop = DIPENGINE_STOP_AUTO;
+    problem.params.iterations = 200;
+    problem.params.data_term = DIPENGINE_DATA_SQUARED;
+    FitProblem weak = problem, strong = problem;
+    weak.params.sigma = 0.25;
+    strong.params.sigma = 0.35;
+    TestFit alone_weak(weak, 5), alone_strong(strong, 5);
+    TestFit company(weak, nullptr, 2);
+    for (int32_t slot : {0, 1}) company.start(slot, problem, 5);
+    CHECK(dipengine_fit_set_sigma(company.get(), 1, 0.35) == DIPENGINE_OK);
+    for (TestFit* fit : {&alone_weak, &alone_strong, &company}) fit->run(200);
+    CHECK(company.state(0) == alone_weak.state() && company.state(1) == alone_strong.state());
+    CHECK(company.progress(1).reason == DIPENGINE_REASON_DISCREPANCY);
+    CHECK(company.progress(1).iteration < company.progress(0).iteration);
+    company.start(1, problem, 5);  // the fit's own again
+    company.run(200);
+    CHECK(company.state(1) == alone_weak.state());
+    for (const double bad : {0.0, -1.0, static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+      CHECK(dipengine_fit_set_sigma(company.get(), 1, bad) == DIPENGINE_INVALID_ARGUMENT);
+    }
+    TestFit blind(problem, 5), counting(check::problem_named("sensor, fp32"), 5);
+    for (TestFit* fit : {&blind, &counting}) {
+      CHECK(dipengine_fit_set_sigma(fit->get(), 0, 0.1) == DIPENGINE_INVALID_ARGUMENT);
+      CHECK(std::strstr(dipengine_last_error(), "knows no Gaussian noise") != nullptr);
+    }
+  }
+}
+
 TEST(looking_at_a_fit_does_not_disturb_it) {
   for (const FitProblem& problem : check::every_task_and_precision()) {
     TestFit watched(problem, 4), other(problem, 4);

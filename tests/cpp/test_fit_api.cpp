@@ -208,6 +208,7 @@ TEST(slots_that_are_not_there_are_refused) {
              dipengine_fit_get_parameters(fit.get(), slot, parameters.data()),
              dipengine_fit_set_parameters(fit.get(), slot, parameters.data()),
              dipengine_fit_set_code_seed(fit.get(), slot, 1), dipengine_fit_set_patience(fit.get(), slot, 1),
+             dipengine_fit_set_sigma(fit.get(), slot, 0.1),
              dipengine_fit_save_state(fit.get(), slot, state.data(), state.size()),
              dipengine_fit_load_state(fit.get(), slot, state.data(), state.size()),
          }) {
@@ -230,6 +231,7 @@ TEST(a_slot_that_was_never_started_has_nothing_to_show) {
            dipengine_fit_get_parameters(fit.get(), 0, parameters.data()),
            dipengine_fit_set_parameters(fit.get(), 0, parameters.data()),
            dipengine_fit_set_code_seed(fit.get(), 0, 1), dipengine_fit_set_patience(fit.get(), 0, 1),
+           dipengine_fit_set_sigma(fit.get(), 0, 0.1),
            dipengine_fit_set_patience(fit.get(), 1, 0),  // started, but none at all is no patience
            dipengine_fit_save_state(fit.get(), 0, state.data(), state.size()),
        }) {
@@ -270,6 +272,7 @@ TEST(null_pointers_are_refused_and_never_followed) {
       dipengine_fit_get_parameters(nullptr, 0, v), dipengine_fit_get_parameters(fit, 0, nullptr),
       dipengine_fit_set_parameters(nullptr, 0, v), dipengine_fit_set_parameters(fit, 0, nullptr),
       dipengine_fit_set_code_seed(nullptr, 0, 1), dipengine_fit_set_patience(nullptr, 0, 1),
+      dipengine_fit_set_sigma(nullptr, 0, 0.1),
       dipengine_fit_get_gradients(nullptr, v), dipengine_fit_get_gradients(fit, nullptr),
       dipengine_fit_save_state(nullptr, 0, state.data(), state.size()), dipengine_fit_save_state(fit, 0, nullptr, state.size()),
       dipengine_fit_load_state(nullptr, 0, state.data(), state.size()), dipengine_fit_load_state(fit, 0, nullptr, state.size()),

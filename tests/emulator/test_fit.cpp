@@ -347,7 +347,14 @@ TEST(fit_stops_on_a_device_by_variance_and_by_known_noise) {
     problem.params.iterations = 400;
     problem.params.es_alpha = 0.5;  // the variance wavers, and the patience is short
     problem.params.sigma = sigma;
-    TestFit cpu(problem, 2), device(on_device(problem), 2);
+    FitProblem other = on_device(problem);
+    other.params.sigma = 5 * sigma;  // of another slot, say: each has its own, and takes it along
+    TestFit cpu(problem, 2), device(other, 2);
+    if (sigma > 0) {
+      CHECK(dipengine_fit_set_sigma(device.get(), 0, sigma) == DIPENGINE_OK);
+      CHECK(device.state() == cpu.state());
+      cpu.load(device.state());
+    }
     const auto hurry = [&] { CHECK(dipengine_fit_set_patience(cpu.get(), 0, 6) == DIPENGINE_OK); };
     hurry();
     // From the same state a while before the end: the paths have no time to part.

@@ -26,6 +26,7 @@ std::vector<SlotState> some_states(int64_t fits) {
     s.watch = below(2) != 0 ? VarianceWatch::begin() : VarianceWatch{0.05, below(60), below(60)};
     s.rollback = below(4) == 0 ? Rollback::begin() : Rollback{0.1, 0.1, below(22), below(40), 1};
     s.patience = 12;
+    s.noise_variance = 0.2 + 0.02 * static_cast<double>(below(6));
     s.at_noise = below(3) == 0 ? below(60) : 0;
     s.known = 100;
     s.extent = {below(9), below(9), below(9), below(9)};
@@ -43,7 +44,7 @@ bool same(const char* what, int64_t fit, T got, T expected) {
 bool turns_case(int64_t fits, const LoopRules& rules) {
   Array<unsigned char> memory(static_cast<int64_t>(fit_numbers_bytes(fits)));
   const FitNumbers of = fit_numbers_at(memory.data(), fits);
-  const TurnLaunch launch{rules, of, fits, 3, 0.25};
+  const TurnLaunch launch{rules, of, fits, 3};
   std::vector<SlotState> expected = some_states(fits);
   std::memcpy(of.states, expected.data(), expected.size() * sizeof(SlotState));
   check::Numbers numbers(static_cast<uint64_t>(fits) + 1);
@@ -94,7 +95,7 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
     bool best = false;
     if (learns[i]) {
       ++s.step;
-      best = watch(rules, s, looks[i], looks[i] ? of.residual[f] / 0.25 : 0.0);
+      best = watch(rules, s, looks[i], looks[i] ? of.residual[f] / s.noise_variance : 0.0);
     }
     end_turn(rules, s);
     if (!same("state at the end", f, of.states[f], s) ||

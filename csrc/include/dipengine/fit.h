@@ -236,6 +236,9 @@ DIPENGINE_API dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, i
 /* Iterations without a new minimum of the variance before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
  * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it. */
 DIPENGINE_API dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience);
+/* Standard deviation of Gaussian noise on the slot's x0, in [0, 1] units, for a fit that was created with any sigma above 0; a start
+ * sets it to that one. STOP_AUTO compares the residual with it. Saved with the slot's state. */
+DIPENGINE_API dipengine_status dipengine_fit_set_sigma(dipengine_fit* fit, int32_t slot, double sigma);
 /* What every BatchNorm is given at the unperturbed z, per channel: its mean where a flat array of all parameters has gamma, its
  * biased variance where it has beta, 0 elsewhere. Freezing a generator takes them. */
 DIPENGINE_API dipengine_status dipengine_fit_statistics(dipengine_fit* fit, int32_t slot, float* statistics);

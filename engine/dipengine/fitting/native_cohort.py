@@ -32,7 +32,8 @@ _OF_ONE_IMAGE = ("slots", "height", "width", "data_height", "data_width")  # set
 def cohort_key(problem: Problem, recipe: Recipe, placement: Placement, stop: str) -> str | None:
     """Equal for images that may share a cohort; None where the native plan cannot run the fit.
 
-    Canvas, network, operator, data term with its noise, recipe, stop and precision decide; the number of threads does not.
+    Canvas, network, operator, data term with a sensor's noise (of Gaussian noise that it is known), recipe, stop and precision decide;
+    the number of threads does not.
     """
     if not supports(problem, recipe, placement):
         return None
@@ -202,6 +203,7 @@ class NativeCohort:
 def _key(problem: Problem, recipe: Recipe, code: Code, placement: Placement, stop: str) -> str:
     settings = _settings(problem, recipe, code, placement, stop)
     shared = {name: value for name, value in settings.items() if name not in _OF_ONE_IMAGE}
+    shared["sigma"] = settings["sigma"] > 0  # how strong the noise is, each slot knows for itself
     canvas = recipe.generator.canvas(*problem.output_shape)
     return json.dumps([canvas, _generator(recipe.generator), shared], sort_keys=True)
 

@@ -104,6 +104,8 @@ class NativeFit:
         self._native.start(
             self._slot, seed=self.seed, target=target, mask=mask, code=guide, image=problem.output_shape, data=tuple(target.shape[:2])
         )
+        if problem.sigma is not None and problem.data_term is None:
+            self._native.set_sigma(self._slot, problem.sigma)  # the plan may be that of another image
         if init is not None:
             self.load_weights(init.parameters)
             self._native.set_patience(self._slot, StopRule.for_recipe(self.recipe, warm_start=True).patience)

@@ -11,8 +11,8 @@ its minimum lies where the average is best. In twelve fits (six photographs of 1
 `bench/stopping.py`) this delivers 0.17 dB less than the best of the run in the mean and 0.61 at most; a = 0.1, with the average that
 is centred on its minimum, delivered 0.52 and 1.56 dB less, and ran for longer. With little noise (sigma 10) the variance stays within
 some percent of its minimum for hundreds of iterations, in some pictures while the image still gains and in others while it is spoilt:
-patience counts from the last of these, and 0.04 to 1.35 dB were lost in five pictures and 3.8 in the sixth (as with a = 0.1). Who
-knows sigma should tell it.
+patience counts from the last of these, and 0.04 to 1.35 dB were lost in five pictures and 3.8 in the sixth (as with a = 0.1).
+`denoise` therefore estimates noise that nobody has told of, and where it is white takes it for known (noise.estimate).
 
 Known noise needs no such statistic and takes none: by the discrepancy principle (Morozov 1966) the fit is done when the
 delivered image's mean squared residual has come down to the noise's variance, and then goes on for the full look-back, also

@@ -1,4 +1,4 @@
-"""How strong white Gaussian noise is, told from the noisy image alone.
+"""How strong white Gaussian noise is, told from the noisy image alone, and whether noise is white.
 
 G. Chen, F. Zhu, P. A. Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015: patches of an image lie
 near a low-dimensional subspace, and noise adds its variance in all directions alike. So the smallest eigenvalues of the patches'
@@ -7,12 +7,17 @@ covariance scatter around sigma^2: those are taken whose mean is no larger than 
 Patches are of 5 x 5 pixels in colour and 8 x 8 in grey, smaller where the image is so small that these would be few for so many
 eigenvalues. Texture and sharp edges count as noise where there is little of it, in grey images above all (in colour the channels
 tell them apart); noise that JPEG, demosaicking or resampling has smeared over neighbours is told too low.
+
+Both are seen in the eigenvalues themselves: of white noise that outweighs the texture the smallest quarter lies within 1.05 to 1.5
+times the smallest one (photographs of 48x48 to 256x256, sigma 5 to 25; the estimate is then off by 20 % at most, a few as a rule),
+of noise blurred by half a pixel, of demosaicked, resampled and most JPEG images above 1.6, and of images without noise too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,23 +28,37 @@ from dipengine.images.namespaces import cast, namespace, on_host
 _SIDES = {1: 8, 2: 6, 3: 5, 4: 4}  # of patches, pixels, by their channels: 64 to 75 values each
 _SMALL_SIDES = {1: 5, 2: 4, 3: 3, 4: 3}
 _ENOUGH = 600  # patches, for the larger ones
+_WHITE = 1.5
 _LEAST = 100  # patches, for any estimate
-_MOST = 200_000  # more add nothing: rows and columns are passed over
+_MOST = 50_000  # more add little: rows and columns are passed over
 _AT_ONCE = 20_000
 _NOTHING = 1e-10  # of the variance of pixels: rounding
 
 
-def estimated_sigma(pixels: Any, known: Any = None) -> float:
-    """Standard deviation of the noise, in the units of `pixels`.
+@dataclass(frozen=True)
+class NoiseLevel:
+    """sigma: standard deviation, in the units of the pixels, of four digits: sums that differ in their order give the same one.
+    spread: eigenvalue at the first quarter over the smallest one."""
 
-    pixels: [H, W, C], of any library; known: bool [H, W] beside it, or None. Raises InputError where too little of the image is
-    known, and where it shows no noise.
+    sigma: float
+    spread: float
+
+    @property
+    def white(self) -> bool:
+        """Whether the estimate can be relied on: the noise is white, and more than the texture."""
+        return self.spread <= _WHITE
+
+
+def estimated_noise(pixels: Any, known: Any = None) -> NoiseLevel:
+    """pixels: [H, W, C], of any library; known: bool [H, W] beside it, or None.
+
+    Raises InputError where too little of the image is known, and where it shows no noise.
     """
-    return estimated_sigma_of_parts(tuple(pixels.shape[:2]), [(pixels, known, slice(0, pixels.shape[0]))])
+    return estimated_noise_of_parts(tuple(pixels.shape[:2]), [(pixels, known, slice(0, pixels.shape[0]))])
 
 
-def estimated_sigma_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]]) -> float:
-    """As `estimated_sigma`, of an image of `shape` (H, W) that comes in parts from top to bottom: (pixels, known, rows), of which
+def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]]) -> NoiseLevel:
+    """As `estimated_noise`, of an image of `shape` (H, W) that comes in parts from top to bottom: (pixels, known, rows), of which
     `rows` belong to the part and those beyond to its neighbours."""
     stride = max(1, math.ceil(math.sqrt(shape[0] * shape[1] / _MOST)))
     found: list[_Moments] = []
@@ -59,10 +78,12 @@ def estimated_sigma_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
             "in the image's own units, or leave noise out."
         )
     covariances = [moments.covariance() for moments in found]
-    variance = float(np.mean([_smallest(covariance) for covariance in covariances]))
+    spectra = [np.linalg.eigvalsh(covariance) for covariance in covariances]  # rising
+    variance = float(np.mean([_smallest(values) for values in spectra]))
     if not variance > _NOTHING * np.mean([np.diag(covariance) for covariance in covariances]):
         raise InputError("The image shows no noise, so that its standard deviation cannot be told; give sigma, or leave noise out.")
-    return math.sqrt(variance)
+    spread = max(float(values[len(values) // 4] / values[0]) if values[0] > 0 else math.inf for values in spectra)
+    return NoiseLevel(float(f"{math.sqrt(variance):.4g}"), spread)
 
 
 def _side(shape: tuple[int, int], depth: int) -> int:
@@ -72,9 +93,8 @@ def _side(shape: tuple[int, int], depth: int) -> int:
     return side if height * width >= _ENOUGH and min(height, width) > side else _SMALL_SIDES[depth]
 
 
-def _smallest(covariance: np.ndarray) -> float:
-    """The mean of the smallest eigenvalues, of as many as do not lean to larger ones."""
-    values = np.linalg.eigvalsh(covariance)  # rising
+def _smallest(values: np.ndarray) -> float:
+    """The mean of as many of the smallest eigenvalues (rising) as do not lean to larger ones."""
     while values.mean() > np.median(values):
         values = values[:-1]
     return float(values.mean())
@@ -84,6 +104,8 @@ def _patches(pixels: Any, known: Any, rows: slice, side: int, stride: int) -> It
     """Patches whose first row is one of `rows`, [n, side * side * C] in float64, some at a time."""
     xp = namespace(pixels)
     height, width = pixels.shape[0] - side + 1, pixels.shape[1] - side + 1
+    if width < 1:
+        return
     step = max(1, _AT_ONCE // max(1, math.ceil(width / stride))) * stride
     for first in range(rows.start, min(rows.stop, height), step):
         last = min(first + step, rows.stop, height)

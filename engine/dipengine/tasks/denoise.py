@@ -29,6 +29,11 @@ RECIPE = Recipe(hourglass_128(4, "bilinear"), iterations=1800, perturbation=1 / 
 DATA_TERMS = ("likelihood", "stabilised")
 
 
+def estimates_noise(preset: str) -> bool:
+    """Whether white noise that nobody has told of is estimated: the published recipe knows no such thing."""
+    return preset != "paper"
+
+
 class Denoise(Task):
     name = "denoise"
     summary = "remove noise from an image (blind, or with a known standard deviation or sensor)"
@@ -96,6 +101,6 @@ class Denoise(Task):
             )
         if data_term is not None:
             raise InputError("data-term is for poisson and poisson-gaussian noise; name the noise, or leave it out.")
-        unit, described = gaussian_of(data, known, sigma, noise)
+        unit, described = gaussian_of(data, known, sigma, noise, by_itself=estimates_noise(preset))
         recipe = RECIPE if unit is None else replace(RECIPE, perturbation=perturbation_for(unit))
         return replace(problem, recipe=recipe, sigma=unit, parameters=described)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dipengine.errors import InputError
 from dipengine.images.namespaces import cast, extremes, mean, namespace
-from dipengine.noise.estimate import estimated_sigma, estimated_sigma_of_parts
+from dipengine.noise.estimate import NoiseLevel, estimated_noise, estimated_noise_of_parts
 from dipengine.noise.gaussian import checked_sigma
 from dipengine.noise.sensor import Sensor
 from dipengine.tasks.base import TaskData, TaskOption
 
-NOISES = ("gaussian", "poisson", "poisson-gaussian")
+NOISES = ("unknown", "gaussian", "poisson", "poisson-gaussian")
 _NOISE_OVER_SPREAD = 10.0  # even two pixels scatter by more than a tenth of their noise as a rule
 _DARK_REACH = 5.0  # read noises below the black level that no pixel reaches by chance
 
@@ -21,13 +21,14 @@ NOISE_OPTIONS = (
     TaskOption(
         "sigma",
         "standard deviation of Gaussian noise in the image's own units (0..255 for 8 bits, 0..65535 for 16 bits, "
-        "data units for float); without it the noise is taken as unknown",
+        "data units for float)",
         float,
     ),
     TaskOption(
         "noise",
         "gaussian: sigma is estimated from the image where --sigma does not tell it; poisson (photons): needs --gain; "
-        "poisson-gaussian (a sensor): needs --gain and --read-noise (default: gaussian with --sigma, else unknown)",
+        "poisson-gaussian (a sensor): needs --gain and --read-noise; unknown: nothing is told or estimated (default: gaussian where "
+        "--sigma tells it or, in denoise, where the noise is found to be white, else unknown)",
         str,
         choices=NOISES,
     ),
@@ -46,12 +47,14 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
     noise = given["noise"]
     if noise is not None and noise not in NOISES:
         raise InputError(f"There is no noise {noise!r}; choose one of {', '.join(NOISES)}.")
-    if noise in (None, "gaussian"):
+    if noise in (None, "unknown", "gaussian"):
         for name in ("gain", "offset", "read_noise"):
             if given[name] is not None:
                 raise InputError(
                     f"{_word(name)} describes a counting sensor; say so with noise poisson or poisson-gaussian, or leave it out."
                 )
+        if noise == "unknown" and given["sigma"] is not None:
+            raise InputError("sigma tells the noise; leave out noise unknown, or sigma.")
         return None
     if given["sigma"] is not None:
         raise InputError(f"sigma is for gaussian noise; describe {noise} noise by gain, offset and read-noise.")
@@ -65,29 +68,49 @@ def sensor_of(options: Mapping[str, Any]) -> Sensor | None:
     return Sensor(given["gain"], given["offset"] or 0.0, given["read_noise"] or 0.0)
 
 
-def gaussian_of(data: TaskData, known: Any, sigma: float | None, noise: str | None) -> tuple[float | None, dict[str, Any]]:
+def gaussian_of(
+    data: TaskData, known: Any, sigma: float | None, noise: str | None, *, by_itself: bool = False
+) -> tuple[float | None, dict[str, Any]]:
     """Standard deviation of Gaussian noise in [0, 1] units, told or estimated, None where noise is unknown; and what the record says.
 
-    known: bool [H, W], or None for everywhere. Raises InputError.
+    known: bool [H, W], or None for everywhere. by_itself: noise that nobody has told of is estimated, and taken where it is white.
+    Raises InputError.
     """
     span = data.values.span
-    if sigma is None and noise == "gaussian":
-        unit = estimated_sigma(data.pixels, known)
-        return unit, {"noise": "gaussian", "sigma": unit * span, "sigma_estimated": True}
+    estimated = sigma is None and _estimate(noise, by_itself, lambda: estimated_noise(data.pixels, known))
+    if estimated:
+        sigma = float(f"{estimated * span:.4g}")
     unit = None if sigma is None else checked_sigma(sigma, span)
-    return unit, {"noise": None if unit is None else "gaussian", "sigma": sigma}
+    return unit, {"noise": None if unit is None else "gaussian", "sigma": sigma, **({"sigma_estimated": True} if estimated else {})}
 
 
-def with_sigma_of_whole(
-    shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]], options: Mapping[str, Any]
+def with_noise_of_whole(
+    shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]], options: Mapping[str, Any], *, by_itself: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of an image's tiles, their sigma estimated from the whole where it is not told; and what the record says of it.
+    """The options of an image's tiles, where nobody has told of the noise that of the whole; and what the record says of it.
 
-    shape: (H, W). parts: as `Task.recipe_of_whole` takes them.
+    shape: (H, W). parts: as `Task.recipe_of_whole` takes them. by_itself: as in `gaussian_of`.
     """
-    if options.get("noise") != "gaussian" or options.get("sigma") is not None:
+    noise = options.get("noise")
+    if options.get("sigma") is not None or noise not in (None, "gaussian"):
         return dict(options), {}
-    return {**options, "sigma": estimated_sigma_of_parts(shape, parts)}, {"sigma_estimated": True}
+    sigma = _estimate(noise, by_itself, lambda: estimated_noise_of_parts(shape, parts))
+    if sigma is None:
+        return {**options, "noise": "unknown"}, {}
+    return {**options, "sigma": sigma}, {"sigma_estimated": True}
+
+
+def _estimate(noise: str | None, by_itself: bool, estimated: Callable[[], NoiseLevel]) -> float | None:
+    """The sigma to be taken where none is told: of noise that is called gaussian, whatever it looks like."""
+    if noise == "gaussian":
+        return estimated().sigma
+    if noise is not None or not by_itself:
+        return None
+    try:
+        level = estimated()
+    except InputError:  # too small an image, say
+        return None
+    return level.sigma if level.white else None
 
 
 def check_light(sensor: Sensor, pixels: Any, known: Any) -> None:

@@ -23,7 +23,8 @@ from dipengine.images.large import dump
 from dipengine.images.reading import digest_of
 from dipengine.kernels import backend
 from dipengine.tasks import Task, task_named
-from dipengine.tasks.noise_options import with_sigma_of_whole
+from dipengine.tasks.denoise import estimates_noise
+from dipengine.tasks.noise_options import with_noise_of_whole
 from dipengine.tiling import whole
 from dipengine.tiling.grid import TileGrid
 from dipengine.tiling.plan import KEPT, UNKNOWN, TiledPlan
@@ -160,8 +161,11 @@ def _planned(
         there = sum(np.count_nonzero(known.read(rows)) for rows in known.bands_of_rows())
         missing = float(1 - there / (known.height * known.width))
         parameters = {"mask": told, "random_missing": random_missing, "missing_fraction": missing}
-    options, estimated = with_sigma_of_whole((image.like.height, image.like.width), whole.parts(image, known), options)
-    parameters.update(estimated)
+    if any(option.name == "noise" for option in task.options):
+        by_itself = task.name == "denoise" and estimates_noise(settings.preset)
+        shape = image.like.height, image.like.width
+        options, estimated = with_noise_of_whole(shape, whole.parts(image, known), options, by_itself=by_itself)
+        parameters.update(estimated)
     plan = TiledPlan(
         folder=folder, key=key, task=task.name, options=options, settings=settings,
         values=whole.value_map(task, survey, settings.value_range, options), grid=grid, image=image, known=known, guide=guide,

@@ -66,8 +66,9 @@ class Fits:
         for name in ("random_missing", "data_term"):
             if name in options:
                 small[name] = None
-        if options.get("noise") == "gaussian" and options.get("sigma") is None:
-            small["sigma"] = 1.0  # it will be estimated
+        names = {option.name for option in task_named(task).options}
+        if "noise" in names and options.get("noise") in (None, "gaussian") and options.get("sigma") is None:
+            small["sigma"] = 1.0  # it may be estimated, and a fit that knows its noise holds no less
         if options.get("guide") is not None:
             small["guide"] = Image(np.zeros((height, width, options["guide"].channels), np.uint8))
         image = Image(np.ones((height, width, like.channels), like.dtype), format=like.format)
