@@ -8,9 +8,12 @@ Patches are of 5 x 5 pixels in colour and 8 x 8 in grey, smaller where the image
 eigenvalues. Texture and sharp edges count as noise where there is little of it, in grey images above all (in colour the channels
 tell them apart); noise that JPEG, demosaicking or resampling has smeared over neighbours is told too low.
 
-Both are seen in the eigenvalues themselves: of white noise that outweighs the texture the smallest quarter lies within 1.05 to 1.5
-times the smallest one (photographs of 48x48 to 256x256, sigma 5 to 25; the estimate is then off by 20 % at most, a few as a rule),
-of noise blurred by half a pixel, of demosaicked, resampled and most JPEG images above 1.6, and of images without noise too.
+Both are seen in the eigenvalues themselves. Of white noise that outweighs the texture a quarter of them lies within 1.5 times the
+smallest one; of noise smeared by half a pixel or more, of resampled and of most JPEG images, and of images without noise it does not
+(bench/noise_level.py). Where interpolation leaves nothing in some directions, as demosaicking does, the smallest are those of the
+rounding to 8 bits, which is white: then those at the half are tens of times larger, where white noise has less than 4. And noise that
+is the same in all channels (a tinted grey image), or much stronger in one than in another, is told too low by the patches of all
+channels together: they are compared with each channel's own.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from dipengine.images.namespaces import cast, namespace, on_host
 _SIDES = {1: 8, 2: 6, 3: 5, 4: 4}  # of patches, pixels, by their channels: 64 to 75 values each
 _SMALL_SIDES = {1: 5, 2: 4, 3: 3, 4: 3}
 _ENOUGH = 600  # patches, for the larger ones
-_WHITE = 1.5
+_WHITE = 1.5, 4.0  # of `NoiseLevel.spread`, at most
+_EVEN = 0.75  # of `NoiseLevel.evenness`, at least
 _LEAST = 100  # patches, for any estimate
 _MOST = 50_000  # more add little: rows and columns are passed over
 _AT_ONCE = 20_000
@@ -38,15 +42,17 @@ _NOTHING = 1e-10  # of the variance of pixels: rounding
 @dataclass(frozen=True)
 class NoiseLevel:
     """sigma: standard deviation, in the units of the pixels, of four digits: sums that differ in their order give the same one.
-    spread: eigenvalue at the first quarter over the smallest one."""
+    spread: the eigenvalues at the first quarter and at the half over the smallest one.
+    evenness: sigma over that of the channels looked at one by one, root mean square; 1 in grey."""
 
     sigma: float
-    spread: float
+    spread: tuple[float, float]
+    evenness: float
 
     @property
     def white(self) -> bool:
         """Whether the estimate can be relied on: the noise is white, and more than the texture."""
-        return self.spread <= _WHITE
+        return all(ratio <= limit for ratio, limit in zip(self.spread, _WHITE)) and self.evenness >= _EVEN
 
 
 def estimated_noise(pixels: Any, known: Any = None) -> NoiseLevel:
@@ -61,29 +67,39 @@ def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
     """As `estimated_noise`, of an image of `shape` (H, W) that comes in parts from top to bottom: (pixels, known, rows), of which
     `rows` belong to the part and those beyond to its neighbours."""
     stride = max(1, math.ceil(math.sqrt(shape[0] * shape[1] / _MOST)))
-    found: list[_Moments] = []
+    found: dict[tuple[int, int, int], _Moments] = {}  # of patches by side, first and last channel
     for pixels, known, rows in parts:
         channels = pixels.shape[2]
         # More than four are no colours: each is an image of its own.
-        groups = [slice(0, channels)] if channels in _SIDES else [slice(c, c + 1) for c in range(channels)]
-        depth = groups[0].stop
-        side = _side(shape, depth)
-        found = found or [_Moments(side * side * depth) for _ in groups]
-        for group, moments in zip(groups, found):
-            for patches in _patches(pixels[:, :, group], known, rows, side, stride):
+        groups = [(0, channels)] if channels in _SIDES else [(c, c + 1) for c in range(channels)]
+        kinds = [(_side(shape, last - first), first, last) for first, last in groups]
+        if 1 < channels and channels in _SIDES:
+            kinds += [(_SMALL_SIDES[1], c, c + 1) for c in range(channels)]
+        for side, first, last in kinds:
+            moments = found.setdefault((side, first, last), _Moments(side * side * (last - first)))
+            for patches in _patches(pixels[:, :, first:last], known, rows, side, stride):
                 moments.add(patches)
-    if not found or found[0].count < _LEAST:
+    together, alone = list(found.values()), []
+    if together and channels in _SIDES:
+        together, alone = together[:1], together[1:]
+    if not together or min(moments.count for moments in together + alone) < _LEAST:
         raise InputError(
             "The image is too small, or too little of it is known, to tell how strong its noise is; give sigma, its standard deviation "
             "in the image's own units, or leave noise out."
         )
-    covariances = [moments.covariance() for moments in found]
+    covariances = [moments.covariance() for moments in together]
     spectra = [np.linalg.eigvalsh(covariance) for covariance in covariances]  # rising
     variance = float(np.mean([_smallest(values) for values in spectra]))
     if not variance > _NOTHING * np.mean([np.diag(covariance) for covariance in covariances]):
         raise InputError("The image shows no noise, so that its standard deviation cannot be told; give sigma, or leave noise out.")
-    spread = max(float(values[len(values) // 4] / values[0]) if values[0] > 0 else math.inf for values in spectra)
-    return NoiseLevel(float(f"{math.sqrt(variance):.4g}"), spread)
+    quarter, half = (max(_over_smallest(values, part) for values in spectra) for part in (4, 2))
+    by_channel = [_smallest(np.linalg.eigvalsh(moments.covariance())) for moments in alone] or [variance]
+    evenness = math.sqrt(variance / np.mean(by_channel))
+    return NoiseLevel(float(f"{math.sqrt(variance):.4g}"), (quarter, half), evenness)
+
+
+def _over_smallest(values: np.ndarray, part: int) -> float:
+    return float(values[len(values) // part] / values[0]) if values[0] > 0 else math.inf
 
 
 def _side(shape: tuple[int, int], depth: int) -> int:
