@@ -130,6 +130,7 @@ def test_noise_that_nobody_tells_of_is_taken_where_it_is_white():
     stops = {**TINY, "channels": 16, "stop": "auto", "iterations": 400}
     assert dipengine.denoise(white, **stops).record["stop_reason"] == "discrepancy"
     for result in (
+        dipengine.denoise(np.clip(np.rint(noisy(45)[0]), 0, 255).astype(np.uint8), **stops),  # strong
         dipengine.denoise(other, **stops), dipengine.denoise(white, noise="unknown", **stops),
         dipengine.denoise(white, preset="paper", **stops), dipengine.denoise(white[:8, :8], **stops),
         dipengine.denoise(np.full((64, 64), 7, np.uint8), **stops), dipengine.deblur(white, np.ones((1, 3)), **stops),

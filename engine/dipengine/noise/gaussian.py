@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dipengine.errors import InputError
 
-_STRONG_NOISE = 37.5 / 255  # half-way between the two levels for which the authors name a perturbation
+STRONG_NOISE = 37.5 / 255  # half-way between the two levels for which the authors name a perturbation
 
 
 def checked_sigma(sigma: float, data_range: float) -> float:
@@ -28,4 +28,4 @@ def checked_sigma(sigma: float, data_range: float) -> float:
 
 def perturbation_for(sigma: float) -> float:
     """Standard deviation of the perturbation of z for noise `sigma` (in [0, 1] units): 1/30, or 1/20 when strong."""
-    return 1 / 20 if sigma >= _STRONG_NOISE else 1 / 30
+    return 1 / 20 if sigma >= STRONG_NOISE else 1 / 30

@@ -9,7 +9,7 @@ from typing import Any
 from dipengine.errors import InputError
 from dipengine.images.namespaces import cast, extremes, mean, namespace
 from dipengine.noise.estimate import NoiseLevel, estimated_noise, estimated_noise_of_parts
-from dipengine.noise.gaussian import checked_sigma
+from dipengine.noise.gaussian import STRONG_NOISE, checked_sigma
 from dipengine.noise.sensor import Sensor
 from dipengine.tasks.base import TaskData, TaskOption
 
@@ -73,11 +73,12 @@ def gaussian_of(
 ) -> tuple[float | None, dict[str, Any]]:
     """Standard deviation of Gaussian noise in [0, 1] units, told or estimated, None where noise is unknown; and what the record says.
 
-    known: bool [H, W], or None for everywhere. by_itself: noise that nobody has told of is estimated, and taken where it is white.
-    Raises InputError.
+    known: bool [H, W], or None for everywhere. by_itself: noise that nobody has told of is estimated, and taken where it is white and
+    not strong: the variance of the outputs has a sharp minimum then, which comes so soon that the look-back of known noise behind it
+    is long (bench/stopping.py). Raises InputError.
     """
     span = data.values.span
-    estimated = sigma is None and _estimate(noise, by_itself, lambda: estimated_noise(data.pixels, known))
+    estimated = sigma is None and _estimate(noise, by_itself, 1.0, lambda: estimated_noise(data.pixels, known))
     if estimated:
         sigma = float(f"{estimated * span:.4g}")
     unit = None if sigma is None else checked_sigma(sigma, span)
@@ -85,22 +86,22 @@ def gaussian_of(
 
 
 def with_noise_of_whole(
-    shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]], options: Mapping[str, Any], *, by_itself: bool
+    shape: tuple[int, int], parts: Iterable[tuple[Any, Any, slice]], options: Mapping[str, Any], span: float, *, by_itself: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of an image's tiles, where nobody has told of the noise that of the whole; and what the record says of it.
 
-    shape: (H, W). parts: as `Task.recipe_of_whole` takes them. by_itself: as in `gaussian_of`.
+    shape: (H, W). parts: as `Task.recipe_of_whole` takes them. span: of the value map. by_itself: as in `gaussian_of`.
     """
     noise = options.get("noise")
     if options.get("sigma") is not None or noise not in (None, "gaussian"):
         return dict(options), {}
-    sigma = _estimate(noise, by_itself, lambda: estimated_noise_of_parts(shape, parts))
+    sigma = _estimate(noise, by_itself, span, lambda: estimated_noise_of_parts(shape, parts))
     if sigma is None:
         return {**options, "noise": "unknown"}, {}
     return {**options, "sigma": sigma}, {"sigma_estimated": True}
 
 
-def _estimate(noise: str | None, by_itself: bool, estimated: Callable[[], NoiseLevel]) -> float | None:
+def _estimate(noise: str | None, by_itself: bool, span: float, estimated: Callable[[], NoiseLevel]) -> float | None:
     """The sigma to be taken where none is told: of noise that is called gaussian, whatever it looks like."""
     if noise == "gaussian":
         return estimated().sigma
@@ -110,7 +111,7 @@ def _estimate(noise: str | None, by_itself: bool, estimated: Callable[[], NoiseL
         level = estimated()
     except InputError:  # too small an image, say
         return None
-    return level.sigma if level.white else None
+    return level.sigma if level.white and level.sigma < STRONG_NOISE * span else None
 
 
 def check_light(sensor: Sensor, pixels: Any, known: Any) -> None:

@@ -161,14 +161,15 @@ def _planned(
         there = sum(np.count_nonzero(known.read(rows)) for rows in known.bands_of_rows())
         missing = float(1 - there / (known.height * known.width))
         parameters = {"mask": told, "random_missing": random_missing, "missing_fraction": missing}
+    values = whole.value_map(task, survey, settings.value_range, options)
     if any(option.name == "noise" for option in task.options):
         by_itself = task.name == "denoise" and estimates_noise(settings.preset)
-        shape = image.like.height, image.like.width
-        options, estimated = with_noise_of_whole(shape, whole.parts(image, known), options, by_itself=by_itself)
+        bands = whole.parts(image, known)
+        options, estimated = with_noise_of_whole(image.like.pixels.shape[:2], bands, options, values.span, by_itself=by_itself)
         parameters.update(estimated)
     plan = TiledPlan(
         folder=folder, key=key, task=task.name, options=options, settings=settings,
-        values=whole.value_map(task, survey, settings.value_range, options), grid=grid, image=image, known=known, guide=guide,
+        values=values, grid=grid, image=image, known=known, guide=guide,
         guide_values=guide_values, recipe=task.recipe_of_whole(whole.parts(image, known), options), skipped=skipped,
         mean=tuple(survey.mean.tolist()), keep_known=problem.keep_known, fills_alpha=told == "alpha", parameters=parameters,
     )
