@@ -225,6 +225,12 @@ def test_wrong_use_is_one_sentence(noisy, call, message):
     assert "\n" not in str(caught.value)
 
 
+def test_counts_as_small_as_their_truth_are_measured():
+    light = np.linspace(0.1, 1.8, 1600).reshape(40, 40)
+    counts = np.random.default_rng(0).poisson(light).astype(np.uint16)
+    assert dipengine.denoise(counts, truth=light, noise="poisson", gain=1.0, **TINY).record["psnr"] > 0
+
+
 def test_numbers_and_devices_of_other_libraries(noisy):
     kinds = {"channels": np.int64(8), "levels": np.int64(2), "iterations": np.int32(3), "value_range": np.array([0, 300])}
     result = dipengine.denoise(noisy, device=torch.device("cpu"), stop="fixed", **kinds)

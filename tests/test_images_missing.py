@@ -65,7 +65,7 @@ def test_transparency_has_values_everywhere(tmp_path, bad):
         lambda: read_image(tmp_path / "in.tif"), lambda: decode(tmp_path / "in.tif", tmp_path, "decoded"),
         lambda: from_array(np.dstack([pixels, alpha]), alpha=True),
     ):
-        with pytest.raises(ImageError, match="transparency of .* holds NaN"):
+        with pytest.raises(ImageError, match="alpha channel of .* holds NaN"):
             refused()
 
 
@@ -89,10 +89,23 @@ def test_what_a_masked_array_masks_is_missing(dtype):
     np.testing.assert_array_equal(image.pixels[KNOWN], pixels[KNOWN])
     assert type(back(np.zeros_like(pixels))) is np.ndarray
     assert from_array(np.ma.MaskedArray(noise(dtype, 3)))[0].known is None
-    four = from_array(np.ma.MaskedArray(np.dstack([noise(dtype, 3), noise(dtype, 1)]), np.dstack([hidden, ~hidden[..., :1]])),
-                      alpha=True)[0] if dtype != "float32" else None
-    if four is not None:  # a mask of transparency says nothing
+    # A mask of transparency says nothing: it is returned as it came.
+    alpha = noise(dtype, 1, seed=1)
+    for over_alpha in (hidden[..., :1], ~hidden[..., :1], np.ones_like(hidden[..., :1])):
+        four = from_array(np.ma.MaskedArray(np.dstack([pixels, alpha]), np.dstack([hidden, over_alpha])), alpha=True)[0]
         np.testing.assert_array_equal(four.known, KNOWN)
+        np.testing.assert_array_equal(four.alpha, alpha[..., 0])
+
+
+def test_nan_outside_of_the_mask_of_a_masked_array_is_missing_too():
+    pixels = np.float32(synthetic_picture(23, 37))
+    pixels[10, 10, 0] = np.nan
+    masked = np.ma.MaskedArray(pixels, np.broadcast_to(~KNOWN[:, :, None], pixels.shape))
+    known = KNOWN.copy()
+    known[10, 10] = False
+    np.testing.assert_array_equal(from_array(masked)[0].known, known)
+    np.testing.assert_array_equal(from_array(np.ma.MaskedArray(pixels))[0].known, np.isfinite(pixels).all(axis=2))
+    assert np.isfinite(dipengine.inpaint(masked, value_range=(0, 1), **FIT).image).all()
 
 
 def test_the_fit_is_that_of_a_mask():

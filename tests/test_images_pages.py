@@ -10,8 +10,9 @@ import pytest
 from batches import FIT, batch, images, picture, rows
 from dipengine.cli.main import main
 from dipengine.errors import ImageError, InputError
-from dipengine.images import Image, decode, read_header, read_image, read_mask, reading, write_image
+from dipengine.images import Image, decode, read_header, read_image, read_kernel, read_mask, reading, write_image
 from dipengine.images.pages import file_and_page
+from dipengine.images.raster_reading import pages_in
 from dipengine.scheduling.jobs import Request
 from dipengine.scheduling.sources import jobs_of
 from image_samples import noise
@@ -121,6 +122,66 @@ def test_a_single_command_takes_a_page_for_image_truth_and_mask(folder):
     assert main([*words[:3], "s.tif", *words[4:]]) == 2  # the stack itself would be overwritten
     assert main([*words, "--tile", "16,4"]) == 0
     np.testing.assert_array_equal(read_image("out.tif").pixels[mask > 0], pages[2][mask > 0])
+
+
+def test_tiles_of_one_page_are_not_taken_for_those_of_another(folder, monkeypatch):
+    from dipengine.tiling import command
+
+    stack_of(folder / "s.tif", "uint8")
+    stack_of(folder / "m.tif", "uint8")
+    words = ["inpaint", "s.tif[page=0]", "-o", "out.tif", "--mask", "m.tif[page=0]", "--tile", "16,4", *FIT, "--quiet"]
+    other = [word.replace("page=0", "page=2") for word in words]
+    assert main([*other[:3], "whole.tif", *other[4:]]) == 0
+    restore, fitted = command.restore_tile, []
+
+    def interrupted(tiled, index, **more):
+        if len(fitted) == 1:
+            raise KeyboardInterrupt
+        fitted.append(index)
+        restore(tiled, index, **more)
+
+    for begun in (words, [other[0], words[1], *other[2:]], [words[0], other[1], *words[2:]]):
+        fitted.clear()
+        monkeypatch.setattr(command, "restore_tile", interrupted)
+        assert main(begun) == 130
+        monkeypatch.setattr(command, "restore_tile", restore)
+        assert main(other) == 0
+        assert Path("out.tif").read_bytes() == Path("whole.tif").read_bytes()
+
+
+def test_a_row_that_names_another_page_is_another_image(folder):
+    stack_of(folder / "s.tif", "uint8")
+    for page in (0, 2):
+        Path("jobs.csv").write_text(f"input,output\ns.tif[page={page}],x.tif\n")
+        assert batch(source="jobs.csv") == 0
+        assert json.loads(Path("out/x.tif.json").read_text())["input"]["source"].endswith(f"[page={page}]")
+    assert rows()["x.tif"]["attempts"] == 2
+    Path("man").mkdir()
+    Path("man/jobs.csv").write_text("input\n../s.tif[page=0]\n../s.tif[page=1]\n")
+    assert [job.output for job in jobs_of("man/jobs.csv", folder / "out", Request())] == ["s_p0000.tif", "s_p0001.tif"]
+
+
+def test_stacks_of_mixed_pages_and_what_is_no_stack(folder):
+    pages = [noise("float64", 1, SIZE)[..., 0], noise("uint8", 1, SIZE)[..., 0], noise("uint8", 3, SIZE)]
+    with tifffile.TiffWriter("mixed.tif") as file:
+        for page in pages:
+            file.write(page, photometric="rgb" if page.ndim == 3 else "minisblack", contiguous=False)
+    for number, page in enumerate(pages):
+        np.testing.assert_array_equal(read_image(f"mixed.tif[page={number}]").pixels.squeeze(), page)
+    with pytest.raises(ImageError, match="no page 3"):
+        read_image("mixed.tif[page=3]")
+    Path("svg.tif").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    assert pages_in("svg.tif") == 1 and pages_in("mixed.tif") == 3
+
+
+def test_a_kernel_may_be_a_page(folder):
+    kernels = np.random.default_rng(0).random((2, 5, 5)).astype("float32")
+    tifffile.imwrite("k.tif", kernels, photometric="minisblack")
+    np.testing.assert_allclose(read_kernel("k.tif[page=1]"), kernels[1] / kernels[1].sum(), rtol=1e-6)
+    kernels[1, 2, 2] = np.nan
+    tifffile.imwrite("k.tif", kernels, photometric="minisblack")
+    with pytest.raises(InputError, match="holds NaN"):
+        read_kernel("k.tif[page=1]")
 
 
 def test_jobs_of_stacks(folder):

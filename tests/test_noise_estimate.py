@@ -14,6 +14,7 @@ from dipengine.errors import InputError
 from dipengine.images import Image, read_image, write_image
 from dipengine.noise.estimate import estimated_noise, estimated_noise_of_parts
 
+STOPS = {**TINY, "channels": 16, "stop": "auto", "iterations": 400}  # by the noise, so that its strength counts
 QUICK = ["--channels", "8", "--levels", "2", "--iterations", "6", "--stop", "fixed", "--threads", "1"]
 
 
@@ -103,11 +104,12 @@ def test_where_nothing_can_be_told_it_says_so(pixels, known, words):
 def test_gaussian_noise_without_a_sigma_is_fitted_as_if_it_were_told():
     pixels = np.clip(np.rint(noisy(20)[0]), 0, 255).astype(np.uint8)
     for restore in (dipengine.denoise, lambda image, **more: dipengine.deblur(image, np.ones((1, 3)) / 3, **more)):
-        estimated = restore(pixels, noise="gaussian", **TINY)
+        estimated = restore(pixels, noise="gaussian", **STOPS)
         sigma = estimated.record["parameters"]["sigma"]
         assert sigma == pytest.approx(19.5, rel=0.1) and estimated.record["parameters"]["sigma_estimated"] is True
-        told = restore(pixels, sigma=sigma, **TINY)
+        told, other = (restore(pixels, sigma=given, **STOPS) for given in (sigma, 1.2 * sigma))
         np.testing.assert_array_equal(estimated.image, told.image)
+        assert estimated.record["iterations"] == told.record["iterations"] > other.record["iterations"]
         assert "sigma_estimated" not in told.record["parameters"]
     missing = np.float32(pixels)
     missing[:30] = np.nan
@@ -124,16 +126,15 @@ def smeared(sigma):
 def test_noise_that_nobody_tells_of_is_taken_where_it_is_white():
     white, other = (np.clip(np.rint(pixels), 0, 255).astype(np.uint8) for pixels in (noisy(20)[0], smeared(20)))
     assert estimated_noise(white).white and not estimated_noise(other).white
-    taken = dipengine.denoise(white, **TINY)
-    np.testing.assert_array_equal(taken.image, dipengine.denoise(white, noise="gaussian", **TINY).image)
+    taken = dipengine.denoise(white, **STOPS)
+    np.testing.assert_array_equal(taken.image, dipengine.denoise(white, noise="gaussian", **STOPS).image)
+    assert taken.record["stop_reason"] == "discrepancy"
     assert taken.record["parameters"]["noise"] == "gaussian" and taken.record["parameters"]["sigma_estimated"] is True
-    stops = {**TINY, "channels": 16, "stop": "auto", "iterations": 400}
-    assert dipengine.denoise(white, **stops).record["stop_reason"] == "discrepancy"
     for result in (
-        dipengine.denoise(np.clip(np.rint(noisy(45)[0]), 0, 255).astype(np.uint8), **stops),  # strong
-        dipengine.denoise(other, **stops), dipengine.denoise(white, noise="unknown", **stops),
-        dipengine.denoise(white, preset="paper", **stops), dipengine.denoise(white[:8, :8], **stops),
-        dipengine.denoise(np.full((64, 64), 7, np.uint8), **stops), dipengine.deblur(white, np.ones((1, 3)), **stops),
+        dipengine.denoise(np.clip(np.rint(noisy(45)[0]), 0, 255).astype(np.uint8), **STOPS),  # strong
+        dipengine.denoise(other, **STOPS), dipengine.denoise(white, noise="unknown", **STOPS),
+        dipengine.denoise(white, preset="paper", **STOPS), dipengine.denoise(white[:8, :8], **STOPS),
+        dipengine.denoise(np.full((64, 64), 7, np.uint8), **STOPS), dipengine.deblur(white, np.ones((1, 3)), **STOPS),
     ):
         parameters = result.record["parameters"]
         assert parameters["noise"] is None and parameters["sigma"] is None and "sigma_estimated" not in parameters
@@ -176,9 +177,9 @@ def test_what_lies_in_some_directions_alone_is_not_taken_for_white():
 def test_the_same_bits_however_the_sums_are_formed(monkeypatch):
     """BLAS may add in another order with other threads: the fit is the same."""
     pixels = np.clip(np.rint(noisy(20)[0]), 0, 255).astype(np.uint8)
-    expected = dipengine.denoise(pixels, **TINY)
+    expected = dipengine.denoise(pixels, **STOPS)
     monkeypatch.setattr("dipengine.noise.estimate._AT_ONCE", 900)
-    other = dipengine.denoise(pixels, **TINY)
+    other = dipengine.denoise(pixels, **STOPS)
     assert other.record["parameters"] == expected.record["parameters"]
     np.testing.assert_array_equal(other.image, expected.image)
 

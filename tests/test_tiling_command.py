@@ -118,6 +118,13 @@ def test_an_unwritable_kind_is_refused_before_any_fit(folder, capsys):
     assert "float32" in capsys.readouterr().err and not tiles_folder(folder / "out.png").exists()
 
 
+def test_a_truth_in_another_unit_is_refused_before_anything_is_fitted(folder, capsys):
+    truth = read_image(folder / "truth.png").pixels / np.float32(255)
+    write_image(folder / "unit.tif", truth, Image(truth))
+    assert run("denoise", folder / "noisy.png", "-o", folder / "o.png", "--truth", folder / "unit.tif", "--tile", "40,8", *QUICK) == 2
+    assert "give both in one unit" in capsys.readouterr().err and not (folder / "o.png").exists()
+
+
 def test_nan_in_a_float_tiff_is_filled_in(folder):
     values = np.float32(read_image(folder / "noisy.png").pixels)
     values[30:38, 50:58] = np.nan

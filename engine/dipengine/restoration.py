@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _UNIT_TOP = 2.0  # what noise may make of 1
+_INTEGER_TOP = 32  # no picture of integers is darker throughout
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class RunningRestoration:
         self.truth = truth
         if truth is not None:
             check_truth(image, truth, plan.problem.shape)
-            _check_units(image, truth)
+            check_units(plan.values, image, truth)
             self._peak = psnr_peak(plan.values, settings, image, truth)
         self.run = FitRun(
             plan.problem,
@@ -225,14 +226,16 @@ def restore_image(
     return restoring.complete(progress, keep_on_interrupt=keep_on_interrupt)
 
 
-def _check_units(image: Image, truth: Image) -> None:
-    """A picture in 0..1 and one in 0..255 would be compared in two units. Raises InputError."""
+def check_units(values: ValueMap, image: Image, truth: Image) -> None:
+    """A picture in 0..1 and one in 0..255 would be compared in two units. Counts may be as small. Raises InputError."""
     names = image.dtype_name, truth.dtype_name
     if sum(name in ("uint8", "uint16") for name in names) != 1 or image.in_data_units or truth.in_data_units:
         return
+    if names[0] in ("uint8", "uint16") and not values.is_whole(names[0]):
+        return
     tops = [extremes(given.pixels if given.known is None else given.pixels[given.known])[1] for given in (image, truth)]
     integer, real = tops if names[0].startswith("uint") else tops[::-1]
-    if real <= _UNIT_TOP < integer:
+    if real <= _UNIT_TOP and integer >= _INTEGER_TOP:
         raise InputError(
             f"The truth is {names[1]} with values up to {tops[1]:g} and the image {names[0]} with values up to {tops[0]:g}; "
             f"give both in one unit."

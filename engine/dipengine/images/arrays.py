@@ -53,7 +53,9 @@ def from_array(array: Any, axes: str | None = None, *, alpha: bool = False, stay
         if pixels.shape[2] < 2:
             raise InputError("The image array has one channel, which cannot be alpha; leave alpha out.")
         pixels, alpha_plane = dense(pixels[..., :-1]), dense(pixels[..., -1])
-        missing = None if missing is None else missing[..., :-1]
+        missing = None if missing is None else missing[..., :-1]  # transparency is what it is, masked or not
+    if missing is not None:  # whatever hides under the mask
+        pixels = np.where(missing, pixels.dtype.type(np.nan if pixels.dtype.kind == "f" else 0), pixels)
     image = Image(pixels=pixels, alpha=alpha_plane, sha256=sha256)
     image = replace(image, known=known_in(image, missing, "The image array"))
 
@@ -118,7 +120,7 @@ def _as_they_are(array: Any) -> tuple[Any, Callable[[Any], Any]]:
 def _to_numpy(array: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
     """The array's values on the CPU, and the way back for an array of their dtype."""
     if isinstance(array, np.ma.MaskedArray):
-        return np.asarray(array.filled(np.nan if array.dtype.kind == "f" else 0)), lambda values: values
+        return np.asarray(array.data), lambda values: values
     if isinstance(array, np.ndarray):
         return np.asarray(array), lambda values: values
     torch = sys.modules.get("torch")

@@ -9,6 +9,7 @@ import numpy as np
 from dipengine.errors import ImageError, InputError
 from dipengine.images.image import opaque
 from dipengine.images.limits import MAX_PIXELS
+from dipengine.images.pages import file_and_page
 from dipengine.images.reading import check_readable, read_image
 
 TEXT_ENDINGS = (".txt", ".csv", ".tsv", ".dat")
@@ -22,8 +23,9 @@ def read_kernel(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.
     and InputError (values that are no kernel).
     """
     source = os.fspath(path)
-    check_readable(Path(source))
-    ending = Path(source).suffix.lower()
+    file = file_and_page(source)[0]
+    check_readable(Path(file))
+    ending = Path(file).suffix.lower()
     if ending == ".npy":
         try:
             values = np.load(source, allow_pickle=False)
@@ -39,6 +41,8 @@ def read_kernel(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.
                 f"The kernel is no readable image ({str(error).rstrip('.')}); give a grey image, a .npy array, or a "
                 f"matrix as .txt or .csv."
             ) from error
+        if image.known is not None:
+            raise InputError(f"The kernel {source} holds NaN or BLANK values; give finite weights.")
         if (image.pixels != image.pixels[:, :, :1]).any():
             raise InputError(f"The kernel {source} is coloured; give a grey image, one weight a pixel.")
         if image.alpha is not None and (image.alpha != opaque(image.alpha.dtype)).any():

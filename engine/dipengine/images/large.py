@@ -105,7 +105,7 @@ def read_header(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Ima
             raise undecodable(source, error) from error
         image = read_deep_tiff(source, page, sha256="", max_pixels=max_pixels)
         return replace(image, pixels=_zeros(image.pixels), alpha=None if image.alpha is None else _zeros(image.alpha))
-    return _raster_like(os.fspath(path), opened, file_format)
+    return _raster_like(source if page is None else page_name(source, page), opened, file_format)
 
 
 def decode(path: str | os.PathLike, folder: Path, name: str, *, max_pixels: int = MAX_PIXELS) -> LargeImage:

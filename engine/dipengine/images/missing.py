@@ -12,12 +12,14 @@ from dipengine.images.namespaces import any_true, is_float, namespace
 def known_of(pixels: Any, missing: Any, source: str) -> Any:
     """Bool [H, W], True where every channel has a value.
 
-    pixels, missing: [H, W, C] of one library; missing is bool, None where NaN alone says it. Raises ImageError for infinite values.
+    pixels, missing: [H, W, C] of one library; missing is bool, what NaN does not say, or None. Raises ImageError for infinite values.
     """
     xp = namespace(pixels)
-    if is_float(pixels) and any_true(xp.isinf(pixels)):
-        raise ImageError(f"{source} holds infinite values; write NaN where pixels are missing.")
-    return ~xp.any(xp.isnan(pixels) if missing is None else missing, axis=2)
+    if is_float(pixels):
+        if any_true(xp.isinf(pixels)):
+            raise ImageError(f"{source} holds infinite values; write NaN where pixels are missing.")
+        missing = xp.isnan(pixels) if missing is None else missing | xp.isnan(pixels)
+    return ~xp.any(missing, axis=2)
 
 
 def check_some_known(some: bool, source: str) -> None:
@@ -30,7 +32,7 @@ def check_some_known(some: bool, source: str) -> None:
 def check_alpha(alpha: Any, source: str) -> None:
     """Raises ImageError for transparency that is NaN or infinite."""
     if alpha is not None and is_float(alpha) and not bool(namespace(alpha).all(namespace(alpha).isfinite(alpha))):
-        raise ImageError(f"The transparency of {source} holds NaN or infinite values; set every pixel's between 0 and 1.")
+        raise ImageError(f"The alpha channel of {source[:1].lower() + source[1:] if source.startswith('The ') else source} holds NaN or infinite values; set every pixel's between 0 and 1.")
 
 
 def known_in(image: Image, missing: Any, source: str) -> Any:

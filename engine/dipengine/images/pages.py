@@ -30,8 +30,8 @@ def page_name(path: str, page: int) -> str:
 def check_pages(source: str, pages: int, page: int | None) -> None:
     """Refuse a file of several pages or frames of which none is named, and a page that is not there. Raises ImageError."""
     if page is None and pages > 1:
-        raise ImageError(f"{source} holds {pages} pages or frames; name one, as in '{page_name(source, 0)}', or give the file to "
-                         "dipengine batch, which restores all of them.")
+        raise ImageError(f"{source} holds {pages} pages or frames; name one, as in '{page_name(source, 0)}' (dipengine batch SOURCE "
+                         "takes all pages of a TIFF, GIF or WebP).")
     if page is not None and page >= pages:
         there = "one page, 0" if pages == 1 else f"pages 0 to {pages - 1}"
         raise ImageError(f"{source} has {there}, and no page {page}; name one that is there.")

@@ -55,8 +55,14 @@ def open_raster(source: str, page: int | None = None, *, max_pixels: int) -> tup
     pyvips = load_pyvips()
     stream = pyvips.Source.new_from_file(source)
     file_format = _format(pyvips, stream, source)
-    opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
-    check_pages(source, opened.get_n_pages(), page)
+    try:
+        opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error")
+        pages = opened.get_n_pages()
+    except pyvips.Error:
+        if not page:
+            raise
+        pages = deep_pages(source)  # the first page may be of 64 bits a sample, and this one not
+    check_pages(source, pages, page)
     if page:
         stream = pyvips.Source.new_from_file(source)
         opened = pyvips.Image.new_from_source(stream, "", access="sequential", fail_on="error", page=page)
@@ -68,7 +74,11 @@ def pages_in(source: str) -> int:
     """How many pages or frames a file of the kinds above has; 1 where nobody can tell."""
     pyvips = load_pyvips()
     try:
-        return pyvips.Image.new_from_source(pyvips.Source.new_from_file(source), "", access="sequential").get_n_pages()
+        stream = pyvips.Source.new_from_file(source)
+        _format(pyvips, stream, source)
+        return pyvips.Image.new_from_source(stream, "", access="sequential").get_n_pages()
+    except ImageError:
+        return 1
     except pyvips.Error:
         return deep_pages(source)
 

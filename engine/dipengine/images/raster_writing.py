@@ -43,7 +43,8 @@ def write_raster_from(raw: RawPixels, path: Path, file_format: FileFormat, like:
     pyvips = load_pyvips()
     height, width, bands = raw.shape
     try:
-        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype))
+        # Else libvips may take what it read from another file of that name.
+        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype), revalidate=True)
         _encode(picture, path, file_format, raw.dtype, bands - alpha, like, scale)
     except pyvips.Error as error:
         raise OSError(reason(error)) from error

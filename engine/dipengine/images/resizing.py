@@ -21,7 +21,8 @@ def enlarge_from(raw: RawPixels, factor: int, path: Path) -> RawPixels:
     pyvips = load_pyvips()
     height, width, bands = raw.shape
     try:
-        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype))
+        # Else libvips may take what it read from another file of that name.
+        picture = pyvips.Image.rawload(str(raw.path), width, height, bands, format=vips_format(raw.dtype), revalidate=True)
         picture.extract_band(bands - 1).resize(factor, kernel="cubic").rawsave(str(path))
     except pyvips.Error as error:
         raise OSError(reason(error)) from error

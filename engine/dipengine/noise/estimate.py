@@ -30,6 +30,7 @@ from dipengine.images.namespaces import cast, namespace, on_host
 
 _SIDES = {1: 8, 2: 6, 3: 5, 4: 4}  # of patches, pixels, by their channels: 64 to 75 values each
 _SMALL_SIDES = {1: 5, 2: 4, 3: 3, 4: 3}
+PATCH = max(_SIDES.values())  # rows that one may need
 _ENOUGH = 600  # patches, for the larger ones
 _WHITE = 1.5, 4.0  # of `NoiseLevel.spread`, at most
 _EVEN = 0.65  # of `NoiseLevel.evenness`, at least

@@ -128,7 +128,8 @@ class Batch:
             now = facts_of(row.job.input)
         except InputError:
             return False
-        if not files or now.sha256 != files[0].sha256:
+        pages = [file_and_page(place)[1] for place in (row.job.input, *(file.path for file in files[:1]))]
+        if not files or now.sha256 != files[0].sha256 or pages[0] != pages[1]:
             return False
         self.ledger.moved(row, facts_json([now, *files[1:]]))
         return True

@@ -280,7 +280,7 @@ def _job_of(row: Mapping[str, Any], base: Path, request: Request, ending: str | 
         relative = os.path.relpath(file, base)
         relative = relative if page is None else _place_of_page(relative, page)
         inside = not relative.startswith("..")
-        output = _output(PurePosixPath(relative if inside else os.path.basename(source)).as_posix(), ending)
+        output = _output(PurePosixPath(relative if inside else os.path.basename(relative)).as_posix(), ending)
     else:
         output = PurePosixPath(os.path.normpath(str(output))).as_posix()
         if os.path.isabs(output) or output.startswith(".."):

@@ -36,7 +36,7 @@ def estimates_noise(preset: str) -> bool:
 
 class Denoise(Task):
     name = "denoise"
-    summary = "remove noise from an image (blind, or with a known standard deviation or sensor)"
+    summary = "remove noise from an image (found by itself, or of a known standard deviation or sensor)"
     options = (
         *NOISE_OPTIONS,
         TaskOption(

@@ -12,7 +12,7 @@ from dipengine.errors import InputError, OutputError
 from dipengine.fitting.progress import ProgressCallback
 from dipengine.fitting.settings import Settings
 from dipengine.images import LargeImage, RawPixels, check_writable, decode, read_header
-from dipengine.restoration import check_truth, psnr_peak
+from dipengine.restoration import check_truth, check_units, psnr_peak
 from dipengine.tiling import measuring
 from dipengine.tiling.grid import Tile
 from dipengine.tiling.plan import TiledPlan
@@ -107,7 +107,11 @@ def _alone(folder: Path, output: Path) -> Iterator[None]:
 
 def truth_of(path: Path, tiled: TiledPlan, folder: Path, max_pixels: int) -> LargeImage:
     check_truth(tiled.image.like, read_header(path, max_pixels=max_pixels), tiled.shape)
-    return decode(path, folder, "truth", max_pixels=max_pixels)
+    truth = decode(path, folder, "truth", max_pixels=max_pixels)
+    if truth.like.dtype != tiled.image.like.dtype:
+        samples = (Survey.of(image, known).sample for image, known in ((tiled.image, tiled.known), (truth, truth.known)))
+        check_units(tiled.values, *samples)
+    return truth
 
 
 def measured_against(tiled: TiledPlan, result: RawPixels, truth: LargeImage) -> dict[str, float | None]:

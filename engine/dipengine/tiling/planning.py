@@ -20,6 +20,7 @@ from dipengine.errors import DipEngineError, InputError, OutputError
 from dipengine.fitting.settings import Settings
 from dipengine.images import MAX_PIXELS, Image, LargeImage, RawPixels, ValueMap, decode, read_header, read_large_mask
 from dipengine.images.large import dump
+from dipengine.images.pages import file_and_page
 from dipengine.images.reading import digest_of
 from dipengine.kernels import backend
 from dipengine.tasks import Task, task_named
@@ -235,7 +236,7 @@ def _digest(value: Source | np.ndarray | None) -> str | None:
         return " ".join([value.sha256, *("" if array is None else _digest(array) for array in arrays)])
     if isinstance(value, np.ndarray):
         return f"{value.shape} {value.dtype} {hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
-    return digest_of(value)
+    return f"{digest_of(value)} {file_and_page(value)[1]}"
 
 
 def _found(folder: Path, key: str) -> TiledPlan | None:
@@ -269,6 +270,6 @@ def disk_bytes(like: Image, guide: Image | None, grid: TileGrid, options: Mappin
     pixels, scale = like.height * like.width, grid.rows.scale
     each = like.channels * like.dtype.itemsize + (like.alpha is not None) * like.dtype.itemsize
     tiles = len(grid) * grid.rows.tile * grid.columns.tile * scale * scale * like.channels * 4
-    masks = pixels * (2 * (like.format == "fits") + 5 * ("mask" in options))
+    masks = pixels * (2 * (like.format == "fits" or like.dtype.kind == "f") + 5 * ("mask" in options))
     beside = 0 if guide is None else pixels * guide.channels * guide.dtype.itemsize
     return pixels * each * (1 + scale * scale) + tiles + masks + beside

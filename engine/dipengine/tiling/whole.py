@@ -12,12 +12,14 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.images import Image, LargeImage, RawPixels, ValueMap
 from dipengine.images.image import opaque
+from dipengine.noise.estimate import PATCH
 from dipengine.noise.light import REACH
 from dipengine.tasks import Task
 from dipengine.tasks.inpaint import NOTHING_MISSING, random_mask
 from dipengine.tiling.grid import TileGrid
 
 _SAMPLE = 1_000_000  # pixels
+_BESIDE = max(REACH, PATCH - 1)  # rows beyond those of a part that what is known of its noise looks at
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def known_pixels(
 def parts(image: LargeImage, known: RawPixels | None) -> Iterator[tuple[np.ndarray, np.ndarray | None, slice]]:
     """The image as `Task.recipe_of_whole` takes it."""
     for rows in image.stored.bands_of_rows():
-        first, last = max(0, rows.start - REACH), min(image.like.height, rows.stop + REACH)
+        first, last = max(0, rows.start - _BESIDE), min(image.like.height, rows.stop + _BESIDE)
         band = image.window(slice(first, last))
         there = None if known is None else known.read(slice(first, last))[:, :, 0].astype(bool)
         yield band.pixels, there, slice(rows.start - first, rows.stop - first)
