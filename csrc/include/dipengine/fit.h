@@ -233,7 +233,7 @@ DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, 
 /* The seed that z is drawn from (CODE_NOISE alone); a start sets it to its own. Weights mean something with the z that they were
  * fitted with: both together, set behind a start, begin a fit with the generator of another one. */
 DIPENGINE_API dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed);
-/* Iterations without a new minimum of the variance before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
+/* Iterations since the variance was last within 5 % of its minimum before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
  * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it. */
 DIPENGINE_API dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience);
 /* Standard deviation of Gaussian noise on the slot's x0, in [0, 1] units, for a fit that was created with any sigma above 0; a start

@@ -62,8 +62,8 @@ def add_fit_options(fit: Any) -> None:
     fit.add_argument("--iterations", type=int, metavar="N", help="length of the fit, or its ceiling with --stop auto")
     fit.add_argument(
         "--stop", choices=STOPS,
-        help="auto: where the outputs move least (ES-EMV) or, with noise known or estimated, where the residual is the noise; fixed: after N "
-        "iterations (default: as the preset says; flash: fixed)",
+        help="auto: where the outputs move least (ES-EMV) or, with noise known or estimated, where the residual is the noise; "
+        "fixed: after N iterations (default: as the preset says; flash: fixed)",
     )
     fit.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same bits (default: 0)")
     fit.add_argument("--device", default="auto", metavar="auto|cpu|cuda:0", help="default: auto")

@@ -1,6 +1,8 @@
 """Read TIFF of 64 bits a sample through tifffile: libvips writes such files but stops at 32 bits when it reads."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +19,23 @@ _BLOBS = {"icc-profile-data": 34675, "xmp-data": 700, "iptc-data": 33723}  # lib
 
 def deep_pages(source: str) -> int:
     """The pages of a TIFF; 1 where tifffile cannot tell."""
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(source) as file:
-            return max(1, len(file.pages))
-    except Exception:  # as below
-        return 1
+    return _told(source, lambda file: max(1, len(file.pages)), 1)
 
 
 def has_deep_samples(source: str, page: int | None = None) -> bool:
     """Whether a file that libvips took for TIFF has 64 bits a sample; False too where tifffile cannot tell."""
+    return _told(source, lambda file: file.pages[min(page or 0, len(file.pages) - 1)].bitspersample == 64, False)
+
+
+def _told(source: str, question: Callable[[Any], Any], otherwise: Any) -> Any:
+    """What an opened TIFF says; `otherwise` where it says nothing."""
     import tifffile
 
     try:
         with tifffile.TiffFile(source) as file:
-            return file.pages[min(page or 0, len(file.pages) - 1)].bitspersample == 64
+            return question(file)
     except Exception:  # whatever a broken directory leads it into: libvips's own words describe it
-        return False
+        return otherwise
 
 
 def read_deep_tiff(source: str, number: int | None = None, *, sha256: str, max_pixels: int) -> Image:

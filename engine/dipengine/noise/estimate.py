@@ -95,7 +95,8 @@ def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
         raise InputError("The image shows no noise, so that its standard deviation cannot be told; give sigma, or leave noise out.")
     quarter, half = (max(_over_smallest(values, part) for values in spectra) for part in (4, 2))
     by_channel = [_smallest(np.linalg.eigvalsh(moments.covariance())) for moments in alone] or [variance]
-    evenness = math.sqrt(variance / np.mean(by_channel))
+    channels_own = float(np.mean(by_channel))  # rounding may bring that of a clean one below 0
+    evenness = math.sqrt(variance / channels_own) if channels_own > 0 else math.inf
     return NoiseLevel(float(f"{math.sqrt(variance):.4g}"), (quarter, half), evenness)
 
 
