@@ -153,6 +153,12 @@ def test_white_noise_is_told_from_other_by_its_eigenvalues(sigma):
         assert not level.white and level.spread[0] > 1.8
 
 
+def test_noise_that_is_smeared_a_little_is_told_by_the_quarter_alone():
+    noise = np.random.default_rng(0).normal(0, 20, (96, 80, 3))
+    level = estimated_noise(synthetic_picture(96, 80, 3) * 255 + noise + 0.25 * (np.roll(noise, 1, 0) + np.roll(noise, 1, 1)))
+    assert level.spread[0] > 1.8 and level.spread[1] < 3.5 and level.evenness > 0.9 and not level.white
+
+
 def test_what_lies_in_some_directions_alone_is_not_taken_for_white():
     """Noise that is the same in all channels of a tinted picture leaves the rounding, which is white, in two directions of three;
     a demosaicked one in those between its neighbours; noise may be stronger in one channel than in the others."""
