@@ -109,7 +109,7 @@ SHARED = {
     "norm_backward_kernel": 7 * 1024,
     "sums_kernel": 4 * 1024,
 }  # others: none
-BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_weight_gradient_kernel")
+BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_head_gradient_kernel", "conv_weight_gradient_kernel")
 
 
 @pytest.mark.slow

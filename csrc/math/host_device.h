@@ -45,6 +45,9 @@ DIPENGINE_HD float fma(float a, float b, float c) {
 #endif
 DIPENGINE_HD double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
+// The greater one; of a NaN and a number the number.
+DIPENGINE_HD float greater_of(float a, float b) { return __builtin_fmaxf(a, b); }
+
 // Correctly rounded square root.
 DIPENGINE_HD float square_root(float x) { return __builtin_sqrtf(x); }
 DIPENGINE_HD double square_root(double x) { return __builtin_sqrt(x); }

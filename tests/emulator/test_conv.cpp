@@ -514,7 +514,7 @@ SCENARIO(conv_narrow) {
 SCENARIO(conv_slim) {
   return all<uint16_t>({{{{18, 10, 16}}, 32}, {{{5, 21, 17, 0, true, true}}, 20, 3, 1, 1, kZero, true, true}});
 }
-SCENARIO(conv_middle) { return all<uint16_t>({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 40, 5, 1, 2}}); }
+SCENARIO(conv_middle) { return all<uint16_t>({{{{16, 8, 32}}, 64}, {{{17, 9, 24}}, 56, 5, 1, 2}}); }
 SCENARIO(conv_wide) {
   return all<uint16_t>({{{{130, 66, 16, 0, true, false, 8}}, 72, 1, 1, 0}, {{{128, 68, 8}}, 72, 1, 1, 0, kZero, false, true}});
 }

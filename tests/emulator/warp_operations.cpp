@@ -146,6 +146,10 @@ uint32_t tf32_from_float(float x) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;  // the NaN that conversions give
   return (bits & 0x7fffffffu) == 0x7f800000u ? bits : (bits + 0x1000u) & 0xffffe000u;
 }
+uint32_t bf16_pair(float low, float high) {
+  const auto half = [](float x) { return x == x ? uint32_t{bf16_from_float(x)} : 0x7fffu; };
+  return half(low) | half(high) << 16;
+}
 void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Mma arguments{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   together(Operation::mma_tf32, &arguments, "mma_tf32", 0);

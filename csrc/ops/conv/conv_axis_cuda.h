@@ -24,6 +24,7 @@ struct AxisEntry {
 
 struct AxisEntries {
   int32_t count, vectors, step;
+  int32_t plain;  // of them without gate, which come first
   int32_t low, high;  // least and greatest position from step * r
   AxisEntry entry[kMostEntries];
 };
@@ -89,6 +90,7 @@ static inline bool make_axis(const AxisGeometry& g, int phase, AxisEntries* entr
     middle(offset, coefficients);
     if (!add(-1, offset, coefficients)) return false;
   }
+  entries->plain = entries->count;
   for (int64_t i = phase; i < g.n; i += phases) {
     if (i >= kReach && i < g.n - kReach) continue;
     const int64_t r = i / phases;

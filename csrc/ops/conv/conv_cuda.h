@@ -37,7 +37,7 @@ typedef struct dipengine_conv_cuda_source {
   dipengine_pixels x;              /* of the params' dtype */
   int64_t x_fit_stride;
   dipengine_affine_cuda inner, outer;
-  float slope; /* of the leaky ReLU behind inner; 1: none */
+  float slope; /* of the leaky ReLU behind inner, 1 at most; 1: none */
   /* data gradient only. sum and product as in ops/conv.h, of the values as stored; d_x NULL: these alone, or nothing */
   dipengine_pixels d_x; /* as x */
   int64_t d_x_fit_stride;

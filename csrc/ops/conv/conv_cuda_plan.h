@@ -19,7 +19,6 @@
 namespace dipengine {
 
 constexpr int kTileColumns = 8;
-constexpr int kStages = 4;           // of the weights' pipeline, two blocks each
 constexpr int kMostGathered = 8;     // channels of a source that is gathered: see SourcePlan
 constexpr int kMostGatheredBytes = 416;  // and its channels times taps
 constexpr int kChunkBytes[] = {256, 128, 64, 32};  // of channels brought at a time, what fits first
@@ -34,6 +33,11 @@ struct ConvTile {
   static constexpr int kRows = kPixels / kTileColumns;
   static constexpr int kChannels = 16 * warps_n * products_n;
   static constexpr int kBlockBytes = kChannels * 32;  // of weights
+  // The weights' pipeline. The narrower a tile, the fewer products stand between two barriers; shared memory bounds that.
+  static constexpr int kStageBlocks = kChannels >= 64 ? 2 : 4, kStages = kChannels >= 32 ? 4 : 3;
+  static constexpr int kAtOnce = kChannels >= 128 ? 4 : kChannels == 32 ? 6 : 8;  // positions of the inputs on their way to registers, as many as these hold
+  static constexpr int kBlocks = kChannels >= 64 ? 2 : 3;   // of a multiprocessor, which bounds the registers
+  static constexpr int kStageBytes = kStageBlocks * kBlockBytes, kWeightBytes = kStages * kStageBytes;
 };
 using WideTile = ConvTile<2, 2, 4, 4>;    // 16 x 8 pixels, 128 channels
 using MiddleTile = ConvTile<2, 2, 4, 2>;  // 64 channels
@@ -73,7 +77,7 @@ struct ConvPlan {
   int32_t sources_count, phases;  // per axis: 1, or 2
   int32_t kernel, conv_stride, pad, padding;
   int32_t grid_height, grid_width;  // outputs of a phase
-  int32_t tiles_y, tiles_x, channel_tiles, warps_m, tile_rows, tile_channels, products_n;
+  int32_t tiles_y, tiles_x, channel_tiles, warps_m, tile_rows, tile_channels, products_n, weight_bytes;
   int32_t blocks;  // of the weight stream of one phase and channel tile
   int32_t input_channels, channels;
   size_t shared_bytes;
@@ -110,11 +114,16 @@ static inline PartTree part_tree_of(const ConvPlan& p) {
 
 static inline int values_in_16_bytes(int32_t dtype) { return dtype == DIPENGINE_FLOAT32 ? 4 : 8; }
 
-// Whether every pixel of an image begins at a multiple of 16 bytes.
+// Whether every pixel of an image begins at a multiple of 16 bytes, and strides fit 32 bits.
 static inline bool in_sixteens(int32_t dtype, int64_t fit_stride, const dipengine_pixels& pixels) {
   const int each = values_in_16_bytes(dtype);
-  return fit_stride % each == 0 && pixels.row_stride % each == 0 && pixels.pixel_stride % each == 0 &&
+  return pixels.row_stride <= INT32_MAX && pixels.pixel_stride <= INT32_MAX && fit_stride % each == 0 && pixels.row_stride % each == 0 && pixels.pixel_stride % each == 0 &&
          reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+}
+
+// From an image's first pixel to (y, x), by strides of 32 bits: two instructions.
+DIPENGINE_HD int64_t pixel_at(int32_t y, int64_t row_stride, int32_t x, int64_t pixel_stride) {
+  return static_cast<int64_t>(y) * static_cast<int32_t>(row_stride) + static_cast<int64_t>(x) * static_cast<int32_t>(pixel_stride);
 }
 
 // Checks params and makes their plan; defined in conv_plan_cuda.cu.

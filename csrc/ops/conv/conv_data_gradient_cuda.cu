@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "ops/conv/conv_bias_gradient_cuda.h"
+#include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/launch.h"
@@ -41,140 +42,216 @@ struct DataLaunch {
   PartTree tree;
 };
 
-DIPENGINE_DEVICE void choose_entries(const AxisEntries& axis, int first, int samples, Applying* to) {
-  to->count = 0;
-  for (int e = 0; e < axis.count; ++e) {
+// Entry `index` of an axis to its place in the list of those that apply to samples [first, first + samples); the last one tells how
+// many there are. Entries without gate come first, and apply.
+DIPENGINE_DEVICE void choose_entry(const AxisEntries& axis, int index, int first, int samples, Applying* to) {
+  const auto applies = [&](int e) {
     const int gate = axis.entry[e].gate;
-    if (gate >= 0 && (gate < first || gate >= first + samples)) continue;
-    to->index[to->count] = static_cast<uint8_t>(e);
-    ++to->count;
-  }
+    return gate < 0 || (gate >= first && gate < first + samples);
+  };
+  if (index == 0 && axis.count == 0) to->count = 0;
+  if (index >= axis.count) return;
+  int place = index < axis.plain ? index : axis.plain;
+  for (int e = axis.plain; e < index; ++e) place += applies(e) ? 1 : 0;
+  const bool own = applies(index);
+  if (own) to->entry[place] = axis.entry[index];
+  if (index == axis.count - 1) to->count = place + (own ? 1 : 0);
 }
 
-// Where a block is, and how its work is numbered: pairs of blocks of weights, within a chunk by entry, then by 16 channels.
-struct Work {
-  const AxisEntries *y, *x;
-  const Applying *ys, *xs;
-  int chunk_pairs, pairs;
-};
-
-DIPENGINE_DEVICE int pairs_of(const DataPlan& p, const Work& w, int chunk, int depth) {
-  return (w.ys->count * w.xs->count * chunk_products(p, chunk, depth) + 1) / 2;
+// n / d by a product, for 0 <= n and n d below 2^31.
+DIPENGINE_DEVICE uint32_t divider(int d) { return 0x80000000u / static_cast<uint32_t>(d) + 1; }
+DIPENGINE_DEVICE int divided(int n, uint32_t by) {
+  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * by >> 31);
 }
 
-template <typename Tile, int depth>
-DIPENGINE_DEVICE void begin_stage(const DataPlan& p, const Work& w, const unsigned char* stream, unsigned char* stages,
-                                  int pair) {
-  constexpr int kBytes = Tile::kBlockBytes;
-  if (pair < w.pairs) {
-    const int chunk = pair / w.chunk_pairs, products = chunk_products(p, chunk, depth);
-    const int64_t chunk_first = static_cast<int64_t>(chunk) * w.y->vectors * w.x->vectors * (p.chunk / depth);
-    for (int half = 0; half < 2; ++half) {
-      const int block = pair % w.chunk_pairs * 2 + half, entry = block / products;
-      if (entry >= w.ys->count * w.xs->count) continue;
-      const int vy = w.y->entry[w.ys->index[entry / w.xs->count]].vector,
-                vx = w.x->entry[w.xs->index[entry % w.xs->count]].vector;
-      const unsigned char* from = stream + (chunk_first + (vy * w.x->vectors + vx) * products + block % products) * kBytes;
-      for (int at = 16 * cuda::thread_index(); at < kBytes; at += 16 * Tile::kThreads) {
-        cuda::copy_async16(stages + (pair % kStages * 2 + half) * kBytes + at, from + at);
+DIPENGINE_DEVICE void make_work(const DataPlan& p, int phase, int depth, Lists* lists) {
+  const int vectors_y = p.y[phase / p.phases].vectors, vectors_x = p.x[phase % p.phases].vectors;
+  Work w;
+  w.phase = phase;
+  w.columns = lists->x.count;
+  w.entries = lists->y.count * w.columns;
+  w.last = p.chunks - 1;
+  w.products = chunk_products(p, 0, depth);
+  w.last_products = chunk_products(p, w.last, depth);
+  w.chunk_blocks = (w.entries * w.products + 1) / 2 * 2;
+  w.blocks = w.last * w.chunk_blocks + (w.entries * w.last_products + 1) / 2 * 2;
+  w.chunk_matrices = vectors_y * vectors_x * (p.chunk / depth);
+  w.matrices_x = vectors_x;
+  w.by_columns = divider(w.columns > 0 ? w.columns : 1);
+  w.by_chunk = divider(w.chunk_blocks > 0 ? w.chunk_blocks : 1);
+  w.by_products = divider(w.products);
+  w.by_last = divider(w.last_products);
+  lists->work = w;
+}
+
+// Of block `block` of the work, the weights; NULL where it is one too many of a chunk.
+template <typename Tile>
+DIPENGINE_DEVICE const unsigned char* weights_of(const Lists& lists, const unsigned char* stream, int block) {
+  const Work& w = lists.work;
+  const int chunk = w.last == 0 ? 0 : divided(block, w.by_chunk), within = block - chunk * w.chunk_blocks;
+  const bool last = chunk == w.last;
+  const int products = last ? w.last_products : w.products, entry = divided(within, last ? w.by_last : w.by_products);
+  if (entry >= w.entries) return nullptr;
+  const int row = divided(entry, w.by_columns);
+  const int matrix = lists.y.entry[row].vector * w.matrices_x + lists.x.entry[entry - row * w.columns].vector;
+  const int at = chunk * w.chunk_matrices + matrix * products + within - entry * products;
+  return stream + static_cast<int64_t>(at) * Tile::kBlockBytes;
+}
+
+// Blocks of weights to a stage: number `stage` to `slot` of the ring. Nothing behind the last.
+template <typename Tile>
+DIPENGINE_DEVICE void begin_stage(const Lists& lists, const unsigned char* stream, unsigned char* stages, int stage, int slot) {
+  constexpr int kLanes = Tile::kBlockBytes / 16;  // threads that copy a block in one go
+  unsigned char* const to = stages + slot * Tile::kStageBytes;
+  const int first = stage * Tile::kStageBlocks;
+  if constexpr (kLanes >= Tile::kThreads) {
+    DIPENGINE_UNROLL
+    for (int i = 0; i < Tile::kStageBlocks; ++i) {
+      const unsigned char* const from =
+          first + i < lists.work.blocks ? weights_of<Tile>(lists, stream, first + i) : nullptr;
+      if (from == nullptr) continue;
+      DIPENGINE_UNROLL
+      for (int k = 0; k < kLanes / Tile::kThreads; ++k) {
+        const int at = 16 * (cuda::thread_index() + k * Tile::kThreads);
+        cuda::copy_async16(to + i * Tile::kBlockBytes + at, from + at);
       }
+    }
+  } else {
+    constexpr int kAtOnce = Tile::kThreads / kLanes;  // blocks
+    static_assert(Tile::kStageBlocks % kAtOnce == 0, "all threads copy alike");
+    const int at = 16 * (cuda::thread_index() % kLanes);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < Tile::kStageBlocks / kAtOnce; ++i) {
+      const int own = i * kAtOnce + cuda::thread_index() / kLanes;
+      const unsigned char* const from =
+          first + own < lists.work.blocks ? weights_of<Tile>(lists, stream, first + own) : nullptr;
+      if (from != nullptr) cuda::copy_async16(to + own * Tile::kBlockBytes + at, from + at);
     }
   }
   cuda::copy_commit();
 }
 
 struct TileShape {
-  int top, left, rows, columns, half;  // positions of d_raw; even columns first where the step is 2
+  int step, top, left, rows, columns, half;  // positions of d_raw; even columns first where the step is 2
+};
+DIPENGINE_DEVICE int place_of(const TileShape& t, int row, int column) {
+  return row * t.columns + (t.step == 2 ? column % 2 * t.half + column / 2 : column);
+}
+
+// Where the products of a chunk read d_raw, one after the other: for each pair of entries, its channels.
+template <typename Tile>
+struct EntryWalk {
+  int products, product, row, column;  // of an entry; the product, the entry's place in both lists
+  int rows[Tile::kProductsM];          // of shared memory, that the lane addresses for each product
+  int offset;
 };
 
-template <typename Element, typename Tile>
-DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, int step, int64_t fit, int chunk,
+// A chunk of d_raw around the tile, and a row of zeros behind it.
+template <typename Element, typename Tile, bool behind_head>
+DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const unsigned char* heads, int64_t fit, int chunk,
                                  unsigned char* inputs) {
   const DataPlan& p = l.plan;
   constexpr int kEach = Element::kEach;
-  const int groups = 2 * chunk_products(p, chunk, Element::kDepth), group = cuda::thread_index() % (p.chunk / kEach);
-  const int channel = chunk * p.chunk + kEach * group;
+  const int each = p.chunk / kEach, groups = 2 * chunk_products(p, chunk, Element::kDepth), group = cuda::thread_index() % each;
+  const int channel = chunk * p.chunk + kEach * group, first = cuda::thread_index() / each, step = Tile::kThreads / each;
   if (group >= groups) return;
-  const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.out_channels);
-  if (Tile::kChannels == HeadTile::kChannels && l.d_raw.head.weight != nullptr) {  // the tile's own pixels
-    const HeadFold<Element> head = load_head<Element>(l.d_raw, fit, channel, p.out_channels);
-    for (int at = cuda::thread_index() / (p.chunk / kEach); at <= Tile::kPixels; at += Tile::kThreads / (p.chunk / kEach)) {
-      const int y = t.top + at / kTileColumns, x = t.left + at % kTileColumns;
-      cuda::Bytes16 out{};
-      if (at < Tile::kPixels && y < p.out_height && x < p.out_width)
-        out = d_raw_of_head<Element>(l.d_raw, fold, head, fit, y, x, channel, p.out_channels);
-      cuda::store16(inputs + at * p.pitch + 16 * group, out);
-    }
-    return;
-  }
-  for (int at = cuda::thread_index() / (p.chunk / kEach); at <= t.rows * t.columns; at += Tile::kThreads / (p.chunk / kEach)) {
-    const int row = at / t.columns, column = at % t.columns, y = t.top + row, x = t.left + column;
-    const int place = row * t.columns + (step == 2 ? column % 2 * t.half + column / 2 : column);
-    cuda::Bytes16 out{};  // the row behind the last is the one of zeros
-    if (row < t.rows && y >= 0 && y < p.out_height && x >= 0 && x < p.out_width) {
-      out = d_raw_of<Element>(l.d_raw, fold, fit, y, x, channel, p.out_channels);
-    }
-    cuda::store16(inputs + (row < t.rows ? place : t.rows * t.columns) * p.pitch + 16 * group, out);
+  if constexpr (behind_head) {  // the tile's own pixels
+    const unsigned char* const head = heads + channel / kEach * gradient_head_pitch(Element::kBytes);
+    int at = first;
+    load_head_places<Element, 4>(l.d_raw, head, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
+      if (at > Tile::kPixels) return false;
+      *y = t.top + at / kTileColumns;
+      *x = t.left + at % kTileColumns;
+      *there = at < Tile::kPixels && *y < p.out_height && *x < p.out_width;
+      *place = at * p.pitch + 16 * group;
+      at += step;
+      return true;
+    });
+  } else {
+    TileWalk w = begin_walk(first, t.columns, step);
+    load_d_raw_places<Element, Tile::kAtOnce / 2>(
+        l.d_raw, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
+          if (w.row > t.rows || (w.row == t.rows && w.column > 0)) return false;  // the row behind the last is the one of zeros
+          *y = t.top + w.row;
+          *x = t.left + w.column;
+          *there = w.row < t.rows && static_cast<uint32_t>(*y) < static_cast<uint32_t>(p.out_height) &&
+                   static_cast<uint32_t>(*x) < static_cast<uint32_t>(p.out_width);
+          *place = place_of(t, w.row, w.column) * p.pitch + 16 * group;
+          advance(&w);
+          return true;
+        });
   }
 }
 
 // `each` neighbouring channels of a pixel, as many as there are: 16 bytes at once where that can be.
 template <typename Element, int each>
-DIPENGINE_DEVICE void load_channels(const typename Element::Stored* from, bool whole, int there, float (&to)[each]) {
+struct Channels {
+  static constexpr int kSixteens = (each + Element::kEach - 1) / Element::kEach;
+  static constexpr bool kWhole = each % Element::kEach == 0;
+  cuda::Bytes16 of[kSixteens];
+};
+template <typename Element, int each>
+DIPENGINE_DEVICE Channels<Element, each> load_channels(const typename Element::Stored* from, bool whole, int there) {
   constexpr int kEach = Element::kEach;
-  if (each % kEach == 0 && whole) {
+  using All = Channels<Element, each>;
+  All all{};
+  if (All::kWhole && whole) {
     DIPENGINE_UNROLL
-    for (int e = 0; e < each; e += kEach) {
-      const cuda::Bytes16 bytes = cuda::load16(from + e);
-      DIPENGINE_UNROLL
-      for (int i = 0; i < kEach; ++i) to[(e + i) % each] = Element::widen(Element::get(bytes, i));
-    }
-    return;
+    for (int i = 0; i < All::kSixteens; ++i) all.of[i] = cuda::load16(from + i * kEach);
+    return all;
   }
   DIPENGINE_UNROLL
-  for (int e = 0; e < each; ++e) to[e] = e < there ? Element::widen(from[e]) : 0.0f;
+  for (int e = 0; e < each; ++e) {
+    if (e < there) Element::put(all.of[e / kEach], e % kEach, from[e]);
+  }
+  return all;
+}
+template <typename Element, int each>
+DIPENGINE_DEVICE float channel_of(const Channels<Element, each>& all, int e) {
+  return Element::widen(Element::get(all.of[e / Element::kEach], e % Element::kEach));
 }
 
 // Rounds `values` to what it stores; NULL: that alone.
 template <typename Element, int each>
 DIPENGINE_DEVICE void store_channels(typename Element::Stored* to, bool whole, int there, float (&values)[each]) {
   constexpr int kEach = Element::kEach;
-  typename Element::Stored stored[each];
+  using All = Channels<Element, each>;
+  All all{};
   DIPENGINE_UNROLL
-  for (int e = 0; e < each; ++e) {
-    stored[e] = Element::narrow(values[e]);
-    values[e] = Element::widen(stored[e]);
-  }
-  if (to == nullptr) return;
-  if (each % kEach == 0 && whole) {
+  for (int i = 0; i < All::kSixteens; ++i) {
+    float own[kEach];
     DIPENGINE_UNROLL
-    for (int e = 0; e < each; e += kEach) {
-      cuda::Bytes16 bytes{};
-      DIPENGINE_UNROLL
-      for (int i = 0; i < kEach; ++i) Element::put(bytes, i, stored[(e + i) % each]);
-      cuda::store16(to + e, bytes);
-    }
+    for (int e = 0; e < kEach; ++e) own[e] = i * kEach + e < each ? values[(i * kEach + e) % each] : 0.0f;
+    all.of[i] = Element::pack(own);
+  }
+  DIPENGINE_UNROLL
+  for (int e = 0; e < each; ++e) values[e] = channel_of(all, e);
+  if (to == nullptr) return;
+  if (All::kWhole && whole) {
+    DIPENGINE_UNROLL
+    for (int i = 0; i < All::kSixteens; ++i) cuda::store16(to + i * kEach, all.of[i]);
     return;
   }
   DIPENGINE_UNROLL
   for (int e = 0; e < each; ++e) {
-    if (e < there) to[e] = stored[e];
+    if (e < there) to[e] = Element::get(all.of[e / kEach], e % kEach);
   }
 }
 
-// d_x of the warp's pixels, and its sums.
+// d_x of the warp's pixels, and its sums. What kRows rows need is asked for before the first of them is stored.
 template <typename Element, typename Tile>
 DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel,
                                 const Accumulators<Tile>& sums, PartSums* part) {
   using Stored = typename Element::Stored;
-  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup;
+  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup, kRows = Tile::kProductsN == 4 ? 2 : 4;
+  static_assert(2 * Tile::kProductsM % kRows == 0, "all rows");
   const DataPlan& p = l.plan;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const int x_at = (column + group) * p.phases + phase % p.phases;
   DIPENGINE_UNROLL
   for (int g = 0; g < kGroups; ++g) {
     const int channel = first_channel + g * 8 * kGroup + member * kEach, there = p.channels - channel;
-    const bool whole = l.aligned != 0 && there >= kEach;
+    const bool whole = l.aligned != 0 && there >= kEach, some = there > 0 && x_at < p.width;
     float scale[kEach], shift[kEach], centre[kEach], sum[kEach] = {}, product[kEach] = {};
     DIPENGINE_UNROLL
     for (int e = 0; e < kEach; ++e) {
@@ -184,29 +261,37 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
       shift[e] = inner ? l.inner.shift[number] : 0.0f;
       centre[e] = e < there && l.centre != nullptr ? l.centre[number] : 0.0f;
     }
+    const Stored* const from = static_cast<const Stored*>(l.x) + fit * l.x_fit_stride + x_at * l.x_pixel_stride + channel;
+    Stored* const to =
+        l.d_x == nullptr ? nullptr : static_cast<Stored*>(l.d_x) + fit * l.d_x_fit_stride + x_at * l.d_x_pixel_stride + channel;
     DIPENGINE_UNROLL
-    for (int m = 0; m < 2 * Tile::kProductsM; ++m) {
-      const int y_at = (row + m) * p.phases + phase / p.phases;
-      if (there <= 0 || x_at >= p.width || y_at >= p.height) continue;
-      Stored* const to = l.d_x == nullptr ? nullptr
-                                          : static_cast<Stored*>(l.d_x) + fit * l.d_x_fit_stride + y_at * l.d_x_row_stride +
-                                                x_at * l.d_x_pixel_stride + channel;
-      const Stored* const from =
-          static_cast<const Stored*>(l.x) + fit * l.x_fit_stride + y_at * l.x_row_stride + x_at * l.x_pixel_stride + channel;
-      float x[kEach], old[kEach] = {}, value[kEach];
-      load_channels<Element>(from, whole, there, x);
-      if (l.accumulate != 0) load_channels<Element>(to, whole, there, old);
+    for (int first = 0; first < 2 * Tile::kProductsM; first += kRows) {
+      Channels<Element, kEach> x[kRows], old[kRows];
       DIPENGINE_UNROLL
-      for (int e = 0; e < kEach; ++e) {
-        const float slope = l.through_outer != 0 || fma(x[e], scale[e], shift[e]) > 0 ? 1.0f : l.slope;
-        value[e] = sums.of[m / 2][g * kGroup + e / 2][2 * (m % 2) + e % 2] * slope + old[e];
+      for (int i = 0; i < kRows; ++i) {
+        const int y_at = (row + first + i) * p.phases + phase / p.phases;
+        x[i] = old[i] = Channels<Element, kEach>{};
+        if (!some || y_at >= p.height) continue;
+        x[i] = load_channels<Element, kEach>(from + y_at * l.x_row_stride, whole, there);
+        if (l.accumulate != 0) old[i] = load_channels<Element, kEach>(to + y_at * l.d_x_row_stride, whole, there);
       }
-      store_channels<Element>(to, whole, there, value);
       DIPENGINE_UNROLL
-      for (int e = 0; e < kEach; ++e) {
-        const float t = fma(x[e], scale[e], shift[e]);
-        sum[e] += value[e];
-        product[e] += value[e] * (l.through_outer != 0 ? (t > 0 ? t : t * l.slope) : x[e] - centre[e]);
+      for (int i = 0; i < kRows; ++i) {
+        const int m = first + i, y_at = (row + m) * p.phases + phase / p.phases;
+        if (!some || y_at >= p.height) continue;
+        float value[kEach];
+        DIPENGINE_UNROLL
+        for (int e = 0; e < kEach; ++e) {
+          const float slope = l.through_outer != 0 || fma(channel_of(x[i], e), scale[e], shift[e]) > 0 ? 1.0f : l.slope;
+          value[e] = sums.of[m / 2][g * kGroup + e / 2][2 * (m % 2) + e % 2] * slope + channel_of(old[i], e);
+        }
+        store_channels<Element>(to == nullptr ? nullptr : to + y_at * l.d_x_row_stride, whole, there, value);
+        DIPENGINE_UNROLL
+        for (int e = 0; e < kEach; ++e) {
+          const float own = channel_of(x[i], e), t = fma(own, scale[e], shift[e]);
+          sum[e] += value[e];
+          product[e] += value[e] * (l.through_outer != 0 ? (t > 0 ? t : t * l.slope) : own - centre[e]);
+        }
       }
     }
     if (part == nullptr) continue;
@@ -218,9 +303,8 @@ DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int ph
   }
 }
 
-template <typename Element, typename Tile>
-DIPENGINE_KERNEL(Tile::kThreads, 2)
-conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
+template <typename Element, typename Tile, bool behind_head>
+DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
   const DataPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
   if (l.active != nullptr && l.active[fit] == 0) return;
@@ -230,72 +314,110 @@ conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
   const int tile_row = tile / p.tiles_x * Tile::kRows, tile_column = tile % p.tiles_x * kTileColumns;
 
   unsigned char* const stages = cuda::shared_memory();
-  Applying* const applying = reinterpret_cast<Applying*>(stages + kStages * 2 * Tile::kBlockBytes);
-  unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes + kApplyingBytes;
-  Work w = {&p.y[phase / p.phases], &p.x[phase % p.phases], applying, applying + 1, 0, 0};
-  if (cuda::thread_index() == 0) {
-    choose_entries(*w.y, tile_row, Tile::kRows, applying);
-    choose_entries(*w.x, tile_column, kTileColumns, applying + 1);
+  Lists* const lists = reinterpret_cast<Lists*>(stages + Tile::kWeightBytes);
+  unsigned char* const heads = stages + Tile::kWeightBytes + kListsBytes;
+  unsigned char* const inputs = heads + (behind_head ? p.head_bytes : 0);
+  const AxisEntries &axis_y = p.y[phase / p.phases], &axis_x = p.x[phase % p.phases];
+  static_assert(Tile::kThreads == 2 * kMostEntries, "a thread for each entry");
+  if (cuda::thread_index() < kMostEntries) {
+    choose_entry(axis_y, cuda::thread_index(), tile_row, Tile::kRows, &lists->y);
+  } else {
+    choose_entry(axis_x, cuda::thread_index() - kMostEntries, tile_column, kTileColumns, &lists->x);
   }
   cuda::sync_threads();
-  w.chunk_pairs = pairs_of(p, w, 0, Element::kDepth);
-  w.pairs = (p.chunks - 1) * w.chunk_pairs + pairs_of(p, w, p.chunks - 1, Element::kDepth);
-  const int step = w.y->step;
+  if constexpr (behind_head) {
+    for (int group = cuda::thread_index(); group < p.chunks * (p.chunk / Element::kEach); group += Tile::kThreads)
+      keep_head<Element>(load_head<Element>(l.d_raw, fit, group * Element::kEach, p.out_channels),
+                         heads + group * gradient_head_pitch(Element::kBytes));
+  }
+  if (cuda::thread_index() == 0) make_work(p, phase, Element::kDepth, lists);
+  cuda::sync_threads();
   TileShape t;
-  t.top = step * tile_row + w.y->low;
-  t.left = step * tile_column + w.x->low;
-  t.rows = step * (Tile::kRows - 1) + w.y->high - w.y->low + 1;
-  t.columns = step * (kTileColumns - 1) + w.x->high - w.x->low + 1;
+  t.step = axis_y.step;
+  t.top = t.step * tile_row + axis_y.low;
+  t.left = t.step * tile_column + axis_x.low;
+  t.rows = t.step * (Tile::kRows - 1) + axis_y.high - axis_y.low + 1;
+  t.columns = t.step * (kTileColumns - 1) + axis_x.high - axis_x.low + 1;
   t.half = (t.columns + 1) / 2;
   const unsigned char* const stream =
       l.packed +
       ((fit * p.channel_tiles + channel_tile) * p.phase_blocks[p.phases * p.phases] + p.phase_blocks[phase]) * Tile::kBlockBytes;
 
   Accumulators<Tile> sums{};
-  int pair = 0;
-  for (; pair < kStages - 1; ++pair) begin_stage<Tile, Element::kDepth>(p, w, stream, stages, pair);
-  pair = 0;
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
-    if (chunk > 0) cuda::sync_threads();  // all have read the chunk before
-    load_d_raw<Element, Tile>(l, t, step, fit, chunk, inputs);
-    const int products = chunk_products(p, chunk, Element::kDepth), blocks = w.ys->count * w.xs->count * products;
-    for (int block = 0; block < blocks; block += 2, ++pair) {
-      cuda::copy_wait<kStages - 2>();
-      cuda::sync_threads();  // this pair's weights and d_raw have come; all have read the pair before
-      begin_stage<Tile, Element::kDepth>(p, w, stream, stages, pair + kStages - 1);
-      const unsigned char* weights =
-          stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
-      for (int half = 0; half < 2 && block + half < blocks; ++half) {
-        const int entry = (block + half) / products, product = (block + half) % products;
-        const AxisEntry ey = w.y->entry[w.ys->index[entry / w.xs->count]], ex = w.x->entry[w.xs->index[entry % w.xs->count]];
-        const int x = tile_column + lane % 8, from_x = step * x + ex.offset - t.left;
-        const int column = step == 2 ? from_x % 2 * t.half + from_x / 2 : from_x;
-        int rows[Tile::kProductsM];
-        DIPENGINE_UNROLL
-        for (int m = 0; m < Tile::kProductsM; ++m) {
-          const int y = tile_row + (warp_m * Tile::kProductsM + m) * 2 + lane / 8 % 2;
-          const int from_y = step * y + ey.offset - t.top;
-          const bool applies = (ey.gate < 0 || ey.gate == y) && (ex.gate < 0 || ex.gate == x);
-          rows[m] = (applies ? from_y * t.columns + column : t.rows * t.columns) * p.pitch + lane / 16 * 16;
-        }
-        multiply<Element, Tile>(inputs, rows, 32 * product, weights + half * Tile::kBlockBytes, sums);
-      }
+  int stage = 0;
+  for (; stage < Tile::kStages - 1; ++stage)
+    begin_stage<Tile>(*lists, stream, stages, stage, stage);
+  int slot = stage;  // of the stage that is brought next
+  const int own_weights = warp_n * Tile::kProductsN * 512 + lane * 16;
+  WeightRing<Tile> ring = {own_weights, own_weights, 0};
+  const auto next_stage = [&] {
+    cuda::copy_wait<Tile::kStages - 2>();
+    cuda::sync_threads();  // its weights and d_raw have come; all have read the stage before
+    begin_stage<Tile>(*lists, stream, stages, stage++, slot);
+    slot = slot + 1 < Tile::kStages ? slot + 1 : 0;
+  };
+  const int row = warp_m * Tile::kProductsM * 2 + lane / 8 % 2, column = lane % 8, zeros = t.rows * t.columns * p.pitch + lane / 16 * 16;
+  EntryWalk<Tile> walk;
+  const auto enter = [&] {
+    const AxisEntry ey = lists->y.entry[walk.row], ex = lists->x.entry[walk.column];
+    const int from_x = ex.offset - axis_x.low;
+    const int first = ((ey.offset - axis_y.low) * t.columns + (t.step == 2 ? from_x % 2 * t.half + from_x / 2 : from_x) + column) * p.pitch;
+    const bool applies_x = ex.gate < 0 || ex.gate == tile_column + column;
+    DIPENGINE_UNROLL
+    for (int m = 0; m < Tile::kProductsM; ++m) {
+      const bool applies = applies_x && (ey.gate < 0 || ey.gate == tile_row + row + 2 * m);
+      walk.rows[m] = applies ? first + t.step * (row + 2 * m) * t.columns * p.pitch + lane / 16 * 16 : zeros;
     }
+  };
+  const auto go_on = [&] {
+    walk.offset += 32;
+    if (++walk.product < walk.products) return;
+    walk.product = walk.offset = 0;
+    if (++walk.column == lists->work.columns) {
+      walk.column = 0;
+      ++walk.row;
+    }
+    enter();
+  };
+  for (int chunk = 0; chunk < p.chunks && lists->work.entries > 0; ++chunk) {
+    if (chunk > 0) cuda::sync_threads();  // all have read the chunk before
+    load_d_raw<Element, Tile, behind_head>(l, t, heads, fit, chunk, inputs);
+    if (ring.used != 0) cuda::sync_threads();  // d_raw has come; the weights had
+    walk.products = chunk_products(p, chunk, Element::kDepth);
+    walk.product = walk.row = walk.column = walk.offset = 0;
+    enter();
+    multiply_chunk<Element, Tile>(
+        lists->work.entries * walk.products, &ring, go_on,
+        [&](Operands<Tile>* to) { load_operands<Tile>(inputs, walk.rows, walk.offset, *to); }, next_stage, sums);
   }
-  const int64_t part = ((fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;
-  store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, phase, fit,
+  const int own_phase = lists->work.phase;  // no register held it until here
+  const int64_t part = ((fit * p.phases * p.phases + own_phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;
+  store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, own_phase, fit,
                   channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
                   l.parts == nullptr ? nullptr : l.parts + part * p.channels);
   if (l.tree.tickets == nullptr) return;
-  merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, SumsMerge{l.add}, fit, channel_tile, phase * p.tiles_y * p.tiles_x + tile);
+  merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, SumsMerge{l.add}, fit, channel_tile, own_phase * p.tiles_y * p.tiles_x + tile);
+}
+
+template <typename Element, typename Tile>
+DIPENGINE_KERNEL(Tile::kThreads, Tile::kBlocks)
+conv_data_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
+  data_gradient<Element, Tile, false>(l);
+}
+
+// Behind a head, whose numbers take many registers.
+template <typename Element>
+DIPENGINE_KERNEL(HeadTile::kThreads, HeadTile::kBlocks)
+conv_head_gradient_kernel(DIPENGINE_PARAMS(DataLaunch) l) {
+  data_gradient<Element, HeadTile, true>(l);
 }
 
 using Params = dipengine_conv_cuda_params;
 
-template <typename Element, typename Tile>
-dipengine_status launch_product(const DataLaunch& l, const Params& p, const char* name) {
+template <typename Tile, typename Kernel>
+dipengine_status launch_product(const Kernel& kernel, const DataLaunch& l, const Params& p, const char* name) {
   const DataPlan& d = l.plan;
-  return cuda::launch(conv_data_gradient_kernel<Element, Tile>, name,
+  return cuda::launch(kernel, name,
                       {static_cast<int64_t>(d.tiles_y) * d.tiles_x, static_cast<int64_t>(d.channel_tiles) * d.phases * d.phases,
                        p.fits, Tile::kThreads, d.shared_bytes},
                       l, p.stream);
@@ -331,8 +453,12 @@ dipengine_status launch_source(const Params& p, const DataSource& source) {
   l.add = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum, s.product, 0, {}};
   DIPENGINE_TRY(set_fold(s.fold, "dipengine_conv_cuda_data_gradient", &l.add));
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
+    using Element = decltype(element);
+    if (l.d_raw.head.weight != nullptr)
+      return launch_product<HeadTile>(conv_head_gradient_kernel<Element>, l, p, "conv_head_gradient");
     return with_tile(plan.kind, [&](auto tile) {
-      return launch_product<decltype(element), decltype(tile)>(l, p, "conv_data_gradient");
+      using Tile = decltype(tile);
+      return launch_product<Tile>(conv_data_gradient_kernel<Element, Tile>, l, p, "conv_data_gradient");
     });
   }));
   return s.sum == nullptr || merges ? DIPENGINE_OK : launch_sums(l.add, p.fits, p.stream);

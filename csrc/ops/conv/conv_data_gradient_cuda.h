@@ -21,9 +21,10 @@ static_assert(HeadTile::kChannels == DIPENGINE_CONV_CUDA_OVER_RAW, "one block");
 struct DataPlan {
   TileKind kind;
   int32_t phases, height, width, channels;  // of the source; phases per axis: the convolution's stride
-  int32_t tiles_y, tiles_x, channel_tiles, tile_rows, tile_channels, products_n, warps_m;
+  int32_t tiles_y, tiles_x, channel_tiles, tile_rows, tile_channels, products_n, warps_m, weight_bytes;
   int32_t out_height, out_width, out_channels;  // of d_raw
   int32_t chunk, chunks, pitch;
+  int32_t head_bytes;  // of shared memory for a head's numbers
   int32_t first_channel, input_channels, kernel;
   int64_t phase_blocks[5];  // of the weights: where each phase's begin, and their end, by channel tile
   size_t shared_bytes;
@@ -45,14 +46,28 @@ static inline PartTree part_tree_of(const DataPlan& p) {
   return make_part_tree(data_parts(p) / p.warps_m, p.warps_m, p.channel_tiles);
 }
 
-// The entries that apply to a block's tile, by index; made once, kept in shared memory.
+// The entries of an axis that apply to a block's tile.
 struct Applying {
   int32_t count;
-  uint8_t index[kMostEntries];
+  AxisEntry entry[kMostEntries];
 };
 
-constexpr int kApplyingBytes = 144;  // of two, a multiple of 16
-static_assert(2 * sizeof(Applying) <= kApplyingBytes, "both axes' lists");
+// How a block's work is numbered: blocks of weights, by chunk (an even number each), pair of entries, and channels of d_raw.
+struct Work {
+  int32_t phase;                          // the block's
+  int32_t columns, entries;               // entries along x, and pairs
+  int32_t chunk_blocks, blocks;           // of a chunk but the last, and of all
+  int32_t products, last, last_products;  // of a pair of entries in a chunk; the last chunk's number, and there
+  int32_t chunk_matrices, matrices_x;     // blocks of the stream from chunk to chunk; vectors along x
+  uint32_t by_columns, by_chunk, by_products, by_last;
+};
+
+// Made once, kept in shared memory.
+struct Lists {
+  Applying y, x;
+  Work work;
+};
+constexpr int kListsBytes = (sizeof(Lists) + 15) / 16 * 16;
 
 // The plan of one source, and the coefficients of its axes' entries by phase. Params have been checked.
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,

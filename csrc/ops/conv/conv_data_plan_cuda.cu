@@ -13,6 +13,7 @@ void set_tile(DataPlan* p, TileKind kind) {
   p->tile_rows = Tile::kRows;
   p->tile_channels = Tile::kChannels;
   p->products_n = Tile::kProductsN;
+  p->weight_bytes = Tile::kWeightBytes;
 }
 
 }  // namespace
@@ -75,7 +76,9 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
       plan->chunk = chunk;
       plan->chunks = (p.channels + chunk - 1) / chunk;
       plan->pitch = chunk_bytes + kPitchMargin;
-      plan->shared_bytes = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32 + kApplyingBytes +
+      plan->head_bytes =
+          p.head.weight == nullptr ? 0 : plan->chunks * (chunk_bytes / 16) * gradient_head_pitch(bytes);
+      plan->shared_bytes = static_cast<size_t>(plan->weight_bytes + kListsBytes + plan->head_bytes) +
                            static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
       if (plan->shared_bytes > budget) continue;
       for (int phase = 0; phase < p.stride * p.stride; ++phase) {

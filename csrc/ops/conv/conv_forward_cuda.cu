@@ -4,7 +4,7 @@
 //
 // The tiles, chunks and the weights' order: conv_cuda_plan.h. Inputs go global memory -> registers (folds, leaky ReLU,
 // upsampling, in float32) -> bfloat16 or tf32 in shared memory, borders by index maps alone; the taps then read it at shifted
-// addresses (ldmatrix). Weights stream through a pipeline of kStages by cp.async, one barrier a stage. The epilogue adds
+// addresses (ldmatrix), one product ahead. Weights stream through a ring of stages by cp.async, one barrier a stage. The epilogue adds
 // the bias, writes raw and leaves each warp's mean and sum of squared differences of the values as stored.
 //
 // In bfloat16, for 128 channels at stride 1, 3x3: 18.9 M multiply-adds a tile of 128 pixels against 46 KB of inputs (once), 295
@@ -62,7 +62,7 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
         for (int h = 0; h < 2; ++h) {
           float& value = sums.of[m][g * kGroup + e / 2][2 * h + e % 2];
           value += bias;
-          if (!wide) value = float_from_bf16(bf16_from_float(value));
+          if (!wide) value = cuda::Bfloat16::widen(cuda::Bfloat16::narrow(value));
         }
       }
     }
@@ -79,10 +79,10 @@ DIPENGINE_DEVICE void store_outputs(const ForwardLaunch& l, const WarpPlace& w, 
             channel + kEach <= p.channels) {
           DIPENGINE_UNROLL
           for (int first = 0; first < kEach; first += Element::kEach) {
-            cuda::Bytes16 bytes{};
+            float values[Element::kEach];
             DIPENGINE_UNROLL
-            for (int e = 0; e < Element::kEach; ++e) Element::put(bytes, e, Element::narrow(value((first + e) % kEach)));
-            cuda::store16(static_cast<typename Element::Stored*>(l.raw) + at + first, bytes);
+            for (int e = 0; e < Element::kEach; ++e) values[e] = value((first + e) % kEach);
+            cuda::store16(static_cast<typename Element::Stored*>(l.raw) + at + first, Element::pack(values));
           }
           continue;
         }
@@ -135,20 +135,48 @@ DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int f
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
-// Two blocks of weights to their stage. Nothing behind the last.
+// Blocks of weights to a stage: number `stage` of the stream to `slot` of the ring. Nothing behind the last.
 template <typename Tile>
-DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream, unsigned char* stages, int pair) {
-  constexpr int kBytes = 2 * Tile::kBlockBytes;
-  if (2 * pair < p.blocks) {
-    for (int at = 16 * cuda::thread_index(); at < kBytes; at += 16 * Tile::kThreads) {
-      cuda::copy_async16(stages + pair % kStages * kBytes + at, stream + static_cast<int64_t>(pair) * kBytes + at);
-    }
+DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream, unsigned char* stages, int stage, int slot) {
+  constexpr int kEach = 16 * Tile::kThreads;
+  static_assert(Tile::kStageBytes % kEach == 0, "all threads copy alike");
+  const int first = stage * Tile::kStageBytes + 16 * cuda::thread_index();
+  DIPENGINE_UNROLL
+  for (int i = 0; i < Tile::kStageBytes / kEach; ++i) {
+    if (first + i * kEach < p.blocks * Tile::kBlockBytes)
+      cuda::copy_async16(stages + slot * Tile::kStageBytes + 16 * cuda::thread_index() + i * kEach, stream + first + i * kEach);
   }
   cuda::copy_commit();
 }
 
+// Where the products of a chunk read the inputs, one after the other: for each tap, its channels.
+struct TapWalk {
+  int products, taps;         // of a tap, per axis
+  int row_bytes;              // from one row of taps to the next
+  int to_odd, to_even;        // from a tap to the next one in its row, by its column
+  int product, x, row, tap, offset;  // the product, the tap's column, and bytes: of its row, of the tap, of the product
+};
+DIPENGINE_DEVICE TapWalk begin_taps(const SourcePlan& s, int products) {
+  const int half = s.stride == 2 ? s.half : 1;
+  return {s.gathered != 0 ? 0x7fffffff : products, s.taps, s.columns * s.pitch, half * s.pitch,
+          s.stride == 2 ? (1 - half) * s.pitch : s.pitch, 0, 0, 0, 0, 0};
+}
+DIPENGINE_DEVICE void advance(TapWalk* w) {
+  w->offset += 32;
+  if (++w->product < w->products) return;
+  w->product = 0;
+  if (++w->x < w->taps) {
+    w->tap += w->x % 2 != 0 ? w->to_odd : w->to_even;
+  } else {
+    w->x = 0;
+    w->row += w->row_bytes;
+    w->tap = w->row;
+  }
+  w->offset = w->tap;
+}
+
 template <typename Element, typename Tile>
-DIPENGINE_KERNEL(Tile::kThreads, 2)
+DIPENGINE_KERNEL(Tile::kThreads, Tile::kBlocks)
 conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const ConvPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
@@ -160,14 +188,23 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const int64_t numbers = fit * l.numbers_fit_stride;
 
   unsigned char* const stages = cuda::shared_memory();
-  unsigned char* const inputs = stages + kStages * 2 * Tile::kBlockBytes;
-  const unsigned char* const stream = l.packed + ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) *
-                                                     static_cast<int64_t>(p.blocks) * Tile::kBlockBytes;
+  unsigned char* const inputs = stages + Tile::kWeightBytes;
+  const unsigned char* const stream =
+      l.packed + ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) * static_cast<int64_t>(p.blocks) *
+                     Tile::kBlockBytes;
 
   Accumulators<Tile> sums{};
-  int pair = 0;
-  for (; pair < kStages - 1; ++pair) begin_stage<Tile>(p, stream, stages, pair);
-  pair = 0;
+  int stage = 0;
+  for (; stage < Tile::kStages - 1; ++stage) begin_stage<Tile>(p, stream, stages, stage, stage);
+  int slot = stage;  // of the stage that is brought next
+  const int own_weights = warp_n * Tile::kProductsN * 512 + lane * 16;
+  WeightRing<Tile> ring = {own_weights, own_weights, 0};
+  const auto next_stage = [&] {
+    cuda::copy_wait<Tile::kStages - 2>();
+    cuda::sync_threads();  // its weights and the inputs have come; all have read the stage before
+    begin_stage<Tile>(p, stream, stages, stage++, slot);
+    slot = slot + 1 < Tile::kStages ? slot + 1 : 0;
+  };
   for (int index = 0; index < p.sources_count; ++index) {
     const SourcePlan& s = p.sources[index];
     const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
@@ -183,26 +220,13 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
       if (s.gathered != 0) {
         load_gathered<Element, Tile::kThreads, Tile::kPixels, Element::kDepth>(p, s, fit, numbers, top, left, inputs);
       } else {
-        load_tile<Element, Tile::kThreads, Element::kDepth>(p, s, fit, numbers, chunk, top, left, inputs);
+        load_tile<Element, Tile::kThreads, Element::kDepth, Tile::kAtOnce>(p, s, fit, numbers, chunk, top, left, inputs);
       }
-      const int products = chunk_products(s, chunk, Element::kDepth), blocks = chunk_blocks(s, chunk, Element::kDepth);
-      int product = 0, tap_y = 0, tap_x = 0;
-      for (int block = 0; block < blocks; block += 2, ++pair) {
-        cuda::copy_wait<kStages - 2>();
-        cuda::sync_threads();  // this pair's weights and the inputs have come; all have read the pair before
-        begin_stage<Tile>(p, stream, stages, pair + kStages - 1);
-        const unsigned char* weights =
-            stages + pair % kStages * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
-        for (int half = 0; half < 2 && block + half < blocks; ++half) {
-          const int offset = (s.gathered != 0 ? 0 : tap_offset(s, tap_y, tap_x)) + 32 * product;
-          multiply<Element, Tile>(inputs, rows, offset, weights + half * Tile::kBlockBytes, sums);
-          if (++product < products || s.gathered != 0) continue;
-          product = 0;
-          if (++tap_x < s.taps) continue;
-          tap_x = 0;
-          ++tap_y;
-        }
-      }
+      if (ring.used != 0) cuda::sync_threads();  // the inputs have come; the weights had
+      TapWalk walk = begin_taps(s, chunk_products(s, chunk, Element::kDepth));
+      multiply_chunk<Element, Tile>(
+          chunk_blocks(s, chunk, Element::kDepth), &ring, [&] { advance(&walk); },
+          [&](Operands<Tile>* to) { load_operands<Tile>(inputs, rows, walk.offset, *to); }, next_stage, sums);
     }
   }
 

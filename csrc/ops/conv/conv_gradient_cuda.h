@@ -110,41 +110,53 @@ DIPENGINE_DEVICE float d_raw_at(const GradientSource& s, int64_t fit, int64_t y,
   return fma(s.a[number], g, fma(s.b[number], raw, s.c[number]));
 }
 
-// The channels of 16 bytes of d_raw at (y, x), rounded to what products take.
+// What d_raw of the channels of 16 bytes at one place is formed from. Zeros behind the last channel, and where not `there`.
+struct GradientBytes {
+  cuda::Bytes16 gradient, raw;
+};
+// Of an aligned source.
+template <typename Element>
+DIPENGINE_DEVICE GradientBytes gradient_bytes(const GradientSource& s, bool there, int64_t fit, int y, int x, int channel,
+                                              int channels) {
+  using Stored = typename Element::Stored;
+  GradientBytes bytes{};
+  if (!there || channel >= channels) return bytes;
+  bytes.gradient = cuda::load16_constant(static_cast<const Stored*>(s.gradient) + fit * s.gradient_fit_stride +
+                                         pixel_at(y, s.gradient_row_stride, x, s.gradient_pixel_stride) + channel);
+  if (s.a != nullptr) {
+    bytes.raw = cuda::load16_constant(static_cast<const Stored*>(s.raw) + fit * s.raw_fit_stride +
+                                      pixel_at(y, s.raw_row_stride, x, s.raw_pixel_stride) + channel);
+  }
+  return bytes;
+}
+
+// d_raw, rounded to what products take.
+template <typename Element>
+DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientFold<Element>& f, const GradientBytes& bytes) {
+  float value[Element::kEach];
+  DIPENGINE_UNROLL
+  for (int e = 0; e < Element::kEach; ++e) {
+    value[e] = fma(f.a[e], Element::widen(Element::get(bytes.gradient, e)),
+                   fma(f.b[e], Element::widen(Element::get(bytes.raw, e)), f.c[e]));
+  }
+  return Element::pack_operands(value);
+}
+
+// The same of a source that is not aligned.
 template <typename Element>
 DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientSource& s, const GradientFold<Element>& f, int64_t fit, int64_t y,
                                         int64_t x, int channel, int channels) {
-  using Stored = typename Element::Stored;
   constexpr int kEach = Element::kEach;
   const int64_t at = fit * s.gradient_fit_stride + y * s.gradient_row_stride + x * s.gradient_pixel_stride + channel;
   const int64_t raw_place = fit * s.raw_fit_stride + y * s.raw_row_stride + x * s.raw_pixel_stride + channel;
-  float g[kEach] = {}, raw[kEach] = {};
-  if (s.aligned != 0) {
-    if (channel < channels) {
-      const cuda::Bytes16 gs = cuda::load16_constant(static_cast<const Stored*>(s.gradient) + at);
-      const cuda::Bytes16 raws =
-          s.a == nullptr ? cuda::Bytes16{} : cuda::load16_constant(static_cast<const Stored*>(s.raw) + raw_place);
-      DIPENGINE_UNROLL
-      for (int e = 0; e < kEach; ++e) {
-        g[e] = Element::widen(Element::get(gs, e));
-        raw[e] = Element::widen(Element::get(raws, e));
-      }
-    }
-  } else {
-    DIPENGINE_UNROLL
-    for (int e = 0; e < kEach; ++e) {
-      if (channel + e >= channels) continue;
-      g[e] = gradient_at<Element>(s, at + e);
-      if (s.a != nullptr) raw[e] = raw_at<Element>(s, raw_place + e);
-    }
-  }
-  cuda::Bytes16 out{};
+  float value[kEach] = {};
   DIPENGINE_UNROLL
   for (int e = 0; e < kEach; ++e) {
-    const float value = s.a == nullptr ? g[e] : fma(f.a[e], g[e], fma(f.b[e], raw[e], f.c[e]));
-    Element::put(out, e, Element::operand(value));
+    if (channel + e >= channels) continue;
+    const float g = gradient_at<Element>(s, at + e);
+    value[e] = s.a == nullptr ? g : fma(f.a[e], g, fma(f.b[e], raw_at<Element>(s, raw_place + e), f.c[e]));
   }
-  return out;
+  return Element::pack_operands(value);
 }
 
 // A head's numbers for the channels of 16 bytes: its weights by its own channels, as operands.
@@ -200,41 +212,107 @@ DIPENGINE_DEVICE HeadFold<Element> kept_head(const unsigned char* from) {
   return f;
 }
 
-// As d_raw_of, of a head's gradient. Plain loads of raw: d_x may be written over it.
+// As above, of a head's gradient. Plain loads of raw: d_x may be written over it.
+struct HeadBytes {
+  cuda::Bytes16 raw;
+  float gradient[DIPENGINE_CONV_CUDA_HEAD];
+};
 template <typename Element>
-DIPENGINE_DEVICE cuda::Bytes16 d_raw_of_head(const GradientSource& s, const GradientFold<Element>& f,
-                                             const HeadFold<Element>& head, int64_t fit, int64_t y, int64_t x, int channel,
-                                             int channels) {
+DIPENGINE_DEVICE HeadBytes head_bytes(const GradientSource& s, bool there, int64_t fit, int64_t y, int64_t x, int channel,
+                                      int channels) {
   using Stored = typename Element::Stored;
-  constexpr int kEach = Element::kEach;
+  HeadBytes bytes{};
+  if (!there) return bytes;
   const float* own = static_cast<const float*>(s.gradient) + fit * s.gradient_fit_stride + y * s.gradient_row_stride +
                      x * s.gradient_pixel_stride;
   const Stored* from =
       static_cast<const Stored*>(s.raw) + fit * s.raw_fit_stride + y * s.raw_row_stride + x * s.raw_pixel_stride + channel;
-  cuda::Bytes16 raws{}, out{};
+  DIPENGINE_UNROLL
+  for (int k = 0; k < DIPENGINE_CONV_CUDA_HEAD; ++k) bytes.gradient[k] = k < s.head.channels ? own[k] : 0.0f;
   if (s.aligned != 0) {
-    if (channel < channels) raws = cuda::load16(from);
+    if (channel < channels) bytes.raw = cuda::load16(from);
   } else {
     DIPENGINE_UNROLL
-    for (int e = 0; e < kEach; ++e) {
-      if (channel + e < channels) Element::put(raws, e, from[e]);
+    for (int e = 0; e < Element::kEach; ++e) {
+      if (channel + e < channels) Element::put(bytes.raw, e, from[e]);
     }
   }
-  float g[kEach] = {};
+  return bytes;
+}
+template <typename Element>
+DIPENGINE_DEVICE cuda::Bytes16 d_raw_of(const GradientSource& s, const GradientFold<Element>& f, const HeadFold<Element>& head,
+                                        const HeadBytes& bytes) {
+  constexpr int kEach = Element::kEach;
+  float value[kEach] = {};
   DIPENGINE_UNROLL
   for (int k = 0; k < DIPENGINE_CONV_CUDA_HEAD; ++k) {
-    const float h = k < s.head.channels ? Element::widen(Element::operand(own[k])) : 0.0f;
+    const float h = Element::widen(Element::operand(bytes.gradient[k]));
     DIPENGINE_UNROLL
-    for (int e = 0; e < kEach; ++e) g[e] = fma(Element::widen(Element::get(head.weight[k], e)), h, g[e]);
+    for (int e = 0; e < kEach; ++e) value[e] = fma(Element::widen(Element::get(head.weight[k], e)), h, value[e]);
   }
   DIPENGINE_UNROLL
   for (int e = 0; e < kEach; ++e) {
-    const float raw = Element::widen(Element::get(raws, e));
-    const float formed = g[e] * (fma(raw, head.scale[e], head.shift[e]) > 0 ? 1.0f : s.head.slope);
-    const float value = fma(f.a[e], Element::widen(Element::narrow(formed)), fma(f.b[e], raw, f.c[e]));
-    Element::put(out, e, Element::operand(value));
+    const float raw = Element::widen(Element::get(bytes.raw, e));
+    const float formed = value[e] * (fma(raw, head.scale[e], head.shift[e]) > 0 ? 1.0f : s.head.slope);
+    value[e] = fma(f.a[e], Element::widen(Element::narrow(formed)), fma(f.b[e], raw, f.c[e]));
   }
-  return out;
+  return Element::pack_operands(value);
+}
+
+// Of one place after the other, load(there, y, x) and then form() of that to shared memory. next(&place, &y, &x, &there): the next of
+// the thread's places, and whether it is in the image, where not it is zeros; false behind the last. What `at_once` of them load is
+// asked for before the first is formed, since memory is far away.
+template <int at_once, typename Next, typename Load, typename Form>
+DIPENGINE_DEVICE void load_places(unsigned char* to, const Next& next, const Load& load, const Form& form) {
+  int place = 0, y = 0, x = 0;
+  bool there = false, more = true;
+  while (more) {
+    decltype(load(false, 0, 0)) bytes[at_once];
+    int places[at_once];
+    bool theres[at_once];
+    DIPENGINE_UNROLL
+    for (int i = 0; i < at_once; ++i) {
+      more = more && next(&place, &y, &x, &there);
+      places[i] = more ? place : -1;
+      theres[i] = more && there;
+      bytes[i] = load(theres[i], y, x);
+    }
+    DIPENGINE_UNROLL
+    for (int i = 0; i < at_once; ++i) {
+      if (places[i] < 0) continue;
+      const cuda::Bytes16 out = form(bytes[i]);
+      cuda::store16(to + places[i], theres[i] ? out : cuda::Bytes16{});
+    }
+  }
+}
+
+// The same of a source's d_raw, for the channels of 16 bytes from `channel` on.
+template <typename Element, int at_once, typename Next>
+DIPENGINE_DEVICE void load_d_raw_places(const GradientSource& s, int64_t fit, int channel, int channels, unsigned char* to,
+                                        const Next& next) {
+  const GradientFold<Element> fold = load_gradient_fold<Element>(s, fit, channel, channels);
+  if (s.aligned != 0) {
+    load_places<at_once>(
+        to, next, [&](bool there, int y, int x) { return gradient_bytes<Element>(s, there, fit, y, x, channel, channels); },
+        [&](const GradientBytes& bytes) { return d_raw_of<Element>(fold, bytes); });
+  } else {
+    load_places<1>(
+        to, next,
+        [&](bool there, int y, int x) {
+          return there ? d_raw_of<Element>(s, fold, fit, y, x, channel, channels) : cuda::Bytes16{};
+        },
+        [](const cuda::Bytes16& bytes) { return bytes; });
+  }
+}
+
+// The same behind a head, whose numbers for these channels `head` keeps.
+template <typename Element, int at_once, typename Next>
+DIPENGINE_DEVICE void load_head_places(const GradientSource& s, const unsigned char* head, int64_t fit, int channel, int channels,
+                                       unsigned char* to, const Next& next) {
+  const GradientFold<Element> fold = load_gradient_fold<Element>(s, fit, channel, channels);
+  load_places<at_once>(
+      to, next, [&](bool there, int y, int x) { return head_bytes<Element>(s, there, fit, y, x, channel, channels); },
+      [&](const HeadBytes& bytes) { return d_raw_of<Element>(s, fold, kept_head<Element>(head), bytes); });
 }
 
 }  // namespace dipengine

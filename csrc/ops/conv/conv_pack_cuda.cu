@@ -26,85 +26,114 @@ DIPENGINE_DEVICE TapRange raw_taps(bool nearest, int phase, int tap) {
   return tap == 0 ? TapRange{0, 1} : TapRange{2, 2};
 }
 
-DIPENGINE_DEVICE float packed_weight(const ConvPlan& p, const SourcePlan& s, const float* weight, int phase, int tap, int channel,
-                                     int out) {
-  if (channel >= s.channels || out >= p.channels) return 0;
-  const bool nearest = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
-  const TapRange y = raw_taps(nearest, phase / p.phases, tap / s.taps), x = raw_taps(nearest, phase % p.phases, tap % s.taps);
-  float sum = 0;
-  for (int ty = y.first; ty <= y.last; ++ty) {
-    for (int tx = x.first; tx <= x.last; ++tx) {
-      sum += weight[(static_cast<int64_t>(ty * p.kernel + tx) * p.input_channels + s.first_channel + channel) * p.channels + out];
-    }
-  }
-  return sum;
+// What a lane's 16 bytes are of: kHalf rows of B (Element::weight_row) of each of two products, whose outputs are to[0] and to[1].
+template <typename Element>
+struct Lane {
+  static constexpr int kDepth = Element::kDepth, kHalf = Element::kEach / 2;
+  int member, to[2];
+  float sum[2][kHalf];
+};
+template <typename Element>
+DIPENGINE_DEVICE Lane<Element> begin_lane(int lane, int group, int products_n, int first_channel) {
+  Lane<Element> l{};
+  l.member = lane % 4;
+  DIPENGINE_UNROLL
+  for (int half = 0; half < 2; ++half)
+    l.to[half] = first_channel + tile_channel(products_n, group / products_n, group % products_n * 2 + half, lane / 4);
+  return l;
+}
+template <typename Element>
+DIPENGINE_DEVICE void store_lane(const Lane<Element>& l, unsigned char* to) {
+  float values[Element::kEach];
+  DIPENGINE_UNROLL
+  for (int i = 0; i < Element::kEach; ++i) values[i] = l.sum[i / Lane<Element>::kHalf][i % Lane<Element>::kHalf];
+  cuda::store16(to, Element::pack_operands(values));
 }
 
 template <typename Element>
-DIPENGINE_DEVICE void pack_forward(const PackJob& job, int64_t fit, int64_t index) {
-  constexpr int kDepth = Element::kDepth, kHalf = Element::kEach / 2;  // values of one of a lane's two products
+DIPENGINE_DEVICE void pack_forward(const PackJob& job, int64_t fit, uint32_t index) {
+  using Own = Lane<Element>;
   const ConvPlan& p = job.forward;
-  const int lane = static_cast<int>(index % 32), groups = p.tile_channels / 16;
-  int64_t rest = index / 32;
-  const int group = static_cast<int>(rest % groups);
-  rest /= groups;
-  int block = static_cast<int>(rest % p.blocks);
-  rest /= p.blocks;
-  const int phase = static_cast<int>(rest % (p.phases * p.phases)), channel_tile = static_cast<int>(rest / (p.phases * p.phases));
+  const uint32_t groups = static_cast<uint32_t>(p.tile_channels) / 16, phases = static_cast<uint32_t>(p.phases * p.phases);
+  const int group = static_cast<int>(index / 32 % groups);
+  uint32_t rest = index / 32 / groups;
+  const int number = static_cast<int>(rest % static_cast<uint32_t>(p.blocks));
+  rest /= static_cast<uint32_t>(p.blocks);
+  const int phase = static_cast<int>(rest % phases), channel_tile = static_cast<int>(rest / phases);
+  Own l = begin_lane<Element>(static_cast<int>(index % 32), group, p.products_n, channel_tile * p.tile_channels);
 
-  const SourcePlan& s = p.sources[p.sources_count == 2 && block >= p.sources[1].first_block ? 1 : 0];
-  block -= s.first_block;
-  const int chunk = block / s.chunk_blocks, within = block % s.chunk_blocks, products = chunk_products(s, chunk, kDepth);
+  const SourcePlan& s = p.sources[p.sources_count == 2 && number >= p.sources[1].first_block ? 1 : 0];
+  const int block = number - s.first_block, chunk = block / s.chunk_blocks, within = block % s.chunk_blocks;
   const float* weight = job.weight + fit * job.weight_fit_stride;
-  cuda::Bytes16 out{};
-  DIPENGINE_UNROLL
-  for (int i = 0; i < Element::kEach; ++i) {
-    const int k = Element::weight_row(lane % 4, i % kHalf);
-    const int w = group / p.products_n, j = group % p.products_n * 2 + i / kHalf;
-    const int to = channel_tile * p.tile_channels + tile_channel(p.products_n, w, j, lane / 4);
-    int tap = within / products, channel = chunk * s.chunk + within % products * kDepth + k;
-    if (s.gathered != 0) {
-      tap = (within * kDepth + k) / s.channels;
-      channel = (within * kDepth + k) % s.channels;
+  if (s.gathered != 0) {
+    DIPENGINE_UNROLL
+    for (int i = 0; i < Own::kHalf; ++i) {
+      const int row = within * Own::kDepth + Element::weight_row(l.member, i), tap = row / s.channels;
+      if (tap >= s.taps * s.taps) continue;
+      const int64_t at = static_cast<int64_t>(tap * p.input_channels + s.first_channel + row % s.channels) * p.channels;
+      DIPENGINE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        if (l.to[half] < p.channels) l.sum[half][i] = weight[at + l.to[half]];
+      }
     }
-    const float value = tap < s.taps * s.taps ? packed_weight(p, s, weight, phase, tap, channel, to) : 0.0f;
-    Element::put(out, i, Element::operand(value));
-  }
-  cuda::store16(job.packed + (fit * job.lanes + index) * 16, out);
-}
-
-template <typename Element>
-DIPENGINE_DEVICE void pack_data(const PackJob& job, int64_t fit, int64_t index) {
-  constexpr int kDepth = Element::kDepth, kHalf = Element::kEach / 2;
-  const int64_t channel_tile = index / job.tile_lanes, within_tile = index % job.tile_lanes;
-  const int lane = static_cast<int>(within_tile % 32), groups = job.tile_channels / 16;
-  const int group = static_cast<int>(within_tile / 32 % groups);
-  const int64_t block = within_tile / 32 / groups;
-  const int64_t chunk_blocks = static_cast<int64_t>(job.matrices) * (job.chunk / kDepth);
-  const int chunk = static_cast<int>(block / chunk_blocks), within = static_cast<int>(block % chunk_blocks);
-  const int left = job.out_channels - chunk * job.chunk, products = ((left < job.chunk ? left : job.chunk) + kDepth - 1) / kDepth;
-  const int matrix = within / products;
-  const float* weight = job.weight + fit * job.weight_fit_stride;
-  cuda::Bytes16 out{};
-  DIPENGINE_UNROLL
-  for (int i = 0; i < Element::kEach; ++i) {
-    const int k = Element::weight_row(lane % 4, i % kHalf);
-    const int w = group / job.products_n, j = group % job.products_n * 2 + i / kHalf;
-    const int to = static_cast<int>(channel_tile) * job.tile_channels + tile_channel(job.products_n, w, j, lane / 4);
-    const int from = chunk * job.chunk + within % products * kDepth + k;
-    float sum = 0;
-    if (to < job.channels && from < job.out_channels) {
-      for (int t = 0; t < job.kernel * job.kernel; ++t) {
-        const float share = job.y.of[matrix / job.matrices_x][t / job.kernel] * job.x.of[matrix % job.matrices_x][t % job.kernel];
-        if (share != 0) {
-          sum = fma(share,
-                    weight[(static_cast<int64_t>(t) * job.input_channels + job.first_channel + to) * job.out_channels + from], sum);
+  } else {
+    const int products = chunk_products(s, chunk, Own::kDepth), tap = within / products;
+    const int channel = chunk * s.chunk + within % products * Own::kDepth;
+    const bool nearest = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
+    if (tap < s.taps * s.taps) {
+      const TapRange y = raw_taps(nearest, phase / p.phases, tap / s.taps), x = raw_taps(nearest, phase % p.phases, tap % s.taps);
+      for (int ty = y.first; ty <= y.last; ++ty) {
+        for (int tx = x.first; tx <= x.last; ++tx) {
+          const float* from =
+              weight + static_cast<int64_t>((ty * p.kernel + tx) * p.input_channels + s.first_channel + channel) * p.channels;
+          DIPENGINE_UNROLL
+          for (int i = 0; i < Own::kHalf; ++i) {
+            const int row = Element::weight_row(l.member, i);
+            DIPENGINE_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              if (channel + row < s.channels && l.to[half] < p.channels) l.sum[half][i] += from[row * p.channels + l.to[half]];
+            }
+          }
         }
       }
     }
-    Element::put(out, i, Element::operand(sum));
   }
-  cuda::store16(job.packed + (fit * job.fit_stride + channel_tile * job.tile_stride + within_tile) * 16, out);
+  store_lane(l, job.packed + (fit * job.lanes + index) * 16);
+}
+
+template <typename Element>
+DIPENGINE_DEVICE void pack_data(const PackJob& job, int64_t fit, uint32_t index) {
+  using Own = Lane<Element>;
+  const uint32_t tile_lanes = static_cast<uint32_t>(job.tile_lanes), groups = static_cast<uint32_t>(job.tile_channels) / 16;
+  const uint32_t channel_tile = index / tile_lanes, within_tile = index - channel_tile * tile_lanes;
+  const int group = static_cast<int>(within_tile / 32 % groups), block = static_cast<int>(within_tile / 32 / groups);
+  const int chunk_blocks = job.matrices * (job.chunk / Own::kDepth), chunk = block / chunk_blocks, within = block % chunk_blocks;
+  const int left = job.out_channels - chunk * job.chunk,
+            products = ((left < job.chunk ? left : job.chunk) + Own::kDepth - 1) / Own::kDepth;
+  const int matrix = within / products, from = chunk * job.chunk + within % products * Own::kDepth;
+  Own l = begin_lane<Element>(static_cast<int>(within_tile % 32), group, job.products_n,
+                              static_cast<int>(channel_tile) * job.tile_channels);
+  const float* weight = job.weight + fit * job.weight_fit_stride + from;
+  const float *shares_y = job.y.of[matrix / job.matrices_x], *shares_x = job.x.of[matrix % job.matrices_x];
+  for (int ty = 0; ty < job.kernel; ++ty) {
+    const float share_y = shares_y[ty];
+    if (share_y == 0) continue;
+    for (int tx = 0; tx < job.kernel; ++tx) {
+      const float share = share_y * shares_x[tx];
+      if (share == 0) continue;
+      const int64_t tap = static_cast<int64_t>((ty * job.kernel + tx) * job.input_channels + job.first_channel) * job.out_channels;
+      DIPENGINE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        DIPENGINE_UNROLL
+        for (int i = 0; i < Own::kHalf; ++i) {
+          const int row = Element::weight_row(l.member, i);
+          if (l.to[half] < job.channels && from + row < job.out_channels)
+            l.sum[half][i] = fma(share, weight[tap + static_cast<int64_t>(l.to[half]) * job.out_channels + row], l.sum[half][i]);
+        }
+      }
+    }
+  }
+  store_lane(l, job.packed + (fit * job.fit_stride + channel_tile * job.tile_stride + within_tile) * 16);
 }
 
 template <typename Element>
@@ -112,9 +141,9 @@ DIPENGINE_DEVICE void pack(const PackJob& job, const uint8_t* active, int64_t bl
   const int64_t fit = cuda::block_y(), index = block * kThreads + cuda::thread_index();
   if (index >= job.lanes || (active != nullptr && active[fit] == 0)) return;
   if (job.is_data != 0) {
-    pack_data<Element>(job, fit, index);
+    pack_data<Element>(job, fit, static_cast<uint32_t>(index));
   } else {
-    pack_forward<Element>(job, fit, index);
+    pack_forward<Element>(job, fit, static_cast<uint32_t>(index));
   }
 }
 
@@ -171,6 +200,12 @@ dipengine_status check_space(const dipengine_conv_cuda_params& p, size_t needed,
   return DIPENGINE_OK;
 }
 
+// Lanes are counted in 32 bits.
+dipengine_status check_lanes(const PackJob& job, const char* op) {
+  DIPENGINE_REQUIRE(job.lanes <= INT32_MAX, "%s packs up to 32 GB of weights of a layer.", op);
+  return DIPENGINE_OK;
+}
+
 }  // namespace
 
 dipengine_status add_forward_pack(const dipengine_conv_cuda_params& p, const char* op, std::vector<PackJob>* jobs) {
@@ -178,6 +213,7 @@ dipengine_status add_forward_pack(const dipengine_conv_cuda_params& p, const cha
   DIPENGINE_TRY(make_conv_plan(&p, op, &job.forward));
   DIPENGINE_TRY(check_space(p, static_cast<size_t>(p.fits * packed_bytes(job.forward)), op));
   job.lanes = packed_bytes(job.forward) / 16;
+  DIPENGINE_TRY(check_lanes(job, op));
   jobs->push_back(job);
   return DIPENGINE_OK;
 }
@@ -210,6 +246,7 @@ dipengine_status add_data_packs(const dipengine_conv_cuda_params& p, const char*
       job.lanes = plan.channel_tiles * job.tile_lanes;
       job.y = source.y[phase / plan.phases];
       job.x = source.x[phase % plan.phases];
+      DIPENGINE_TRY(check_lanes(job, op));
       if (job.lanes > 0) jobs->push_back(job);
     }
     return DIPENGINE_OK;

@@ -21,6 +21,8 @@ dipengine_status check_source(const Params& p, const dipengine_conv_cuda_source&
   DIPENGINE_REQUIRE(
       (s.inner.scale == nullptr) == (s.inner.shift == nullptr) && (s.outer.scale == nullptr) == (s.outer.shift == nullptr),
       "%s needs scale and shift of a map, or neither; source %d has one.", op, index);
+  DIPENGINE_REQUIRE(s.slope <= 1, "%s has no leaky ReLU of slope %g in front of source %d; slopes are 1 at most.", op,
+                    static_cast<double>(s.slope), index);
   const int factor = s.upsample == DIPENGINE_UPSAMPLE_NONE ? 1 : 2;
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t side = static_cast<int64_t>(factor) * (axis == 0 ? s.height : s.width), out = axis == 0 ? p.height : p.width;
@@ -136,6 +138,7 @@ void set_tile(ConvPlan* plan, TileKind kind) {
   plan->tile_rows = Tile::kRows;
   plan->tile_channels = Tile::kChannels;
   plan->products_n = Tile::kProductsN;
+  plan->weight_bytes = Tile::kWeightBytes;
 }
 
 // The widest tile that the channels fill at least by half, but one narrower for each time that fewer than 64 blocks come
@@ -218,7 +221,7 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
-  const size_t stages = static_cast<size_t>(kStages) * 2 * static_cast<size_t>(plan->tile_channels) * 32;
+  const size_t stages = static_cast<size_t>(plan->weight_bytes);
   const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
   const RowShape shape = forward_shape(*params);
   for (size_t budget : {half, limit}) {

@@ -21,6 +21,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kInputs = 64;  // channels of a block
+template <int taps>
+constexpr int kAtOnce = taps == 9 ? 3 : 4;  // places on their way to registers, as many as these hold
 
 template <typename Element>
 constexpr int kPixels = gradient_tile_rows(Element::kBytes) * kTileColumns;
@@ -41,27 +43,27 @@ DIPENGINE_HD int64_t part_rows(const ConvPlan& p, const SourcePlan& s) {
 }
 
 // d_raw of the tile's pixels and of 64 output channels; zeros outside of the image. `heads`: a head's numbers, or NULL.
-template <typename Element>
+template <typename Element, int taps>
 DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, const unsigned char* heads, int64_t fit, int tile_row,
                                     int tile_column, int phase, int first_channel, unsigned char* to) {
   const ConvPlan& p = l.plan;
   constexpr int kGroups = kGradientChannels / Element::kEach;
   const int group = cuda::thread_index() % kGroups, channel = first_channel + Element::kEach * group;
-  const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, p.channels);
-  const auto load = [&](const auto& d_raw) {
-    for (int pixel = cuda::thread_index() / kGroups; pixel < kPixels<Element>; pixel += kThreads / kGroups) {
-      const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
-      cuda::Bytes16 out{};
-      if (row < p.grid_height && column < p.grid_width)
-        out = d_raw(row * p.phases + phase / p.phases, column * p.phases + phase % p.phases);
-      cuda::store16(to + pixel * gradient_pitch(Element::kBytes) + 16 * group, out);
-    }
+  int pixel = cuda::thread_index() / kGroups;
+  const auto next = [&](int* place, int* y, int* x, bool* there) {
+    if (pixel >= kPixels<Element>) return false;
+    const int row = tile_row + pixel / kTileColumns, column = tile_column + pixel % kTileColumns;
+    *y = row * p.phases + phase / p.phases;
+    *x = column * p.phases + phase % p.phases;
+    *there = row < p.grid_height && column < p.grid_width;
+    *place = pixel * gradient_pitch(Element::kBytes) + 16 * group;
+    pixel += kThreads / kGroups;
+    return true;
   };
-  if (heads != nullptr) {
-    const HeadFold<Element> head = kept_head<Element>(heads + group * gradient_head_pitch(Element::kBytes));
-    return load([&](int y, int x) { return d_raw_of_head<Element>(l.d_raw, fold, head, fit, y, x, channel, p.channels); });
-  }
-  load([&](int y, int x) { return d_raw_of<Element>(l.d_raw, fold, fit, y, x, channel, p.channels); });
+  if (taps == 1 && heads != nullptr)
+    return load_head_places<Element, 4>(l.d_raw, heads + group * gradient_head_pitch(Element::kBytes), fit, channel, p.channels, to,
+                                        next);
+  load_d_raw_places<Element, kAtOnce<taps>>(l.d_raw, fit, channel, p.channels, to, next);
 }
 
 // Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:
@@ -137,7 +139,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   unsigned char* const inputs = outputs + kPixels<Element> * gradient_pitch(Element::kBytes);
   const int warp = cuda::warp_index(), lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
   const int warp_m = warp % 4, warp_n = warp / 4;  // 16 inputs, 32 outputs
-  const bool gathered = s.gathered != 0;
+  const bool gathered = taps == 1 && s.gathered != 0;
   const int columns = gathered ? s.taps * s.taps * s.channels : s.channels;  // of u, all chunks
   // Within its tile of shared memory; a gathered source has all its columns there.
   const int first_column = (gathered ? input_tile * kInputs : 0) + 16 * warp_m;
@@ -166,9 +168,9 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
       load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
                                                                          inputs);
     } else {
-      load_tile<Element, kThreads, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
+      load_tile<Element, kThreads, kGradientDepth, kAtOnce<taps>>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
     }
-    load_gradient<Element>(l, heads, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
+    load_gradient<Element, taps>(l, heads, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
     cuda::sync_threads();
     for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
       uint32_t b[4][2];

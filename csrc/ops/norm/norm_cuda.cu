@@ -15,7 +15,7 @@ namespace dipengine {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / cuda::kWarp;
-constexpr int kPixels = 256;
+constexpr int kPixels = 256, kEach = kPixels / kWarps;  // of a block, and of a warp
 
 struct NormLaunch {
   int32_t height, width, channels, upsample;
@@ -56,10 +56,12 @@ DIPENGINE_DEVICE Channel load_channel(const NormLaunch& l) {
 
 DIPENGINE_DEVICE int clamped(int i, int n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
+DIPENGINE_DEVICE int64_t x_place(const NormLaunch& l, const Channel& c, int y, int x) {
+  return c.fit * l.x_fit_stride + y * l.x_row_stride + x * l.x_pixel_stride + c.index;
+}
 template <typename Element>
 DIPENGINE_DEVICE float x_at(const NormLaunch& l, const Channel& c, int y, int x) {
-  const auto* image = static_cast<const typename Element::Stored*>(l.x);
-  return Element::widen(image[c.fit * l.x_fit_stride + y * l.x_row_stride + x * l.x_pixel_stride + c.index]);
+  return Element::widen(static_cast<const typename Element::Stored*>(l.x)[x_place(l, c, y, x)]);
 }
 
 DIPENGINE_DEVICE float leaky(float t, float slope) { return t > 0 ? t : t * slope; }
@@ -106,6 +108,23 @@ DIPENGINE_DEVICE float sum_of_warps(float own, float* shared) {
   return sum;
 }
 
+// A warp's pixels, one after the other: every kWarps-th of the block's.
+struct PixelWalk {
+  int at, y, x;
+};
+DIPENGINE_DEVICE PixelWalk begin_pixels(const NormLaunch& l, int begin) {
+  const int at = begin + cuda::warp_index();
+  return {at, at / l.width, at % l.width};
+}
+DIPENGINE_DEVICE void advance(const NormLaunch& l, PixelWalk* w) {
+  w->at += kWarps;
+  w->x += kWarps;
+  while (w->x >= l.width) {
+    w->x -= l.width;
+    ++w->y;
+  }
+}
+
 template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
@@ -114,58 +133,106 @@ norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   const Channel c = load_channel(l);
   const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
             end = begin + kPixels < pixels ? begin + kPixels : pixels;
-  const bool there = c.index < l.channels;
+  const bool there = c.index < l.channels, bilinear = l.upsample == DIPENGINE_UPSAMPLE_BILINEAR;
   float sum = 0, m2 = 0;
-  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
-    sum += upsampled<Element>(l, c, at / l.width, at % l.width, 0).mean;
-  const float mean = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
-  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps)
-    m2 += upsampled<Element>(l, c, at / l.width, at % l.width, mean).m2;
+  if (bilinear) {
+    for (PixelWalk w = begin_pixels(l, begin); w.at < end && there; advance(l, &w)) sum += upsampled<Element>(l, c, w.y, w.x, 0).mean;
+    const float mean = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
+    for (PixelWalk w = begin_pixels(l, begin); w.at < end && there; advance(l, &w)) m2 += upsampled<Element>(l, c, w.y, w.x, mean).m2;
+    sum = mean;
+  } else {
+    // All are asked for before the first is looked at, since memory is far away.
+    typename Element::Stored stored[kEach];
+    PixelWalk w = begin_pixels(l, begin);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      stored[i] = typename Element::Stored{};
+      if (w.at < end && there) stored[i] = static_cast<const typename Element::Stored*>(l.x)[x_place(l, c, w.y, w.x)];
+      advance(l, &w);
+    }
+    float t[kEach];
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      t[i] = leaky(fma(Element::widen(stored[i]), c.scale, c.shift), l.slope);
+      if (begin + cuda::warp_index() + i * kWarps < end) sum += t[i];
+    }
+    sum = sum_of_warps(sum, shared) / static_cast<float>(end - begin);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const float difference = t[i] - sum;
+      if (begin + cuda::warp_index() + i * kWarps < end) m2 = fma(difference, difference, m2);
+    }
+  }
   m2 = sum_of_warps(m2, shared + kThreads);
   if (cuda::warp_index() == 0 && there) {
-    l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {mean, m2};
+    l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {sum, m2};
   }
   if (l.tree.tickets == nullptr) return;
   merge_by_blocks<kThreads, cuda::kWarp>(l.tree, MomentsMerge{l.merge}, c.fit, cuda::block_y(), cuda::block_x());
+}
+
+// U^T U t at pixel (y, x) of a bilinearly upsampled source.
+template <typename Element>
+DIPENGINE_DEVICE float transposed_bilinear(const NormLaunch& l, const Channel& c, int y, int x) {
+  float transposed = 0;
+  DIPENGINE_UNROLL
+  for (int i = 0; i < 9; ++i) {
+    const float weight = (i / 3 == 1 ? 1.25f : 0.375f) * (i % 3 == 1 ? 1.25f : 0.375f);
+    transposed = fma(weight, t_at<Element>(l, c, y + i / 3 - 1, x + i % 3 - 1), transposed);
+  }
+  return transposed;
 }
 
 template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   using Stored = typename Element::Stored;
+  constexpr int kAtOnce = 8;  // pixels that are asked for before the first is looked at
+  static_assert(kEach % kAtOnce == 0, "all pixels");
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
   const int pixels = l.height * l.width, begin = cuda::block_x() * kPixels,
             end = begin + kPixels < pixels ? begin + kPixels : pixels;
-  const bool there = c.index < l.channels;
+  const bool there = c.index < l.channels, bilinear = l.upsample == DIPENGINE_UPSAMPLE_BILINEAR;
   const int64_t number = c.fit * l.numbers_fit_stride + c.index;
   const bool folded = there && l.a != nullptr;
   const float a = folded ? l.a[number] : 1.0f, b = folded ? l.b[number] : 0.0f, shift = folded ? l.c[number] : 0.0f;
   const float centre = there && l.centre != nullptr ? l.centre[number] : 0.0f;
   const float ones = l.upsample == DIPENGINE_UPSAMPLE_NONE ? 1.0f : 4.0f;  // U^T 1
+  const Stored* const g = static_cast<const Stored*>(l.g) + c.fit * l.g_fit_stride + c.index;
+  Stored* const d_x = static_cast<Stored*>(l.d_x) + c.fit * l.d_x_fit_stride + c.index;
   float sum = 0, product = 0;
-  for (int at = begin + cuda::warp_index(); at < end && there; at += kWarps) {
-    const int y = at / l.width, x = at % l.width;
-    const float value = x_at<Element>(l, c, y, x), inner = fma(value, c.scale, c.shift);
-    float transposed = ones * leaky(inner, l.slope);  // U^T U t
-    if (l.upsample == DIPENGINE_UPSAMPLE_BILINEAR) {
-      transposed = 0;
-      DIPENGINE_UNROLL
-      for (int i = 0; i < 9; ++i) {
-        const float weight = (i / 3 == 1 ? 1.25f : 0.375f) * (i % 3 == 1 ? 1.25f : 0.375f);
-        transposed = fma(weight, t_at<Element>(l, c, y + i / 3 - 1, x + i % 3 - 1), transposed);
+  PixelWalk w = begin_pixels(l, begin);
+  while (w.at < end && there) {
+    Stored values[kAtOnce], gs[kAtOnce], olds[kAtOnce];
+    float transposed[kAtOnce];
+    PixelWalk ahead = w;
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      values[i] = gs[i] = olds[i] = Stored{};
+      transposed[i] = 0;
+      if (ahead.at < end) {
+        values[i] = static_cast<const Stored*>(l.x)[x_place(l, c, ahead.y, ahead.x)];
+        gs[i] = g[ahead.y * l.g_row_stride + ahead.x * l.g_pixel_stride];
+        if (l.accumulate != 0) olds[i] = d_x[ahead.y * l.d_x_row_stride + ahead.x * l.d_x_pixel_stride];
+        if (bilinear) transposed[i] = transposed_bilinear<Element>(l, c, ahead.y, ahead.x);
       }
+      advance(l, &ahead);
     }
-    const float g = Element::widen(
-        static_cast<const Stored*>(l.g)[c.fit * l.g_fit_stride + y * l.g_row_stride + x * l.g_pixel_stride + c.index]);
-    const float d_t = l.a == nullptr ? g : fma(a, g, fma(b, transposed, shift * ones));
-    Stored* to = static_cast<Stored*>(l.d_x) + c.fit * l.d_x_fit_stride + y * l.d_x_row_stride + x * l.d_x_pixel_stride + c.index;
-    const float d_x = d_t * (inner > 0 ? 1.0f : l.slope) + (l.accumulate != 0 ? Element::widen(*to) : 0.0f);
-    const Stored stored = Element::narrow(d_x);
-    *to = stored;
-    sum += Element::widen(stored);
-    product += Element::widen(stored) * (value - centre);
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (w.at < end) {
+        const float value = Element::widen(values[i]), inner = fma(value, c.scale, c.shift), own = Element::widen(gs[i]);
+        const float behind = bilinear ? transposed[i] : ones * leaky(inner, l.slope);  // U^T U t
+        const float d_t = l.a == nullptr ? own : fma(a, own, fma(b, behind, shift * ones));
+        const Stored stored = Element::narrow(d_t * (inner > 0 ? 1.0f : l.slope) + Element::widen(olds[i]));
+        d_x[w.y * l.d_x_row_stride + w.x * l.d_x_pixel_stride] = stored;
+        sum += Element::widen(stored);
+        product += Element::widen(stored) * (value - centre);
+      }
+      advance(l, &w);
+    }
   }
   if (l.sums == nullptr) return;
   sum = sum_of_warps(sum, shared);

@@ -19,13 +19,18 @@ struct Bfloat16 {
   static constexpr int kDepth = 16;            // channels of a product
 
   DIPENGINE_DEVICE float widen(Stored x) { return float_from_bf16(x); }
-  DIPENGINE_DEVICE Stored narrow(float x) { return bf16_from_float(x); }
-  DIPENGINE_DEVICE Stored operand(float x) { return bf16_from_float(x); }
+  DIPENGINE_DEVICE Stored narrow(float x) { return static_cast<Stored>(bf16_pair(x, 0.0f)); }
+  DIPENGINE_DEVICE Stored operand(float x) { return narrow(x); }
   // Value e of 16 bytes, which are to be zero before put.
   DIPENGINE_DEVICE Stored get(const Bytes16& from, int e) { return static_cast<Stored>(from.word[e / 2 % 4] >> (16 * (e % 2))); }
   DIPENGINE_DEVICE void put(Bytes16& to, int e, Stored value) {
     to.word[e / 2 % 4] |= static_cast<uint32_t>(value) << (16 * (e % 2));
   }
+  // 16 bytes of values as stored, and as operands.
+  DIPENGINE_DEVICE Bytes16 pack(const float (&x)[kEach]) {
+    return {{bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3]), bf16_pair(x[4], x[5]), bf16_pair(x[6], x[7])}};
+  }
+  DIPENGINE_DEVICE Bytes16 pack_operands(const float (&x)[kEach]) { return pack(x); }
   DIPENGINE_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_bf16(c, a, b0, b1); }
   // The row of B that value i (of 4) of a lane's operands is of.
   DIPENGINE_DEVICE int weight_row(int member, int i) { return 2 * member + i % 2 + (i >= 2 ? 8 : 0); }
@@ -42,6 +47,12 @@ struct Float32 {
   DIPENGINE_DEVICE Stored operand(float x) { return float_from_bits(tf32_from_float(x)); }
   DIPENGINE_DEVICE Stored get(const Bytes16& from, int e) { return float_from_bits(from.word[e % 4]); }
   DIPENGINE_DEVICE void put(Bytes16& to, int e, Stored value) { to.word[e % 4] = float_bits(value); }
+  DIPENGINE_DEVICE Bytes16 pack(const float (&x)[kEach]) {
+    return {{float_bits(x[0]), float_bits(x[1]), float_bits(x[2]), float_bits(x[3])}};
+  }
+  DIPENGINE_DEVICE Bytes16 pack_operands(const float (&x)[kEach]) {
+    return {{tf32_from_float(x[0]), tf32_from_float(x[1]), tf32_from_float(x[2]), tf32_from_float(x[3])}};
+  }
   DIPENGINE_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_tf32(c, a, b0, b1); }
   DIPENGINE_DEVICE int weight_row(int member, int i) { return member + 4 * i; }
 };

@@ -35,6 +35,13 @@ DIPENGINE_DEVICE uint32_t tf32_from_float(float x) {
   return bits;
 }
 
+// Two floats as bfloat16, to nearest even, `low` in the lower half. Any NaN becomes 0x7fff.
+DIPENGINE_DEVICE uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 // c += a b, tf32 in (float32 whose 13 lower mantissa bits are ignored: round first), float32 sums.
 DIPENGINE_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -66,6 +73,7 @@ DIPENGINE_DEVICE void load_matrices_transposed(uint32_t (&out)[4], const void* r
 
 void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 uint32_t tf32_from_float(float x);
+uint32_t bf16_pair(float low, float high);
 void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void load_matrices(uint32_t (&out)[4], const void* row);
 void load_matrices_transposed(uint32_t (&out)[4], const void* row);
