@@ -19,7 +19,7 @@ REGISTERS = {
     "sigmoid_backward_kernel": 64,
     "adam_kernel": 64,
     "perturb_kernel": 64,
-    "masked_mse_kernel": 96,
+    "masked_mse_kernel": 112,
     "masked_mse_finish_kernel": 96,
     "blur_kernel": 104,
     "deviance_kernel": 104,

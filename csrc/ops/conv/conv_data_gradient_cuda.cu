@@ -14,6 +14,7 @@
 
 #include <algorithm>
 
+#include "math/divide.h"
 #include "ops/conv/conv_bias_gradient_cuda.h"
 #include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
@@ -56,12 +57,6 @@ DIPENGINE_DEVICE void choose_entry(const AxisEntries& axis, int index, int first
   const bool own = applies(index);
   if (own) to->entry[place] = axis.entry[index];
   if (index == axis.count - 1) to->count = place + (own ? 1 : 0);
-}
-
-// n / d by a product, for 0 <= n and n d below 2^31.
-DIPENGINE_DEVICE uint32_t divider(int d) { return 0x80000000u / static_cast<uint32_t>(d) + 1; }
-DIPENGINE_DEVICE int divided(int n, uint32_t by) {
-  return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * by >> 31);
 }
 
 DIPENGINE_DEVICE void make_work(const DataPlan& p, int phase, int depth, Lists* lists) {

@@ -7,6 +7,7 @@
 #include "ops/masked_mse/masked_mse_cuda.h"
 
 #include "math/bf16.h"
+#include "math/divide.h"
 #include "ops/masked_mse/masked_mse_math.h"
 #include "platform/cuda/block_sums.h"
 #include "platform/cuda/launch.h"
@@ -18,6 +19,7 @@ using Params = dipengine_masked_mse_cuda_params;
 
 constexpr int kThreads = 256;
 constexpr int64_t kTileElements = 2048;
+constexpr int kAtOnce = 4;  // elements that are read before the first is looked at, since memory is far away
 
 struct Tiling {
   int64_t rows_per_tile, row_blocks, piece, pieces;
@@ -71,24 +73,34 @@ struct Element {
   bool first;
 };
 
-DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit, int64_t row, int64_t i, Sums& sums) {
-  const bool bfloat16 = p.dtype == DIPENGINE_BFLOAT16;
-  float x = bfloat16 ? float_from_bf16(at<const uint16_t>(p.raw, fit, row)[i]) : at<const float>(p.raw, fit, row)[i];
-  float slope = 1;
+// What is read of an element; where there is nothing to be read, the mask is 1 and all else 0.
+struct Read {
+  float raw, target, mask, average, es_mean;
+};
+DIPENGINE_DEVICE Read read_element(const Params& p, int64_t fit, int64_t row, int64_t i) {
+  Read r = {0, 0, 1, 0, 0};
+  r.raw = p.dtype == DIPENGINE_BFLOAT16 ? float_from_bf16(at<const uint16_t>(p.raw, fit, row)[i]) : at<const float>(p.raw, fit, row)[i];
+  if (p.target.data != nullptr) r.target = at<const float>(p.target, fit, row)[i];
+  if (p.target.data != nullptr && p.mask.data != nullptr)
+    r.mask = at<const float>(p.mask, fit, row)[static_cast<uint32_t>(i) / static_cast<uint32_t>(p.mask_repeat)];
+  if (p.average.data != nullptr) r.average = at<const float>(p.average, fit, row)[i];
+  if (p.es_mean.data != nullptr) r.es_mean = at<const float>(p.es_mean, fit, row)[i];
+  return r;
+}
+
+DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, const Read& r, int64_t fit, int64_t row, int64_t i, Sums& sums) {
+  float x = r.raw, slope = 1;
   if (p.activation == DIPENGINE_ACTIVATION_SIGMOID) {
     const Sigmoid<float> s = sigmoid(x);
     x = s.value;
     slope = s.slope;
   }
   if (p.target.data != nullptr) {
-    const float weight = p.mask.data == nullptr
-                             ? 1.0f
-                             : at<const float>(p.mask, fit, row)[static_cast<uint32_t>(i) / static_cast<uint32_t>(p.mask_repeat)];
-    const float residual = x - at<const float>(p.target, fit, row)[i];
-    sums.loss += static_cast<double>(weighted_square(weight, residual));
+    const float residual = x - r.target;
+    sums.loss += static_cast<double>(weighted_square(r.mask, residual));
     if (p.d_raw.data != nullptr) {
-      const float d = masked_mse_gradient(e.scale, weight, residual, slope);
-      if (bfloat16) {
+      const float d = masked_mse_gradient(e.scale, r.mask, residual, slope);
+      if (p.dtype == DIPENGINE_BFLOAT16) {
         at<uint16_t>(p.d_raw, fit, row)[i] = bf16_from_float(d);
       } else {
         at<float>(p.d_raw, fit, row)[i] = d;
@@ -96,15 +108,11 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Element& e, int64_t fit
     }
   }
   if (p.out.data != nullptr) at<float>(p.out, fit, row)[i] = x;
-  if (p.average.data != nullptr) {
-    float* average = at<float>(p.average, fit, row) + i;
-    *average = e.first ? x : exponential_average(*average, x, e.average_gain);
-  }
+  if (p.average.data != nullptr) at<float>(p.average, fit, row)[i] = e.first ? x : exponential_average(r.average, x, e.average_gain);
   if (p.es_mean.data != nullptr) {
-    float* mean = at<float>(p.es_mean, fit, row) + i;
-    const float difference = e.first ? 0.0f : x - *mean;
+    const float difference = e.first ? 0.0f : x - r.es_mean;
     sums.d2 += static_cast<double>(difference * difference);
-    *mean = e.first ? x : exponential_average(*mean, x, e.es_alpha);
+    at<float>(p.es_mean, fit, row)[i] = e.first ? x : exponential_average(r.es_mean, x, e.es_alpha);
   }
 }
 
@@ -140,8 +148,21 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
   const int64_t first_row = block * t.rows_per_tile;
   const int rows = static_cast<int>(size.rows - first_row < t.rows_per_tile ? size.rows - first_row : t.rows_per_tile);
   Sums sums{};
-  for (int k = cuda::thread_index(); k < rows * width; k += kThreads) {
-    one_element(p, element, fit, first_row + k / width, begin + k % width, sums);
+  const uint32_t by_width = divider(width);
+  for (int first = cuda::thread_index(); first < rows * width; first += kAtOnce * kThreads) {
+    Read read[kAtOnce];
+    int row[kAtOnce];
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int k = first + i * kThreads;
+      row[i] = divided(k, by_width);
+      if (k < rows * width) read[i] = read_element(p, fit, first_row + row[i], begin + k - row[i] * width);
+    }
+    DIPENGINE_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int k = first + i * kThreads;
+      if (k < rows * width) one_element(p, element, read[i], fit, first_row + row[i], begin + k - row[i] * width, sums);
+    }
   }
   const Sums total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
