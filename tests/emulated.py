@@ -121,11 +121,13 @@ class Device:
         fault = self.core.emulator_fault().decode()
         assert status == 0 and not fault, fault or self.core.dipengine_last_error().decode()
 
-    def conv(self, problem, tickets: bool = False) -> dict[str, Tensor]:
+    def conv(self, problem, tickets: bool = False, large: bool = False) -> dict[str, Tensor]:
         """Every output of a conv_problems.Problem in bfloat16 or float32, by the names that conv_problems gives them.
 
         tickets: the kernels' own blocks merge what they leave, as in a whole iteration, in place of a second launch.
+        large: in the tiles of large images.
         """
+        self.core.emulator_few_blocks(0 if large else 64)
         return _Conv(self, problem, tickets).run()
 
 

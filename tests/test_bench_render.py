@@ -32,6 +32,8 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("changes", [{}, {"upsample": "bilinear"}, {"channels_skip": 0}])
 def test_every_way_of_pytorch_paints_our_picture(changes):
+    import torch
+
     from dipengine.bench.rendering_peers import WAYS, EagerPainting, plain_network
     from dipengine.export.exporter import verified
     from dipengine.rendering.renderer import Renderer
@@ -45,8 +47,12 @@ def test_every_way_of_pytorch_paints_our_picture(changes):
     z = np.ascontiguousarray(given.code.make(given.canvas).transpose(2, 0, 1)[None])
     for name, way in WAYS.items():
         difference = np.abs(EagerPainting(network, z, way).paint() - ours)
-        # bf16 keeps 8 bits of every activation; two pictures of different weights differ by 0.1 and more on average.
-        assert (difference.mean() < 0.02 if way.bf16 else difference.max() < 1e-5), name
+        # bf16 keeps 8 bits of every activation, and oneDNN's Winograd on AVX2 is off by 5e-5; two pictures of different weights
+        # differ by 0.1 and more on average.
+        assert (difference.mean() < 0.02 if way.bf16 else difference.max() < 1e-4), name
+    with torch.inference_mode():
+        exact = network.double()(torch.from_numpy(z).double()).numpy()
+    assert np.abs(exact - ours).max() < 1e-5
 
 
 def test_the_report_holds_what_the_table_shows(quick, tmp_path, capsys):

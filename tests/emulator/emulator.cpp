@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdarg>
 
+#include "platform/cuda/device.h"
 #include "running.h"
 
 namespace dipengine::emulator {
@@ -72,6 +73,8 @@ dipengine_status shared_memory_limit(size_t* bytes) {
   *bytes = the_settings.shared_limit;
   return DIPENGINE_OK;
 }
+
+int& few_blocks() { return the_settings.few_blocks; }
 
 dipengine_status emulate(const char* name, const void* kernel, const Grid& given, const std::function<void()>& thread,
                          void* stream) {

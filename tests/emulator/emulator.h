@@ -48,6 +48,7 @@ struct Settings {
   uint64_t seed = 1;                // of the order of everything
   size_t shared_limit = shared_memory_of_a_block();
   size_t memory = SIZE_MAX;         // bytes that the device has
+  int few_blocks = 64;              // of which fewer are shared out further; 0: tiles of large images, whatever the image's size
   Site deleted{"", 0};              // a barrier or wait that does nothing
   // Of a launch of more than 64 blocks only those at 16 places of x run, in memory that nobody checks: to count (launches()).
   bool sampled = false;

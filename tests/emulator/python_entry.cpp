@@ -19,6 +19,9 @@ DIPENGINE_API const char* emulator_fault() {
   return text.c_str();
 }
 
+// See Settings.
+DIPENGINE_API void emulator_few_blocks(int few) { settings().few_blocks = few; }
+
 // From now on launches are sampled, on a device whose blocks have `shared_limit` bytes.
 DIPENGINE_API void emulator_sample(size_t shared_limit) {
   settings().sampled = true;

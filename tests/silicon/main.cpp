@@ -14,6 +14,7 @@
 
 #include "device.h"
 #include "dipengine/dipengine.h"
+#include "platform/cuda/device.h"
 #include "scenarios.h"
 
 namespace {
@@ -38,7 +39,15 @@ std::vector<Named> everything() {
   std::vector<Named> all;
   for (const auto& scenario : dipengine::emulator::scenarios()) {
     const std::string file = scenario.file;
-    all.push_back({file.substr(file.rfind('/') + 1) + "/" + scenario.name, scenario.right});
+    const std::string name = file.substr(file.rfind('/') + 1) + "/" + scenario.name;
+    all.push_back({name, scenario.right});
+    if (name.find("/conv") == std::string::npos) continue;
+    all.push_back({name + "_in_tiles_of_large_images", [right = scenario.right] {
+                     dipengine::cuda::few_blocks() = 0;
+                     const bool passed = right();
+                     dipengine::cuda::few_blocks() = dipengine::emulator::Settings{}.few_blocks;
+                     return passed;
+                   }});
   }
   for (const check::Test& test : check::tests()) {
     // What the emulator itself can do is no matter of a device's.

@@ -4,7 +4,7 @@
 // 2 i + phase, a grid of low-resolution pixels) and kChannels output channels. For each source, for each chunk of its
 // channels, it brings the inputs that its outputs see into shared memory once, as bfloat16 (tf32), and runs over the taps. A
 // product is one *block* of the weight stream: 16 (8) input channels of one tap by kChannels outputs. Blocks lie in global
-// memory in the order of their use, an even number to a chunk, so that the kernel copies them without any index arithmetic:
+// memory in the order of their use, a multiple of a round to a chunk, so that the kernel copies them without any index arithmetic:
 //
 //   packed [fit][channel tile][phase][block][16 output channels][lane][16 bytes]
 //
@@ -24,27 +24,75 @@ constexpr int kMostGatheredBytes = 416;  // and its channels times taps
 constexpr int kChunkBytes[] = {256, 128, 64, 32};  // of channels brought at a time, what fits first
 constexpr int kPitchMargin = 16;     // bytes that rows of shared memory are longer than their data, against bank conflicts
 
-// The shapes of a block: warps along pixels and channels, and a warp's 16-pixel and 16-channel products.
-template <int warps_m, int warps_n, int products_m, int products_n>
+// The shapes of a block: warps along pixels and channels, and a warp's 16-pixel and 16-channel products. Behind a small image few
+// blocks come of a layer, and how long one takes is all that matters: there `warps_k` groups of warps share out the products, two
+// blocks of weights each in turn, and the first adds up what all of them come to.
+template <int warps_m, int warps_n, int products_m, int products_n, int warps_k = 1>
 struct ConvTile {
-  static constexpr int kWarpsM = warps_m, kWarpsN = warps_n, kProductsM = products_m, kProductsN = products_n;
-  static constexpr int kThreads = 32 * warps_m * warps_n;
+  static constexpr int kWarpsM = warps_m, kWarpsN = warps_n, kWarpsK = warps_k, kProductsM = products_m, kProductsN = products_n;
+  static constexpr int kGroup = 32 * warps_m * warps_n, kThreads = kGroup * warps_k;
   static constexpr int kPixels = 16 * warps_m * products_m;
   static constexpr int kRows = kPixels / kTileColumns;
   static constexpr int kChannels = 16 * warps_n * products_n;
   static constexpr int kBlockBytes = kChannels * 32;  // of weights
+  static constexpr int kRound = 2 * warps_k;          // blocks that all groups take together
   // The weights' pipeline. The narrower a tile, the fewer products stand between two barriers; shared memory bounds that.
-  static constexpr int kStageBlocks = kChannels >= 64 ? 2 : 4, kStages = kChannels >= 32 ? 4 : 3;
-  static constexpr int kAtOnce = kChannels >= 128 ? 4 : kChannels == 32 ? 6 : 8;  // positions of the inputs on their way to registers, as many as these hold
-  static constexpr int kBlocks = kChannels >= 64 ? 2 : 3;   // of a multiprocessor, which bounds the registers
+  static constexpr int kStageBlocks = warps_k > 1 ? kRound : kChannels >= 64 ? 2 : 4, kStages = kChannels >= 32 ? 4 : 3;
+  // Positions of the inputs on their way to registers, as many as these hold; blocks of a multiprocessor, which bounds the registers.
+  static constexpr int kAtOnce = kChannels >= 128 ? 3 : kChannels == 32 || warps_k > 1 ? 4 : 8;
+  static constexpr int kBlocks = warps_k > 1 ? 1 : kChannels >= 64 ? 2 : 3;
   static constexpr int kStageBytes = kStageBlocks * kBlockBytes, kWeightBytes = kStages * kStageBytes;
+  static constexpr int kSumBytes = (warps_k - 1) * kGroup * products_m * products_n * 32;  // of the other groups
 };
 using WideTile = ConvTile<2, 2, 4, 4>;    // 16 x 8 pixels, 128 channels
 using MiddleTile = ConvTile<2, 2, 4, 2>;  // 64 channels
 using SlimTile = ConvTile<4, 1, 2, 2>;    // 32 channels
 using NarrowTile = ConvTile<4, 1, 2, 1>;  // 16 channels: skips and heads
+using SplitSlimTile = ConvTile<4, 1, 2, 2, 3>;  // a fourth group would take registers that the others need
+using SplitNarrowTile = ConvTile<4, 1, 2, 1, 3>;
 
-enum class TileKind : int32_t { wide, middle, slim, narrow };
+enum class TileKind : int32_t { wide, middle, slim, narrow, split_slim, split_narrow };
+
+// The widest tile that the channels fill at least by half, but one narrower for each time that `few_blocks` (cuda::few_blocks()) do not
+// come of it: a small image leaves most of a device idle else. By the layer's shape alone, never by the number of fits.
+static inline TileKind choose_tile(int64_t tiles, int channels, int few_blocks) {
+  const auto few = [&](int tile_channels) { return tiles * ((channels + tile_channels - 1) / tile_channels) < few_blocks; };
+  if (channels > 64 && !few(128)) return TileKind::wide;
+  if (channels > 32 && !few(64)) return TileKind::middle;
+  if (channels > 16) return channels > 32 || few(32) ? TileKind::split_slim : TileKind::slim;
+  return few(16) ? TileKind::split_narrow : TileKind::narrow;
+}
+
+// then(Tile{}) for the tile of that kind.
+template <typename Then>
+dipengine_status with_tile(TileKind kind, const Then& then) {
+  switch (kind) {
+    case TileKind::wide: return then(WideTile{});
+    case TileKind::middle: return then(MiddleTile{});
+    case TileKind::slim: return then(SlimTile{});
+    case TileKind::split_slim: return then(SplitSlimTile{});
+    case TileKind::split_narrow: return then(SplitNarrowTile{});
+    case TileKind::narrow: break;
+  }
+  return then(NarrowTile{});
+}
+
+// What a plan holds of its tile.
+template <typename Plan>
+void set_tile(Plan* plan, TileKind kind) {
+  plan->kind = kind;
+  (void)with_tile(kind, [&](auto tile) {
+    using Tile = decltype(tile);
+    plan->warps_m = Tile::kWarpsM;
+    plan->tile_rows = Tile::kRows;
+    plan->tile_channels = Tile::kChannels;
+    plan->products_n = Tile::kProductsN;
+    plan->round = Tile::kRound;
+    plan->weight_bytes = Tile::kWeightBytes;
+    plan->sum_bytes = Tile::kSumBytes;
+    return DIPENGINE_OK;
+  });
+}
 
 // The channel, within a block's, of column n (0 to 7) of product j (of 8 channels) of warp column w. Products are shuffled
 // so that the accumulators of a lane, columns 2 member and 2 member + 1 of all products, are neighbours in memory.
@@ -77,7 +125,8 @@ struct ConvPlan {
   int32_t sources_count, phases;  // per axis: 1, or 2
   int32_t kernel, conv_stride, pad, padding;
   int32_t grid_height, grid_width;  // outputs of a phase
-  int32_t tiles_y, tiles_x, channel_tiles, warps_m, tile_rows, tile_channels, products_n, weight_bytes;
+  int32_t tiles_y, tiles_x, channel_tiles, warps_m, tile_rows, tile_channels, products_n;
+  int32_t round, weight_bytes, sum_bytes;
   int32_t blocks;  // of the weight stream of one phase and channel tile
   int32_t input_channels, channels;
   size_t shared_bytes;

@@ -68,8 +68,9 @@ DIPENGINE_DEVICE void make_work(const DataPlan& p, int phase, int depth, Lists* 
   w.last = p.chunks - 1;
   w.products = chunk_products(p, 0, depth);
   w.last_products = chunk_products(p, w.last, depth);
-  w.chunk_blocks = (w.entries * w.products + 1) / 2 * 2;
-  w.blocks = w.last * w.chunk_blocks + (w.entries * w.last_products + 1) / 2 * 2;
+  const auto rounds = [&](int blocks) { return (blocks + p.round - 1) / p.round * p.round; };
+  w.chunk_blocks = rounds(w.entries * w.products);
+  w.blocks = w.last * w.chunk_blocks + rounds(w.entries * w.last_products);
   w.chunk_matrices = vectors_y * vectors_x * (p.chunk / depth);
   w.matrices_x = vectors_x;
   w.by_columns = divider(w.columns > 0 ? w.columns : 1);
@@ -113,11 +114,12 @@ DIPENGINE_DEVICE void begin_stage(const Lists& lists, const unsigned char* strea
     }
   } else {
     constexpr int kAtOnce = Tile::kThreads / kLanes;  // blocks
-    static_assert(Tile::kStageBlocks % kAtOnce == 0, "all threads copy alike");
+    static_assert(Tile::kStageBlocks % kAtOnce == 0 || Tile::kStageBlocks < kAtOnce, "all threads copy alike, or the first once");
     const int at = 16 * (cuda::thread_index() % kLanes);
     DIPENGINE_UNROLL
-    for (int i = 0; i < Tile::kStageBlocks / kAtOnce; ++i) {
+    for (int i = 0; i < (Tile::kStageBlocks + kAtOnce - 1) / kAtOnce; ++i) {
       const int own = i * kAtOnce + cuda::thread_index() / kLanes;
+      if (Tile::kStageBlocks < kAtOnce && own >= Tile::kStageBlocks) continue;
       const unsigned char* const from =
           first + own < lists.work.blocks ? weights_of<Tile>(lists, stream, first + own) : nullptr;
       if (from != nullptr) cuda::copy_async16(to + own * Tile::kBlockBytes + at, from + at);
@@ -164,7 +166,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
     });
   } else {
     TileWalk w = begin_walk(first, t.columns, step);
-    load_d_raw_places<Element, Tile::kAtOnce / 2>(
+    load_d_raw_places<Element, (Tile::kAtOnce + 1) / 2>(
         l.d_raw, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
           if (w.row > t.rows || (w.row == t.rows && w.column > 0)) return false;  // the row behind the last is the one of zeros
           *y = t.top + w.row;
@@ -305,7 +307,7 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
   if (l.active != nullptr && l.active[fit] == 0) return;
   const int phase = cuda::block_y() % (p.phases * p.phases), channel_tile = cuda::block_y() / (p.phases * p.phases);
   const int tile = cuda::block_x(), warp = cuda::warp_index(), lane = cuda::lane_index();
-  const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM;
+  const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM % Tile::kWarpsN, warp_k = warp / (Tile::kWarpsM * Tile::kWarpsN);
   const int tile_row = tile / p.tiles_x * Tile::kRows, tile_column = tile % p.tiles_x * kTileColumns;
 
   unsigned char* const stages = cuda::shared_memory();
@@ -313,10 +315,10 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
   unsigned char* const heads = stages + Tile::kWeightBytes + kListsBytes;
   unsigned char* const inputs = heads + (behind_head ? p.head_bytes : 0);
   const AxisEntries &axis_y = p.y[phase / p.phases], &axis_x = p.x[phase % p.phases];
-  static_assert(Tile::kThreads == 2 * kMostEntries, "a thread for each entry");
+  static_assert(Tile::kThreads >= 2 * kMostEntries, "a thread for each entry");
   if (cuda::thread_index() < kMostEntries) {
     choose_entry(axis_y, cuda::thread_index(), tile_row, Tile::kRows, &lists->y);
-  } else {
+  } else if (cuda::thread_index() < 2 * kMostEntries) {
     choose_entry(axis_x, cuda::thread_index() - kMostEntries, tile_column, kTileColumns, &lists->x);
   }
   cuda::sync_threads();
@@ -343,7 +345,7 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
   for (; stage < Tile::kStages - 1; ++stage)
     begin_stage<Tile>(*lists, stream, stages, stage, stage);
   int slot = stage;  // of the stage that is brought next
-  const int own_weights = warp_n * Tile::kProductsN * 512 + lane * 16;
+  const int own_weights = warp_k * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
   WeightRing<Tile> ring = {own_weights, own_weights, 0};
   const auto next_stage = [&] {
     cuda::copy_wait<Tile::kStages - 2>();
@@ -364,14 +366,27 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
       walk.rows[m] = applies ? first + t.step * (row + 2 * m) * t.columns * p.pitch + lane / 16 * 16 : zeros;
     }
   };
-  const auto go_on = [&] {
-    walk.offset += 32;
-    if (++walk.product < walk.products) return;
-    walk.product = walk.offset = 0;
+  const auto next_entry = [&] {
     if (++walk.column == lists->work.columns) {
       walk.column = 0;
       ++walk.row;
     }
+  };
+  const auto go_on = [&](int n) {
+    walk.product += n;
+    walk.offset += 32 * n;
+    if (walk.product < walk.products) return;
+    if (Tile::kWarpsK == 1) {  // n is 1
+      walk.product = 0;
+      next_entry();
+    } else {
+      while (walk.product >= walk.products) {
+        walk.product -= walk.products;
+        next_entry();
+      }
+      if (walk.row * lists->work.columns >= lists->work.entries) return;  // this group of warps has nothing to do
+    }
+    walk.offset = 32 * walk.product;
     enter();
   };
   for (int chunk = 0; chunk < p.chunks && lists->work.entries > 0; ++chunk) {
@@ -382,14 +397,17 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
     walk.product = walk.row = walk.column = walk.offset = 0;
     enter();
     multiply_chunk<Element, Tile>(
-        lists->work.entries * walk.products, &ring, go_on,
+        lists->work.entries * walk.products, warp_k, &ring, go_on,
         [&](Operands<Tile>* to) { load_operands<Tile>(inputs, walk.rows, walk.offset, *to); }, next_stage, sums);
   }
   const int own_phase = lists->work.phase;  // no register held it until here
+  add_groups<Tile>(warp_k, sums);
   const int64_t part = ((fit * p.phases * p.phases + own_phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;
-  store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, own_phase, fit,
-                  channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
-                  l.parts == nullptr ? nullptr : l.parts + part * p.channels);
+  if (warp_k == 0) {
+    store_d_x<Element, Tile>(l, tile_row + warp_m * Tile::kProductsM * 2, tile_column, own_phase, fit,
+                             channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN, sums,
+                             l.parts == nullptr ? nullptr : l.parts + part * p.channels);
+  }
   if (l.tree.tickets == nullptr) return;
   merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, SumsMerge{l.add}, fit, channel_tile, own_phase * p.tiles_y * p.tiles_x + tile);
 }

@@ -16,12 +16,14 @@ namespace dipengine {
 // Behind a head. A narrower tile would have fewer blocks a multiprocessor for the registers of the head's numbers, and a gradient
 // that takes raw's place has all its channels in one block.
 using HeadTile = WideTile;
+constexpr TileKind kHeadKind = TileKind::wide;
 static_assert(HeadTile::kChannels == DIPENGINE_CONV_CUDA_OVER_RAW, "one block");
 
 struct DataPlan {
   TileKind kind;
   int32_t phases, height, width, channels;  // of the source; phases per axis: the convolution's stride
-  int32_t tiles_y, tiles_x, channel_tiles, tile_rows, tile_channels, products_n, warps_m, weight_bytes;
+  int32_t tiles_y, tiles_x, channel_tiles, tile_rows, tile_channels, products_n, warps_m;
+  int32_t round, weight_bytes, sum_bytes;
   int32_t out_height, out_width, out_channels;  // of d_raw
   int32_t chunk, chunks, pitch;
   int32_t head_bytes;  // of shared memory for a head's numbers
@@ -52,7 +54,7 @@ struct Applying {
   AxisEntry entry[kMostEntries];
 };
 
-// How a block's work is numbered: blocks of weights, by chunk (an even number each), pair of entries, and channels of d_raw.
+// How a block's work is numbered: blocks of weights, by chunk (a multiple of a round each), pair of entries, and channels of d_raw.
 struct Work {
   int32_t phase;                          // the block's
   int32_t columns, entries;               // entries along x, and pairs

@@ -1,23 +1,12 @@
 // The choice of tiles of a convolution's data gradient.
+#include <algorithm>
+
 #include "ops/conv/conv_data_gradient_cuda.h"
+#include "platform/cuda/device.h"
 #include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 
 namespace dipengine {
-namespace {
-
-template <typename Tile>
-void set_tile(DataPlan* p, TileKind kind) {
-  p->kind = kind;
-  p->warps_m = Tile::kWarpsM;
-  p->tile_rows = Tile::kRows;
-  p->tile_channels = Tile::kChannels;
-  p->products_n = Tile::kProductsN;
-  p->weight_bytes = Tile::kWeightBytes;
-}
-
-}  // namespace
-
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source, const char* op, DataPlan* plan,
                                 AxisVectors (*y)[2], AxisVectors (*x)[2]) {
   const dipengine_conv_cuda_source& s = p.sources[source];
@@ -37,17 +26,7 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
   const int grid_height = (s.height + p.stride - 1) / p.stride, grid_width = (s.width + p.stride - 1) / p.stride;
   // As in the forward pass: narrower where few blocks would come of it, by the layer's shape alone.
   const int64_t tiles = static_cast<int64_t>((grid_height + 15) / 16) * ((grid_width + 7) / 8) * p.stride * p.stride;
-  const auto few = [&](int channels) { return tiles * ((s.channels + channels - 1) / channels) < 64; };
-  if (p.head.weight != nullptr)
-    set_tile<HeadTile>(plan, TileKind::wide);
-  else if (s.channels > 64 && !few(128))
-    set_tile<WideTile>(plan, TileKind::wide);
-  else if (s.channels > 32 && !(s.channels > 64 && few(64)))
-    set_tile<MiddleTile>(plan, TileKind::middle);
-  else if (s.channels > 16)
-    set_tile<SlimTile>(plan, TileKind::slim);
-  else
-    set_tile<NarrowTile>(plan, TileKind::narrow);
+  set_tile(plan, p.head.weight != nullptr ? kHeadKind : choose_tile(tiles, s.channels, cuda::few_blocks()));
   plan->tiles_y = (grid_height + plan->tile_rows - 1) / plan->tile_rows;
   plan->tiles_x = (grid_width + kTileColumns - 1) / kTileColumns;
   plan->channel_tiles = (s.channels + plan->tile_channels - 1) / plan->tile_channels;
@@ -78,8 +57,9 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
       plan->pitch = chunk_bytes + kPitchMargin;
       plan->head_bytes =
           p.head.weight == nullptr ? 0 : plan->chunks * (chunk_bytes / 16) * gradient_head_pitch(bytes);
-      plan->shared_bytes = static_cast<size_t>(plan->weight_bytes + kListsBytes + plan->head_bytes) +
-                           static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch);
+      plan->shared_bytes = std::max(static_cast<size_t>(plan->weight_bytes + kListsBytes + plan->head_bytes) +
+                                        static_cast<size_t>(rows * columns + 1) * static_cast<size_t>(plan->pitch),
+                                    static_cast<size_t>(plan->sum_bytes));
       if (plan->shared_bytes > budget) continue;
       for (int phase = 0; phase < p.stride * p.stride; ++phase) {
         const int64_t matrices = static_cast<int64_t>(plan->y[phase / p.stride].vectors) * plan->x[phase % p.stride].vectors;

@@ -139,10 +139,11 @@ DIPENGINE_DEVICE void store_moments(const ConvPlan& p, const WarpPlace& w, int f
 template <typename Tile>
 DIPENGINE_DEVICE void begin_stage(const ConvPlan& p, const unsigned char* stream, unsigned char* stages, int stage, int slot) {
   constexpr int kEach = 16 * Tile::kThreads;
-  static_assert(Tile::kStageBytes % kEach == 0, "all threads copy alike");
+  static_assert(Tile::kStageBytes % kEach == 0 || Tile::kStageBytes < kEach, "all threads copy alike, or the first once");
   const int first = stage * Tile::kStageBytes + 16 * cuda::thread_index();
   DIPENGINE_UNROLL
-  for (int i = 0; i < Tile::kStageBytes / kEach; ++i) {
+  for (int i = 0; i < (Tile::kStageBytes + kEach - 1) / kEach; ++i) {
+    if (Tile::kStageBytes < kEach && 16 * cuda::thread_index() >= Tile::kStageBytes) continue;
     if (first + i * kEach < p.blocks * Tile::kBlockBytes)
       cuda::copy_async16(stages + slot * Tile::kStageBytes + 16 * cuda::thread_index() + i * kEach, stream + first + i * kEach);
   }
@@ -161,10 +162,7 @@ DIPENGINE_DEVICE TapWalk begin_taps(const SourcePlan& s, int products) {
   return {s.gathered != 0 ? 0x7fffffff : products, s.taps, s.columns * s.pitch, half * s.pitch,
           s.stride == 2 ? (1 - half) * s.pitch : s.pitch, 0, 0, 0, 0, 0};
 }
-DIPENGINE_DEVICE void advance(TapWalk* w) {
-  w->offset += 32;
-  if (++w->product < w->products) return;
-  w->product = 0;
+DIPENGINE_DEVICE void next_tap(TapWalk* w) {
   if (++w->x < w->taps) {
     w->tap += w->x % 2 != 0 ? w->to_odd : w->to_even;
   } else {
@@ -172,7 +170,23 @@ DIPENGINE_DEVICE void advance(TapWalk* w) {
     w->row += w->row_bytes;
     w->tap = w->row;
   }
-  w->offset = w->tap;
+}
+// On by n products; where it is always one, there is no loop.
+template <bool one>
+DIPENGINE_DEVICE void advance(TapWalk* w, int n) {
+  w->product += n;
+  w->offset += 32 * n;
+  if (w->product < w->products) return;
+  if (one) {
+    w->product = 0;
+    next_tap(w);
+  } else {
+    while (w->product >= w->products) {
+      w->product -= w->products;
+      next_tap(w);
+    }
+  }
+  w->offset = w->tap + 32 * w->product;
 }
 
 template <typename Element, typename Tile>
@@ -183,7 +197,7 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   if (l.active != nullptr && l.active[fit] == 0) return;
   const int phase = cuda::block_y() % (p.phases * p.phases), channel_tile = cuda::block_y() / (p.phases * p.phases);
   const int tile = cuda::block_x(), warp = cuda::warp_index(), lane = cuda::lane_index();
-  const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM;
+  const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM % Tile::kWarpsN, warp_k = warp / (Tile::kWarpsM * Tile::kWarpsN);
   const int tile_row = tile / p.tiles_x * Tile::kRows, tile_column = tile % p.tiles_x * kTileColumns;
   const int64_t numbers = fit * l.numbers_fit_stride;
 
@@ -197,7 +211,7 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   int stage = 0;
   for (; stage < Tile::kStages - 1; ++stage) begin_stage<Tile>(p, stream, stages, stage, stage);
   int slot = stage;  // of the stage that is brought next
-  const int own_weights = warp_n * Tile::kProductsN * 512 + lane * 16;
+  const int own_weights = warp_k * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
   WeightRing<Tile> ring = {own_weights, own_weights, 0};
   const auto next_stage = [&] {
     cuda::copy_wait<Tile::kStages - 2>();
@@ -225,11 +239,12 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
       if (ring.used != 0) cuda::sync_threads();  // the inputs have come; the weights had
       TapWalk walk = begin_taps(s, chunk_products(s, chunk, Element::kDepth));
       multiply_chunk<Element, Tile>(
-          chunk_blocks(s, chunk, Element::kDepth), &ring, [&] { advance(&walk); },
+          chunk_blocks(s, chunk, Element::kDepth), warp_k, &ring, [&](int n) { advance<Tile::kWarpsK == 1>(&walk, n); },
           [&](Operands<Tile>* to) { load_operands<Tile>(inputs, rows, walk.offset, *to); }, next_stage, sums);
     }
   }
 
+  add_groups<Tile>(warp_k, sums);
   const WarpPlace place = {tile_row + warp_m * Tile::kProductsM * 2,
                            tile_column,
                            p.grid_height - (tile_row + warp_m * Tile::kProductsM * 2),
@@ -237,10 +252,10 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
                            phase / p.phases,
                            phase % p.phases};
   const int first_channel = channel_tile * Tile::kChannels + warp_n * 16 * Tile::kProductsN;
-  store_outputs<Element, Tile>(l, place, fit, first_channel, sums);
+  if (warp_k == 0) store_outputs<Element, Tile>(l, place, fit, first_channel, sums);
   if (l.parts == nullptr) return;
   const int64_t part = (fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile;
-  store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
+  if (warp_k == 0) store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
   if (l.tree.tickets == nullptr) return;
   merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, MomentsMerge{l.merge}, fit, channel_tile,
                                                    phase * p.tiles_y * p.tiles_x + tile);

@@ -1,5 +1,8 @@
 // Checks of a CUDA convolution's params, and the choice of its tiles.
+#include <algorithm>
+
 #include "ops/conv/conv_cuda_plan.h"
+#include "platform/cuda/device.h"
 #include "platform/cuda/element.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
@@ -114,12 +117,12 @@ SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int
 }
 
 // Bytes of shared memory that the source's inputs take with `chunk` channels at a time; fixes its chunks.
-size_t set_chunk(SourcePlan* s, int chunk, int pixels, const RowShape& shape) {
+size_t set_chunk(SourcePlan* s, int chunk, int pixels, int round, const RowShape& shape) {
   if (s->gathered != 0) {
     s->chunk = s->channels;
     s->chunks = 1;
     s->pitch = shape.bytes * round_up(s->taps * s->taps * s->channels, shape.depth) + shape.margin;
-    s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), 2);
+    s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), round);
     return static_cast<size_t>(pixels) * static_cast<size_t>(s->pitch);
   }
   const int all = round_up(s->channels, shape.depth);
@@ -127,30 +130,8 @@ size_t set_chunk(SourcePlan* s, int chunk, int pixels, const RowShape& shape) {
   while (s->chunk > shape.depth && s->chunk / 2 >= all) s->chunk /= 2;
   s->chunks = (s->channels + s->chunk - 1) / s->chunk;
   s->pitch = shape.bytes * s->chunk + shape.margin;
-  s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), 2);
+  s->chunk_blocks = round_up(chunk_blocks(*s, 0, shape.depth), round);
   return static_cast<size_t>(s->rows * s->columns) * static_cast<size_t>(s->pitch);
-}
-
-template <typename Tile>
-void set_tile(ConvPlan* plan, TileKind kind) {
-  plan->kind = kind;
-  plan->warps_m = Tile::kWarpsM;
-  plan->tile_rows = Tile::kRows;
-  plan->tile_channels = Tile::kChannels;
-  plan->products_n = Tile::kProductsN;
-  plan->weight_bytes = Tile::kWeightBytes;
-}
-
-// The widest tile that the channels fill at least by half, but one narrower for each time that fewer than 64 blocks come
-// of it: a small image leaves most of a device idle else. By the layer's shape alone, never by the number of fits.
-void choose_tile(ConvPlan* plan, int channels) {
-  const int64_t pixels =
-      (static_cast<int64_t>(plan->grid_height) + 15) / 16 * ((plan->grid_width + 7) / 8) * plan->phases * plan->phases;
-  const auto few = [&](int tile_channels) { return pixels * ((channels + tile_channels - 1) / tile_channels) < 64; };
-  if (channels > 64 && !few(128)) return set_tile<WideTile>(plan, TileKind::wide);
-  if (channels > 32 && !(channels > 64 && few(64))) return set_tile<MiddleTile>(plan, TileKind::middle);
-  if (channels > 16) return set_tile<SlimTile>(plan, TileKind::slim);
-  set_tile<NarrowTile>(plan, TileKind::narrow);
 }
 
 // Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes.
@@ -159,12 +140,12 @@ size_t set_chunks(const Params& p, ConvPlan* plan, int chunk, const RowShape& sh
   plan->blocks = plan->input_channels = 0;
   for (int i = 0; i < p.sources_count; ++i) {
     SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows, shape.bytes);
-    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns, shape);
+    const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns, plan->round, shape);
     inputs = own > inputs ? own : inputs;
     s.first_channel = plan->input_channels;
     s.first_block = plan->blocks;
     plan->input_channels += s.channels;
-    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), 2);
+    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), plan->round);
   }
   return inputs;
 }
@@ -202,6 +183,7 @@ dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* par
   const RowShape shape = gradient_shape(*params);
   plan->tile_rows = gradient_tile_rows(shape.bytes);
   plan->tile_channels = kGradientChannels;
+  plan->round = 2;
   cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
@@ -217,7 +199,9 @@ dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* par
 
 dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const char* op, ConvPlan* plan) {
   DIPENGINE_TRY(begin_plan(params, op, plan));
-  choose_tile(plan, params->channels);
+  const int64_t tiles =
+      (static_cast<int64_t>(plan->grid_height) + 15) / 16 * ((plan->grid_width + 7) / 8) * plan->phases * plan->phases;
+  set_tile(plan, choose_tile(tiles, params->channels, cuda::few_blocks()));
   cut_grid(plan);
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
@@ -226,7 +210,8 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   const RowShape shape = forward_shape(*params);
   for (size_t budget : {half, limit}) {
     for (int bytes : kChunkBytes) {
-      plan->shared_bytes = stages + set_chunks(*params, plan, bytes / shape.bytes, shape);
+      plan->shared_bytes =
+          std::max(stages + set_chunks(*params, plan, bytes / shape.bytes, shape), static_cast<size_t>(plan->sum_bytes));
       if (plan->shared_bytes <= budget) return DIPENGINE_OK;
     }
   }

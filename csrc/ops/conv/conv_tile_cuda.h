@@ -53,59 +53,82 @@ DIPENGINE_DEVICE void multiply(const Operands<Tile>& a, const Weights<Tile>& b, 
   }
 }
 
-// Where a warp is in the ring of stages, with which shared memory begins: bytes to the lane's weights of the next two blocks.
+// Where a warp is in the ring of stages, with which shared memory begins: bytes to the lane's weights of its next two blocks.
 template <typename Tile>
 struct WeightRing {
   int begin, at;
   int used;  // blocks of the stage
 };
 
-// Behind two blocks; `used` is 0 again where that was the end of a stage.
+// Behind a round; `used` is 0 again where that was the end of a stage.
 template <typename Tile>
 DIPENGINE_DEVICE void step(WeightRing<Tile>* r) {
-  r->at += 2 * Tile::kBlockBytes;
-  r->used += 2;
+  r->at += Tile::kRound * Tile::kBlockBytes;
+  r->used += Tile::kRound;
   if (r->used < Tile::kStageBlocks) return;
   r->used = 0;
   if (r->at == r->begin + Tile::kWeightBytes) r->at = r->begin;
 }
 
-// The products of a chunk, two blocks of weights at a time. operands(to) loads A of the product that advance() has gone on to, which
-// is one ahead of the one that is multiplied. next_stage() brings weights where the ring's are used up.
+// The products of a chunk, two blocks of weights of each group of warps at a time. operands(to) loads A of the product that
+// advance(n) has gone on to, by n, from the chunk's first; it is one ahead of the one that is multiplied. next_stage() brings weights
+// where the ring's are used up.
 template <typename Element, typename Tile, typename Advance, typename Load, typename NextStage>
-DIPENGINE_DEVICE void multiply_chunk(int blocks, WeightRing<Tile>* ring, const Advance& advance, const Load& operands,
+DIPENGINE_DEVICE void multiply_chunk(int blocks, int warp_k, WeightRing<Tile>* ring, const Advance& advance, const Load& operands,
                                      const NextStage& next_stage, Accumulators<Tile>& sums) {
   constexpr bool kBoth = Tile::kProductsN <= 2;  // registers hold the weights of two blocks beside all else
   Operands<Tile> even, odd;
   if (ring->used == 0) next_stage();
-  operands(&even);
-  for (int block = 0;;) {
+  int block = 2 * warp_k;
+  if (Tile::kWarpsK > 1) advance(block);
+  if (Tile::kWarpsK == 1 || block < blocks) operands(&even);
+  for (int left = blocks;;) {
     const bool second = block + 1 < blocks;
-    Weights<Tile> own = load_weights<Tile>(cuda::shared_memory() + ring->at), beside{};
-    if (kBoth && second) beside = load_weights<Tile>(cuda::shared_memory() + ring->at + Tile::kBlockBytes);
-    if (second) advance();
-    operands(&odd);
-    multiply<Element, Tile>(even, own, sums);
-    if (block + 2 < blocks) advance();
-    operands(&even);
-    if (second) multiply<Element, Tile>(odd, kBoth ? beside : load_weights<Tile>(cuda::shared_memory() + ring->at + Tile::kBlockBytes), sums);
+    if (Tile::kWarpsK == 1 || block < blocks) {
+      const unsigned char* const weights = cuda::shared_memory() + ring->at;
+      Weights<Tile> own = load_weights<Tile>(weights), beside{};
+      if (kBoth && second) beside = load_weights<Tile>(weights + Tile::kBlockBytes);
+      if (second) advance(1);
+      operands(&odd);
+      multiply<Element, Tile>(even, own, sums);
+      if (block + Tile::kRound < blocks) advance(Tile::kRound - 1);
+      operands(&even);
+      if (second) multiply<Element, Tile>(odd, kBoth ? beside : load_weights<Tile>(weights + Tile::kBlockBytes), sums);
+    }
     step(ring);
-    block += 2;
-    if (block >= blocks) return;
+    block += Tile::kRound;
+    left -= Tile::kRound;
+    if (left <= 0) return;
     if (ring->used == 0) next_stage();
   }
 }
 
-// launch(Tile{}) for the tile that a plan names.
-template <typename Launch>
-dipengine_status with_tile(TileKind kind, const Launch& launch) {
-  switch (kind) {
-    case TileKind::wide: return launch(WideTile{});
-    case TileKind::middle: return launch(MiddleTile{});
-    case TileKind::slim: return launch(SlimTile{});
-    case TileKind::narrow: break;
+// What all groups of warps come to, in the first one. Takes all of the block's shared memory, behind its last product.
+template <typename Tile>
+DIPENGINE_DEVICE void add_groups(int warp_k, Accumulators<Tile>& sums) {
+  if constexpr (Tile::kWarpsK > 1) {
+    constexpr int kEach = Tile::kProductsM * 2 * Tile::kProductsN;  // of four values, 16 bytes
+    unsigned char* const own = cuda::shared_memory() + 16 * (cuda::thread_index() % Tile::kGroup);
+    cuda::sync_threads();  // all have read
+    if (warp_k > 0) {
+      DIPENGINE_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        const float(&four)[4] = sums.of[i / (2 * Tile::kProductsN)][i % (2 * Tile::kProductsN)];
+        cuda::store16(own + ((warp_k - 1) * kEach + i) * 16 * Tile::kGroup,
+                      {{float_bits(four[0]), float_bits(four[1]), float_bits(four[2]), float_bits(four[3])}});
+      }
+    }
+    cuda::sync_threads();
+    if (warp_k > 0) return;
+    for (int group = 0; group < Tile::kWarpsK - 1; ++group) {
+      DIPENGINE_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        const cuda::Bytes16 more = cuda::load16(own + (group * kEach + i) * 16 * Tile::kGroup);
+        DIPENGINE_UNROLL
+        for (int e = 0; e < 4; ++e) sums.of[i / (2 * Tile::kProductsN)][i % (2 * Tile::kProductsN)][e] += float_from_bits(more.word[e]);
+      }
+    }
   }
-  return launch(NarrowTile{});
 }
 
 }  // namespace dipengine

@@ -29,6 +29,11 @@ dipengine_status memory_of(const void* pointer, int* device) {
   return DIPENGINE_OK;
 }
 
+int& few_blocks() {
+  static int few = 64;
+  return few;
+}
+
 dipengine_status wait_for(void* stream, void* before) {
   const char* const doing = "Putting a stream behind another";
   cudaEvent_t event;

@@ -25,6 +25,10 @@ dipengine_status memory_of(const void* pointer, int* device);
 // Work given to `stream` from now on starts behind all that has been given to `before`. The host does not wait.
 dipengine_status wait_for(void* stream, void* before);
 
+// Of fewer blocks than that most of a device is idle, so that what one block does is shared out further. The same for all devices, as
+// bits hang on it; tests alone set another number.
+int& few_blocks();
+
 // Copies `bytes` of the host's memory, which may be gone once this returns, in the stream's order.
 dipengine_status upload(void* to, const void* from, size_t bytes, void* stream);
 

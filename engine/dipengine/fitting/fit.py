@@ -195,8 +195,11 @@ def _code(problem: Problem, recipe: Recipe, seed: int) -> Code:
 
 
 def _to_tensor(array: Any, device):
-    """[H, W, C] of any library -> float32 [1, C, H, W] on the device, in channels_last memory."""
+    """[H, W, C] of any library -> float32 [1, C, H, W] on the device, in channels_last memory of PyTorch's own.
+
+    A copy: the bits of PyTorch's ops hang on how memory is aligned, on CPUs without AVX-512, and NumPy's is so by chance.
+    """
     import torch
 
     tensor = to_tensor(array).permute(2, 0, 1)[None]
-    return tensor.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
+    return tensor.to(device, torch.float32, copy=True, memory_format=torch.channels_last)
