@@ -80,14 +80,17 @@ DIPENGINE_DEVICE void make_work(const DataPlan& p, int phase, int depth, Lists* 
   lists->work = w;
 }
 
-// Of block `block` of the work, the weights; NULL where it is one too many of a chunk.
+// Of block `block` of the work, the weights; NULL where it is one too many of a chunk. *left: how many blocks behind them are those of
+// the next ones.
 template <typename Tile>
-DIPENGINE_DEVICE const unsigned char* weights_of(const Lists& lists, const unsigned char* stream, int block) {
+DIPENGINE_DEVICE const unsigned char* weights_of(const Lists& lists, const unsigned char* stream, int block, int* left) {
   const Work& w = lists.work;
   const int chunk = w.last == 0 ? 0 : divided(block, w.by_chunk), within = block - chunk * w.chunk_blocks;
   const bool last = chunk == w.last;
   const int products = last ? w.last_products : w.products, entry = divided(within, last ? w.by_last : w.by_products);
+  *left = 0;
   if (entry >= w.entries) return nullptr;
+  *left = products - 1 - (within - entry * products);
   const int row = divided(entry, w.by_columns);
   const int matrix = lists.y.entry[row].vector * w.matrices_x + lists.x.entry[entry - row * w.columns].vector;
   const int at = chunk * w.chunk_matrices + matrix * products + within - entry * products;
@@ -101,10 +104,16 @@ DIPENGINE_DEVICE void begin_stage(const Lists& lists, const unsigned char* strea
   unsigned char* const to = stages + slot * Tile::kStageBytes;
   const int first = stage * Tile::kStageBlocks;
   if constexpr (kLanes >= Tile::kThreads) {
+    const unsigned char* from = nullptr;
+    int left = 0;
     DIPENGINE_UNROLL
     for (int i = 0; i < Tile::kStageBlocks; ++i) {
-      const unsigned char* const from =
-          first + i < lists.work.blocks ? weights_of<Tile>(lists, stream, first + i) : nullptr;
+      if (i > 0 && left > 0) {
+        from += Tile::kBlockBytes;
+        --left;
+      } else {
+        from = first + i < lists.work.blocks ? weights_of<Tile>(lists, stream, first + i, &left) : nullptr;
+      }
       if (from == nullptr) continue;
       DIPENGINE_UNROLL
       for (int k = 0; k < kLanes / Tile::kThreads; ++k) {
@@ -119,9 +128,10 @@ DIPENGINE_DEVICE void begin_stage(const Lists& lists, const unsigned char* strea
     DIPENGINE_UNROLL
     for (int i = 0; i < (Tile::kStageBlocks + kAtOnce - 1) / kAtOnce; ++i) {
       const int own = i * kAtOnce + cuda::thread_index() / kLanes;
+      int left = 0;
       if (Tile::kStageBlocks < kAtOnce && own >= Tile::kStageBlocks) continue;
       const unsigned char* const from =
-          first + own < lists.work.blocks ? weights_of<Tile>(lists, stream, first + own) : nullptr;
+          first + own < lists.work.blocks ? weights_of<Tile>(lists, stream, first + own, &left) : nullptr;
       if (from != nullptr) cuda::copy_async16(to + own * Tile::kBlockBytes + at, from + at);
     }
   }
