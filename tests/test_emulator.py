@@ -52,17 +52,19 @@ def test_the_program_for_a_gpu_goes_on_behind_tests_that_end_in_any_way(folder):
 
     result = said()
     name = "silicon_cases.cpp/case_"
-    assert re.findall(r"^passed (\S+)$", result.stdout, re.MULTILINE) == [f"{name}that_passes", f"{name}between", f"{name}behind", "fit_case_behind"]
+    assert re.findall(r"^passed (\S+)$", result.stdout, re.MULTILINE) == [
+        f"{name}that_passes", "silicon_cases.cpp/conv_case", "silicon_cases.cpp/conv_case_in_tiles_of_large_images", f"{name}between", f"{name}behind",
+        "fit_case_behind"]
     assert re.findall(r"^FAILED (\S+)$", result.stdout, re.MULTILINE) == [
         f"{name}that_is_wrong", f"{name}that_aborts", f"{name}that_loses_the_device", f"{name}that_hangs", "fit_case_that_loses_the_device"]
-    assert result.returncode == 1 and result.stdout.endswith("9 tests, 5 failed\n")
+    assert result.returncode == 1 and result.stdout.endswith("11 tests, 5 failed\n")
     for words in (r"x\[3\] is 1 where 2 is expected\nFAILED \S+wrong", r"and says so before\n    ended its process by signal 6 .*\nFAILED \S+aborts",
                   r"the device is lost: misaligned address\nFAILED \S+device", r"did not end within 2 s\nFAILED \S+hangs",
                   r"an iteration failed\nABORTED .*misaligned address\n    ended its process with status 3\n    a kernel failed\n(.*\n)+FAILED fit_case"):
         assert re.search(words, result.stdout), words
     assert said("fit_case_behind").stdout == "passed fit_case_behind\n1 tests, 0 failed\n"
     assert said("--here", f"{name}behind").returncode == 0 and said(NO_DEVICE="1").returncode == 2
-    assert said("--list").stdout.count("\n") == 9 and said("nothing").returncode == 1
+    assert said("--list").stdout.count("\n") == 11 and said("nothing").returncode == 1
 
 
 @pytest.mark.slow

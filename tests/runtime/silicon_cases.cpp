@@ -4,8 +4,14 @@
 #include <cstdlib>
 
 #include "fake_runtime.h"
+#include "platform/cuda/device.h"
 #include "rounding.h"
 #include "scenarios.h"
+
+int& dipengine::cuda::few_blocks() {
+  static int few = 64;
+  return few;
+}
 
 namespace {
 
@@ -17,6 +23,10 @@ void lose_the_device() {
 }  // namespace
 
 SCENARIO(case_that_passes) { return true; }
+SCENARIO(conv_case) {  // once as it is, once in the tiles of large images
+  static int calls = 0;
+  return dipengine::cuda::few_blocks() == (calls++ == 0 ? 64 : 0);
+}
 SCENARIO(case_that_is_wrong) { return dipengine::emulator::wrong("x[3] is 1 where 2 is expected"); }
 SCENARIO(case_that_aborts) {
   dipengine::emulator::wrong("and says so before");
