@@ -55,7 +55,7 @@ REGISTERS = {
         "conv_forward_kernel<2,2,4,4,1>": (255, 255),
         "conv_data_gradient_kernel<4,1,2,1,1>": (152, 144),
         "conv_data_gradient_kernel<4,1,2,2,1>": (168, 168),
-        "conv_data_gradient_kernel<4,1,2,1,3>": (144, 128),
+        "conv_data_gradient_kernel<4,1,2,1,3>": (152, 136),
         "conv_data_gradient_kernel<4,1,2,2,3>": (168, 168),
         "conv_data_gradient_kernel<2,2,4,2,1>": (208, 216),
         "conv_data_gradient_kernel<2,2,4,4,1>": (255, 248),

@@ -38,8 +38,9 @@ struct ConvTile {
   static constexpr int kRound = 2 * warps_k;          // blocks that all groups take together
   // The weights' pipeline. The narrower a tile, the fewer products stand between two barriers; shared memory bounds that.
   static constexpr int kStageBlocks = warps_k > 1 ? kRound : kChannels >= 64 ? 2 : 4, kStages = kChannels >= 32 ? 4 : 3;
-  // Positions of the inputs on their way to registers, as many as these hold; blocks of a multiprocessor, which bounds the registers.
-  static constexpr int kAtOnce = kChannels >= 128 ? 3 : kChannels == 32 || warps_k > 1 ? 4 : 8;
+  // Positions of the inputs on their way to registers, as many as these hold: of the first chunk, and of those behind it, beside the
+  // sums. And blocks of a multiprocessor, which bounds the registers.
+  static constexpr int kAtFirst = kChannels >= 64 ? 16 : 8, kAtOnce = kChannels >= 128 ? 3 : kChannels == 32 || warps_k > 1 ? 4 : 8;
   static constexpr int kBlocks = warps_k > 1 ? 1 : kChannels >= 64 ? 2 : 3;
   static constexpr int kStageBytes = kStageBlocks * kBlockBytes, kWeightBytes = kStages * kStageBytes;
   static constexpr int kSumBytes = (warps_k - 1) * kGroup * products_m * products_n * 32;  // of the other groups

@@ -154,7 +154,7 @@ struct EntryWalk {
 };
 
 // A chunk of d_raw around the tile, and a row of zeros behind it.
-template <typename Element, typename Tile, bool behind_head>
+template <typename Element, typename Tile, bool behind_head, int at_once>
 DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const unsigned char* heads, int64_t fit, int chunk,
                                  unsigned char* inputs) {
   const DataPlan& p = l.plan;
@@ -165,7 +165,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
   if constexpr (behind_head) {  // the tile's own pixels
     const unsigned char* const head = heads + channel / kEach * gradient_head_pitch(Element::kBytes);
     int at = first;
-    load_head_places<Element, 4>(l.d_raw, head, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
+    load_head_places<Element, (at_once + 1) / 2>(l.d_raw, head, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
       if (at > Tile::kPixels) return false;
       *y = t.top + at / kTileColumns;
       *x = t.left + at % kTileColumns;
@@ -176,7 +176,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
     });
   } else {
     TileWalk w = begin_walk(first, t.columns, step);
-    load_d_raw_places<Element, (Tile::kAtOnce + 1) / 2>(
+    load_d_raw_places<Element, (at_once + 1) / 2>(
         l.d_raw, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
           if (w.row > t.rows || (w.row == t.rows && w.column > 0)) return false;  // the row behind the last is the one of zeros
           *y = t.top + w.row;
@@ -350,10 +350,11 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
       l.packed +
       ((fit * p.channel_tiles + channel_tile) * p.phase_blocks[p.phases * p.phases] + p.phase_blocks[phase]) * Tile::kBlockBytes;
 
-  Accumulators<Tile> sums{};
   int stage = 0;
-  for (; stage < Tile::kStages - 1; ++stage)
-    begin_stage<Tile>(*lists, stream, stages, stage, stage);
+  for (; stage < Tile::kStages - 1; ++stage) begin_stage<Tile>(*lists, stream, stages, stage, stage);
+  // The first chunk while registers hold no sums yet.
+  load_d_raw<Element, Tile, behind_head, Tile::kAtFirst>(l, t, heads, fit, 0, inputs);
+  Accumulators<Tile> sums{};
   int slot = stage;  // of the stage that is brought next
   const int own_weights = warp_k * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
   WeightRing<Tile> ring = {own_weights, own_weights, 0};
@@ -400,8 +401,10 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
     enter();
   };
   for (int chunk = 0; chunk < p.chunks && lists->work.entries > 0; ++chunk) {
-    if (chunk > 0) cuda::sync_threads();  // all have read the chunk before
-    load_d_raw<Element, Tile, behind_head>(l, t, heads, fit, chunk, inputs);
+    if (chunk > 0) {
+      cuda::sync_threads();  // all have read the chunk before
+      load_d_raw<Element, Tile, behind_head, Tile::kAtOnce>(l, t, heads, fit, chunk, inputs);
+    }
     if (ring.used != 0) cuda::sync_threads();  // d_raw has come; the weights had
     walk.products = chunk_products(p, chunk, Element::kDepth);
     walk.product = walk.row = walk.column = walk.offset = 0;

@@ -189,6 +189,18 @@ DIPENGINE_DEVICE void advance(TapWalk* w, int n) {
   w->offset = w->tap + 32 * w->product;
 }
 
+// A chunk of a source that the tile at (row, column) of its phase's grid sees.
+template <typename Element, typename Tile, int at_once>
+DIPENGINE_DEVICE void load_chunk(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int chunk, int row, int column,
+                                 int phase, unsigned char* inputs) {
+  const int top = first_input(p, s, row, phase / p.phases), left = first_input(p, s, column, phase % p.phases);
+  if (s.gathered != 0) {
+    load_gathered<Element, Tile::kThreads, Tile::kPixels, Element::kDepth>(p, s, fit, numbers, top, left, inputs);
+  } else {
+    load_tile<Element, Tile::kThreads, Element::kDepth, at_once>(p, s, fit, numbers, chunk, top, left, inputs);
+  }
+}
+
 template <typename Element, typename Tile>
 DIPENGINE_KERNEL(Tile::kThreads, Tile::kBlocks)
 conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
@@ -207,9 +219,11 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
       l.packed + ((fit * p.channel_tiles + channel_tile) * (p.phases * p.phases) + phase) * static_cast<int64_t>(p.blocks) *
                      Tile::kBlockBytes;
 
-  Accumulators<Tile> sums{};
   int stage = 0;
   for (; stage < Tile::kStages - 1; ++stage) begin_stage<Tile>(p, stream, stages, stage, stage);
+  // The first chunk while registers hold no sums yet.
+  load_chunk<Element, Tile, Tile::kAtFirst>(p, p.sources[0], fit, numbers, 0, tile_row, tile_column, phase, inputs);
+  Accumulators<Tile> sums{};
   int slot = stage;  // of the stage that is brought next
   const int own_weights = warp_k * 2 * Tile::kBlockBytes + warp_n * Tile::kProductsN * 512 + lane * 16;
   WeightRing<Tile> ring = {own_weights, own_weights, 0};
@@ -221,7 +235,6 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   };
   for (int index = 0; index < p.sources_count; ++index) {
     const SourcePlan& s = p.sources[index];
-    const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
     // The row of shared memory that each lane addresses for each product (platform/cuda/tensor_core.h), in bytes.
     int rows[Tile::kProductsM];
     DIPENGINE_UNROLL
@@ -230,11 +243,9 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
       rows[m] = pixel_offset(s, y, x) + lane / 16 * 16;
     }
     for (int chunk = 0; chunk < s.chunks; ++chunk) {
-      if (index + chunk > 0) cuda::sync_threads();  // all have read the chunk before
-      if (s.gathered != 0) {
-        load_gathered<Element, Tile::kThreads, Tile::kPixels, Element::kDepth>(p, s, fit, numbers, top, left, inputs);
-      } else {
-        load_tile<Element, Tile::kThreads, Element::kDepth, Tile::kAtOnce>(p, s, fit, numbers, chunk, top, left, inputs);
+      if (index + chunk > 0) {
+        cuda::sync_threads();  // all have read the chunk before
+        load_chunk<Element, Tile, Tile::kAtOnce>(p, s, fit, numbers, chunk, tile_row, tile_column, phase, inputs);
       }
       if (ring.used != 0) cuda::sync_threads();  // the inputs have come; the weights had
       TapWalk walk = begin_taps(s, chunk_products(s, chunk, Element::kDepth));

@@ -134,15 +134,18 @@ size_t set_chunk(SourcePlan* s, int chunk, int pixels, int round, const RowShape
   return static_cast<size_t>(s->rows * s->columns) * static_cast<size_t>(s->pitch);
 }
 
-// Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes.
-size_t set_chunks(const Params& p, ConvPlan* plan, int chunk, const RowShape& shape) {
+// Gives every source chunks of `chunk` channels, and the stream its blocks; returns the bytes that the largest source takes. `largest`:
+// the one of most channels comes first, as the first one is brought while registers hold no sums.
+size_t set_chunks(const Params& p, ConvPlan* plan, int chunk, const RowShape& shape, bool largest) {
   size_t inputs = 0;
   plan->blocks = plan->input_channels = 0;
+  const bool turned = largest && p.sources_count == 2 && p.sources[1].channels > p.sources[0].channels;
   for (int i = 0; i < p.sources_count; ++i) {
-    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[i], plan->phases, plan->tile_rows, shape.bytes);
+    const int given = turned ? 1 - i : i;
+    SourcePlan& s = plan->sources[i] = plan_source(p, p.sources[given], plan->phases, plan->tile_rows, shape.bytes);
     const size_t own = set_chunk(&s, chunk, plan->tile_rows * kTileColumns, plan->round, shape);
     inputs = own > inputs ? own : inputs;
-    s.first_channel = plan->input_channels;
+    s.first_channel = given == 1 ? p.sources[0].channels : 0;
     s.first_block = plan->blocks;
     plan->input_channels += s.channels;
     plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), plan->round);
@@ -188,7 +191,7 @@ dipengine_status make_weight_gradient_plan(const dipengine_conv_cuda_params* par
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   for (int chunk : {64, 32, 16}) {
-    plan->shared_bytes = set_chunks(*params, plan, chunk, shape) +
+    plan->shared_bytes = set_chunks(*params, plan, chunk, shape, false) +
                          static_cast<size_t>(kGradientOffsets + plan->tile_rows * kTileColumns * gradient_pitch(shape.bytes)) +
                          static_cast<size_t>(params->head.weight != nullptr ? gradient_head_bytes(shape.bytes) : 0);
     if (plan->shared_bytes <= limit) return DIPENGINE_OK;
@@ -211,7 +214,7 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   for (size_t budget : {half, limit}) {
     for (int bytes : kChunkBytes) {
       plan->shared_bytes =
-          std::max(stages + set_chunks(*params, plan, bytes / shape.bytes, shape), static_cast<size_t>(plan->sum_bytes));
+          std::max(stages + set_chunks(*params, plan, bytes / shape.bytes, shape, true), static_cast<size_t>(plan->sum_bytes));
       if (plan->shared_bytes <= budget) return DIPENGINE_OK;
     }
   }
