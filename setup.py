@@ -75,7 +75,7 @@ setup(
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
         "test": ["pytest", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja",
-                 "pybind11"],
+                 "pybind11", 'nvidia-cuda-cuobjdump; sys_platform == "linux"', 'nvidia-cuda-nvdisasm; sys_platform == "linux"'],
     },
     zip_safe=False,
 )

@@ -68,6 +68,33 @@ REGISTERS = {
     for element, most in zip(("bf16", "float32"), by_element, strict=True)
 }
 
+# Most instructions, of sm_90, for a product in the loops of products, what they do once in many products among them.
+PRODUCT_LOOPS = {
+    "conv_forward_kernel<4,1,2,1,1>": 15, "conv_forward_kernel<4,1,2,1,3>": 16, "conv_forward_kernel<4,1,2,2,1>": 9,
+    "conv_forward_kernel<4,1,2,2,3>": 9, "conv_forward_kernel<2,2,4,2,1>": 5.5, "conv_forward_kernel<2,2,4,4,1>": 3.5,
+    "conv_data_gradient_kernel<4,1,2,1,1>": 33, "conv_data_gradient_kernel<4,1,2,1,3>": 34, "conv_data_gradient_kernel<4,1,2,2,1>": 22,
+    "conv_data_gradient_kernel<4,1,2,2,3>": 18, "conv_data_gradient_kernel<2,2,4,2,1>": 13, "conv_data_gradient_kernel<2,2,4,4,1>": 7,
+    "conv_head_gradient_kernel": 7, "conv_weight_gradient_kernel<4>": 5.5, "conv_weight_gradient_kernel<9>": 5,
+}  # but of weights' gradients of one tap, whose products are no loop of their own
+
+
+def product_loops(code: str) -> list[list[str]]:
+    """The instructions of each loop of a kernel that multiplies on the tensor cores and has no such loop inside, but the outermost of
+    those that run over the same products; from what `cuobjdump -sass` prints of the kernel."""
+    lines = [(int(at, 16), text) for at, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", code, re.MULTILINE)]
+    loops = set()
+    for at, text in lines:
+        target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
+        if target and int(target.group(1), 16) <= at:
+            loops.add((int(target.group(1), 16), at))
+    bodies = {loop: [re.sub(r"^@!?U?P\w+\s+", "", text) for at, text in lines if loop[0] <= at <= loop[1]] for loop in loops}
+    products = {loop: sum(word.startswith("HMMA") for word in body) for loop, body in bodies.items()}
+    inside = {loop for loop in loops if products[loop] and not any(
+        other != loop and loop[0] <= other[0] and other[1] <= loop[1] and 0 < products[other] for other in loops)}
+    # A loop over stages around one over rounds: as many products in both.
+    return [bodies[max((around for around in loops if around[0] == loop[0] and products[around] == products[loop]),
+                       key=lambda around: around[1])] for loop in sorted(inside)]
+
 
 def run(*command: object, **options) -> str:
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)

@@ -10,9 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_compiler import FLAGS, NVCC, REGISTERS, ROOT, SOURCES, compile_kernels, run
+from cuda_compiler import (
+    FLAGS,
+    NVCC,
+    PRODUCT_LOOPS,
+    REGISTERS,
+    ROOT,
+    SOURCES,
+    compile_kernels,
+    product_loops,
+    run,
+    short_name,
+)
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
+# cuobjdump and nvdisasm, which it calls, from the toolkit or from their wheels, which put them beside no other program.
+SEARCH_PATH = os.pathsep.join([os.environ["PATH"], *(str(Path(folder) / "nvidia/cu13/bin") for folder in sys.path if folder)])
 
 pytestmark = [
     pytest.mark.skipif(not SOURCES, reason="needs the source tree"),
@@ -44,7 +57,7 @@ def test_no_kernel_spills_and_none_exceeds_its_registers_on_any_architecture(com
 @pytest.mark.slow
 def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp_path):
     # In the machine code where there is a disassembler, else in the assembly that ptxas is given.
-    disassembler = shutil.which("cuobjdump")
+    disassembler = shutil.which("cuobjdump", path=SEARCH_PATH)
     if disassembler is None:
         print("no cuobjdump: PTX was looked at in place of machine code")
         words = {"bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "float32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
@@ -58,7 +71,7 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
             codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}
         else:
             codes = {
-                f"sm_{n}": run(disassembler, "-sass", "-arch", f"sm_{n}", compiled["objects", 0] / f"{name}_cuda.o").split("Function :")[1:]
+                f"sm_{n}": run(disassembler, "-sass", "-arch", f"sm_{n}", compiled["objects", 0] / f"{name}_cuda.o", env=os.environ | {"PATH": SEARCH_PATH}).split("Function :")[1:]
                 for n in ARCHITECTURES
             }
         for architecture, kernels in codes.items():
@@ -74,6 +87,27 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
                 for need in needs:
                     assert words[need] in kernel, (architecture, kernel[:120], need)
                 assert words[other] not in kernel, (architecture, kernel[:120], other)
+
+
+@pytest.mark.slow
+def test_the_loops_of_products_are_short_and_divide_nothing(compiled):
+    disassembler = shutil.which("cuobjdump", path=SEARCH_PATH)
+    if disassembler is None:
+        pytest.skip('needs cuobjdump: pip install "dipengine[test]"')
+    found = []
+    for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient"):
+        for kernel in run(disassembler, "-sass", "-arch", "sm_90", compiled["objects", 0] / f"{name}_cuda.o", env=os.environ | {"PATH": SEARCH_PATH}).split("Function :")[1:]:
+            short = short_name(kernel.split()[0])
+            of_both = re.sub(r"(bf16|float32),|<(bf16|float32)>", "", short)  # elements
+            found.append(of_both)
+            for loop in product_loops(kernel) if of_both in PRODUCT_LOOPS else ():
+                products = sum(word.startswith("HMMA") for word in loop)
+                print(f"{short:45} {len(loop):4} instructions for {products} products")
+                assert len(loop) <= PRODUCT_LOOPS[of_both] * products, (short, len(loop), products)
+                assert not any(word.startswith(("I2F", "F2I", "MUFU")) for word in loop), (short, "an integer division")
+                found.append((of_both, "a loop"))
+    for name in PRODUCT_LOOPS:
+        assert found.count(name) == 2 and found.count((name, "a loop")) >= 2, name
 
 
 @pytest.mark.slow
