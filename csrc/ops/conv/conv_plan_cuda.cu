@@ -148,7 +148,9 @@ size_t set_chunks(const Params& p, ConvPlan* plan, int chunk, const RowShape& sh
     s.first_channel = given == 1 ? p.sources[0].channels : 0;
     s.first_block = plan->blocks;
     plan->input_channels += s.channels;
-    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), plan->round);
+    // Nothing has to begin with a round behind the last chunk.
+    const int round = i + 1 < p.sources_count ? plan->round : 2;
+    plan->blocks += (s.chunks - 1) * s.chunk_blocks + round_up(chunk_blocks(s, s.chunks - 1, shape.depth), round);
   }
   return inputs;
 }
