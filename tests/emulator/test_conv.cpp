@@ -573,7 +573,7 @@ SCENARIO(conv_tf32_nearest) {
                      {{{6, 12, 3}, {3, 6, 9, kNearest}}, 4, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_tf32_bilinear) {
-  return all<float>({{{{1, 1, 4, kBilinear}}, 3}, {{{18, 10, 4}, {9, 5, 12, kBilinear, true, true}}, 24, 3, 1, 1, kZero}});
+  return all<float>({{{{1, 1, 4, kBilinear}}, 3}, {{{18, 10, 4}, {9, 5, 12, kBilinear, true, true}}, 28, 3, 1, 1, kZero}});
 }
 SCENARIO(conv_tf32_of_three_fits) {
   Layer layer{{{10, 12, 4, 0, true, true}, {5, 6, 12, kNearest, true, true}}, 20};

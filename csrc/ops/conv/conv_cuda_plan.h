@@ -4,7 +4,8 @@
 // 2 i + phase, a grid of low-resolution pixels) and kChannels output channels. For each source, for each chunk of its
 // channels, it brings the inputs that its outputs see into shared memory once, as bfloat16 (tf32), and runs over the taps. A
 // product is one *block* of the weight stream: 16 (8) input channels of one tap by kChannels outputs. Blocks lie in global
-// memory in the order of their use, a multiple of a round to a chunk, so that the kernel copies them without any index arithmetic:
+// memory in the order of their use, a multiple of a round to each chunk but the last, so that the kernel copies them without any index
+// arithmetic:
 //
 //   packed [fit][channel tile][phase][block][16 output channels][lane][16 bytes]
 //
@@ -55,7 +56,8 @@ using SplitNarrowTile = ConvTile<4, 1, 2, 1, 3>;
 enum class TileKind : int32_t { wide, middle, slim, narrow, split_slim, split_narrow };
 
 // The widest tile that the channels fill at least by half, but one narrower for each time that `few_blocks` (cuda::few_blocks()) do not
-// come of it: a small image leaves most of a device idle else. By the layer's shape alone, never by the number of fits.
+// come of it, down to those that warps share out: a small image leaves most of a device idle else. By the layer's shape alone, never
+// by the number of fits.
 static inline TileKind choose_tile(int64_t tiles, int channels, int few_blocks) {
   const auto few = [&](int tile_channels) { return tiles * ((channels + tile_channels - 1) / tile_channels) < few_blocks; };
   if (channels > 64 && !few(128)) return TileKind::wide;
@@ -167,9 +169,13 @@ static inline int values_in_16_bytes(int32_t dtype) { return dtype == DIPENGINE_
 // Whether every pixel of an image begins at a multiple of 16 bytes, and strides fit 32 bits.
 static inline bool in_sixteens(int32_t dtype, int64_t fit_stride, const dipengine_pixels& pixels) {
   const int each = values_in_16_bytes(dtype);
-  return pixels.row_stride <= INT32_MAX && pixels.pixel_stride <= INT32_MAX && fit_stride % each == 0 && pixels.row_stride % each == 0 && pixels.pixel_stride % each == 0 &&
-         reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
+  return pixels.row_stride <= INT32_MAX && pixels.pixel_stride <= INT32_MAX && fit_stride % each == 0 &&
+         pixels.row_stride % each == 0 && pixels.pixel_stride % each == 0 && reinterpret_cast<uintptr_t>(pixels.data) % 16 == 0;
 }
+
+// Shared memory that chunks are to leave for a second block of the multiprocessor, which multiplies while the first loads; where warps
+// share out the products, registers hold one block alone.
+static inline size_t chunk_budget(int round, size_t limit) { return round > 2 ? limit : (limit - 1024) / 2; }
 
 // From an image's first pixel to (y, x), by strides of 32 bits: two instructions.
 DIPENGINE_HD int64_t pixel_at(int32_t y, int64_t row_stride, int32_t x, int64_t pixel_stride) {

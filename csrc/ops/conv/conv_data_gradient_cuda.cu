@@ -6,8 +6,9 @@
 //
 // What reflection and the clamped ends of upsampling add at the borders are entries of their own, which only tiles at a
 // border run: each lane gives ldmatrix the row of its own pixel, or, where an entry does not apply to it, a row of zeros.
-// Weights come by cp.async through kStages stages. A block's warps leave their sums in the workspace; a second kernel adds
-// them in a fixed order. Nearest upsampling: 16 products a low-resolution pixel, against 36 at full resolution.
+// Weights come by cp.async through a ring of stages. A block's warps leave their sums in the workspace, which the last block or a second
+// kernel adds in a fixed order. Where warps share out the products, the first group adds up what all come to. Nearest upsampling: 16
+// products a low-resolution pixel, against 36 at full resolution.
 //
 // A d_x that takes raw's place: a block has brought d_raw of its pixels, all channels of it, before it writes the first.
 #include "ops/conv/conv_data_gradient_cuda.h"
@@ -165,7 +166,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
   if constexpr (behind_head) {  // the tile's own pixels
     const unsigned char* const head = heads + channel / kEach * gradient_head_pitch(Element::kBytes);
     int at = first;
-    load_head_places<Element, (at_once + 1) / 2>(l.d_raw, head, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
+    const auto next = [&](int* place, int* y, int* x, bool* there) {
       if (at > Tile::kPixels) return false;
       *y = t.top + at / kTileColumns;
       *x = t.left + at % kTileColumns;
@@ -173,7 +174,8 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
       *place = at * p.pitch + 16 * group;
       at += step;
       return true;
-    });
+    };
+    load_head_places<Element, (at_once + 1) / 2>(l.d_raw, head, fit, channel, p.out_channels, inputs, next);
   } else {
     TileWalk w = begin_walk(first, t.columns, step);
     load_d_raw_places<Element, (at_once + 1) / 2>(
@@ -250,7 +252,8 @@ template <typename Element, typename Tile>
 DIPENGINE_DEVICE void store_d_x(const DataLaunch& l, int row, int column, int phase, int64_t fit, int first_channel,
                                 const Accumulators<Tile>& sums, PartSums* part) {
   using Stored = typename Element::Stored;
-  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup, kRows = Tile::kProductsN == 4 ? 2 : 4;
+  constexpr int kGroup = Tile::kProductsN >= 2 ? 4 : 2, kEach = 2 * kGroup, kGroups = 2 * Tile::kProductsN / kGroup;
+  constexpr int kRows = Tile::kProductsN == 4 ? 2 : 4;
   static_assert(2 * Tile::kProductsM % kRows == 0, "all rows");
   const DataPlan& p = l.plan;
   const int lane = cuda::lane_index(), member = lane % 4, group = lane / 4;
@@ -422,6 +425,9 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
                              l.parts == nullptr ? nullptr : l.parts + part * p.channels);
   }
   if (l.tree.tickets == nullptr) return;
+  static_assert(Tile::kWeightBytes >= static_cast<int>(merge_shared_bytes(Tile::kThreads)) ||
+                    Tile::kSumBytes >= static_cast<int>(merge_shared_bytes(Tile::kThreads)),
+                "parts are merged there");
   merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, SumsMerge{l.add}, fit, channel_tile, own_phase * p.tiles_y * p.tiles_x + tile);
 }
 

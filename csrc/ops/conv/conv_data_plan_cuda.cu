@@ -48,7 +48,7 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
   const int bytes = p.dtype == DIPENGINE_FLOAT32 ? cuda::Float32::kBytes : cuda::Bfloat16::kBytes;
   const int depth = p.dtype == DIPENGINE_FLOAT32 ? cuda::Float32::kDepth : cuda::Bfloat16::kDepth;
   const int all = (p.channels + depth - 1) / depth * depth;
-  for (size_t budget : {(limit - 1024) / 2, limit}) {
+  for (size_t budget : {chunk_budget(plan->round, limit), limit}) {
     for (int chunk_bytes : kChunkBytes) {
       const int chunk = chunk_bytes / bytes;
       if (chunk > depth && chunk / 2 >= all) continue;
@@ -66,6 +66,10 @@ dipengine_status make_data_plan(const dipengine_conv_cuda_params& p, int source,
         int64_t products = 0;
         for (int c = 0; c < plan->chunks; ++c) products += chunk_products(*plan, c, depth);
         plan->phase_blocks[phase + 1] = plan->phase_blocks[phase] + matrices * products;
+        // Blocks are numbered by divisions of 31 bits (math/divide.h): all of them times those of a chunk.
+        const int64_t entries = static_cast<int64_t>(plan->y[phase / p.stride].count) * plan->x[phase % p.stride].count;
+        const int64_t of_chunk = entries * chunk_products(*plan, 0, depth) + plan->round;
+        DIPENGINE_REQUIRE(of_chunk * of_chunk * plan->chunks <= INT32_MAX, "%s has too many channels for its kernel; use fewer.", op);
       }
       return DIPENGINE_OK;
     }

@@ -268,6 +268,9 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const int64_t part = (fit * p.phases * p.phases + phase) * p.tiles_y * p.tiles_x + tile;
   if (warp_k == 0) store_moments<Tile>(p, place, first_channel, sums, l.parts + (part * Tile::kWarpsM + warp_m) * p.channels);
   if (l.tree.tickets == nullptr) return;
+  static_assert(Tile::kWeightBytes >= static_cast<int>(merge_shared_bytes(Tile::kThreads)) ||
+                    Tile::kSumBytes >= static_cast<int>(merge_shared_bytes(Tile::kThreads)),
+                "parts are merged there");
   merge_by_blocks<Tile::kThreads, Tile::kChannels>(l.tree, MomentsMerge{l.merge}, fit, channel_tile,
                                                    phase * p.tiles_y * p.tiles_x + tile);
 }

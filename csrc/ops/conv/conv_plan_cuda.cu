@@ -211,13 +211,15 @@ dipengine_status make_conv_plan(const dipengine_conv_cuda_params* params, const 
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
   const size_t stages = static_cast<size_t>(plan->weight_bytes);
-  const size_t half = (limit - 1024) / 2;  // two blocks to a multiprocessor: one loads while the other multiplies
   const RowShape shape = forward_shape(*params);
-  for (size_t budget : {half, limit}) {
+  for (size_t budget : {chunk_budget(plan->round, limit), limit}) {
     for (int bytes : kChunkBytes) {
       plan->shared_bytes =
           std::max(stages + set_chunks(*params, plan, bytes / shape.bytes, shape, true), static_cast<size_t>(plan->sum_bytes));
-      if (plan->shared_bytes <= budget) return DIPENGINE_OK;
+      if (plan->shared_bytes > budget) continue;
+      DIPENGINE_REQUIRE(static_cast<int64_t>(plan->blocks) * plan->tile_channels * 32 <= INT32_MAX,
+                        "%s takes up to 2 GB of weights of a tile's channels; use fewer channels.", op);
+      return DIPENGINE_OK;
     }
   }
   return fail(DIPENGINE_UNSUPPORTED, "%s needs %zu bytes of shared memory where the device has %zu; use a smaller kernel.", op,

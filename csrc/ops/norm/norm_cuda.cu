@@ -1,9 +1,10 @@
 // BatchNorm's passes over a source in front of a concatenation, on a CUDA device.
 //
 // A block takes 256 pixels of 32 channels: a warp reads a pixel's 64 (float32: 128) contiguous bytes, its lanes keep a channel
-// each, its eight warps every eighth pixel. Statistics go over the pixels twice, the second time out of the first-level cache: the mean,
-// then the squares of differences from it. Bilinear upsampling reads the neighbours too: the variance is that of the four
-// upsampled values, and its transpose is U^T U = (3/8, 5/4, 3/8) per axis, ends clamped. Bound by memory.
+// each, its eight warps every eighth pixel. Statistics go over the pixels twice, the second time in registers (bilinear: out of
+// the first-level cache): the mean, then the squares of differences from it. Bilinear upsampling reads the neighbours too: the
+// variance is that of the four upsampled values, and its transpose is U^T U = (3/8, 5/4, 3/8) per axis, ends clamped. Bound by
+// memory.
 #include "ops/norm/norm_cuda.h"
 
 #include "ops/norm/parts_merge_cuda.h"

@@ -44,7 +44,7 @@ DIPENGINE_DEVICE void finish_sums(const SumsLaunch& p, int64_t fit, int channel,
 }
 
 // Bytes of shared memory that a merge takes: of blocks of so many threads.
-constexpr size_t merge_shared_bytes(int threads) { return static_cast<size_t>(threads) * (sizeof(Merged) + sizeof(int)); }
+DIPENGINE_HD constexpr size_t merge_shared_bytes(int threads) { return static_cast<size_t>(threads) * (sizeof(Merged) + sizeof(int)); }
 
 // Sums over what add(own, i) adds for i = slice, slice + threads / channels, ... below count, of the thread's channel; in the first
 // `channels` threads.
@@ -52,7 +52,7 @@ template <int threads, int channels, typename Add>
 DIPENGINE_DEVICE void sum_slices(int count, Merged* own, const Add& add) {
   constexpr int kSlices = threads / channels;
   const int thread = cuda::thread_index();
-  if (threads >= 256) {  // several blocks to a multiprocessor are more to them than loads in flight here
+  if (threads == 256) {  // norms: several blocks to a multiprocessor are more to them than loads in flight here
     DIPENGINE_NO_UNROLL
     for (int i = thread / channels; i < count; i += kSlices) add(own, i);
     return;

@@ -1,5 +1,5 @@
 // Devices, and the order of work between streams: what the bindings need beside the ops. device.cu has it; in a library without
-// CUDA kernels absent.cpp, where every function fails with a sentence. Streams are cudaStream_t.
+// CUDA kernels absent.cpp, where every function that the bindings call fails with a sentence. Streams are cudaStream_t.
 #pragma once
 
 #include <cstddef>

@@ -40,7 +40,8 @@ def numbers(channels: int, beside: Tensor, count: int = 1) -> tuple[Tensor, ...]
 class Source:
     """What a convolution reads, and in `backward` where its gradient goes.
 
-    x: [H, W, C]. upsample: "none", "nearest" or "bilinear" (x2). slope: of the leaky ReLU behind inner (1: none).
+    x: [H, W, C]. upsample: "none", "nearest" or "bilinear" (x2). slope: of the leaky ReLU behind inner (1: none; at most 1 on
+    CUDA).
     d_x: [H, W, C], written: without outer leaky_relu'(inner(x)) * du, else du, the gradient behind outer at x's own
     resolution. accumulate: add to what d_x holds. sum, product: numbers [C], written: the sums over pixels of d_x and of
     d_x * (x - centre), or with outer of d_x * leaky_relu(inner(x)).
