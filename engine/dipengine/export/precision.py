@@ -74,7 +74,7 @@ def _quantised(model: onnx.ModelProto, z: np.ndarray) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantised.onnx"
         onnx.save(bare, source)
-        # Weights in seven bits: on CPUs without VNNI sums of two products of eight are cut off at 16 bits, which costs 0.2 to 0.4 dB;
+        # Weights in seven bits: on CPUs without VNNI sums of two products of eight are cut off at 16 bits, which cost up to 0.4 dB;
         # the eighth bit is worth less than activations' own rounding.
         with _hushed():
             quantize_static(source, target, Once(), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True,
