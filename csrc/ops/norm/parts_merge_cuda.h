@@ -52,7 +52,7 @@ template <int threads, int channels, typename Add>
 DIPENGINE_DEVICE void sum_slices(int count, Merged* own, const Add& add) {
   constexpr int kSlices = threads / channels;
   const int thread = cuda::thread_index();
-  if (threads == 256) {  // norms: several blocks to a multiprocessor are more to them than loads in flight here
+  if (threads >= 256) {  // registers are short; in norms several blocks to a multiprocessor are more to them than loads in flight here
     DIPENGINE_NO_UNROLL
     for (int i = thread / channels; i < count; i += kSlices) add(own, i);
     return;
