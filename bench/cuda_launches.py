@@ -201,19 +201,18 @@ class LayerLaunches:
         found += self.run("weights", "conv_cuda_weight_gradient", self.params, {
             "conv_weight_gradient": [self.image_bytes(part) + d_raw for part in layer.parts], "conv_bias_gradient": d_raw})
         old = 2 if layer.name.endswith("down1") else 1
-        images = [Pixels.from_buffer_copy(source.d_x) for source in self.sources]
-        for part, source, image in zip(layer.parts, self.sources, images, strict=True):
+        asked_for = [(Pixels.from_buffer_copy(source.d_x), source.sum, source.product) for source in self.sources]
+        for i, (part, source) in enumerate(zip(layer.parts, self.sources, strict=True)):
             if not part.raw:
                 continue
-            for other in self.sources:
-                other.d_x = Pixels()
-            source.d_x = image
+            for j, other in enumerate(self.sources):  # a launch of its own for each, as in the fit
+                other.d_x, other.sum, other.product = asked_for[j] if j == i else (Pixels(), None, None)
             weight = 4 * layer.kernel**2 * part.channels * layer.channels
             packing = self.run(PACKS[1], "conv_cuda_data_pack", self.params, {"conv_pack": weight})
             read = d_raw + sum(launch.written for launch in packing) + old * self.image_bytes(part)
             found += packing + self.run("data", "conv_cuda_data_gradient", self.params, {"conv_data_gradient": read})
-        for source, image in zip(self.sources, images, strict=True):
-            source.d_x = image
+        for source, own in zip(self.sources, asked_for, strict=True):
+            source.d_x, source.sum, source.product = own
         if self.merge:
             for part, source in zip(layer.parts, self.sources, strict=True):
                 read = (3 if source.accumulate else 2) * self.image_bytes(part)  # x, the gradient, and what is there already

@@ -51,7 +51,7 @@ REGISTERS = {
         "conv_forward_kernel<4,1,2,2,1>": (168, 168),
         "conv_forward_kernel<4,1,2,1,3>": (168, 168),
         "conv_forward_kernel<4,1,2,2,3>": (168, 168),
-        "conv_forward_kernel<2,2,4,2,1>": (240, 232),
+        "conv_forward_kernel<2,2,4,2,1>": (248, 232),
         "conv_forward_kernel<2,2,4,4,1>": (255, 255),
         "conv_data_gradient_kernel<4,1,2,1,1>": (152, 144),
         "conv_data_gradient_kernel<4,1,2,2,1>": (168, 168),
@@ -78,16 +78,25 @@ PRODUCT_LOOPS = {
 }  # but of weights' gradients of one tap, whose products are no loop of their own
 
 
+def instructions(code: str) -> list[tuple[int, str]]:
+    """Address and text of each, from what `cuobjdump -sass` prints of a kernel."""
+    return [(int(at, 16), text) for at, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", code, re.MULTILINE)]
+
+
+def without_predicate(text: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", text)
+
+
 def product_loops(code: str) -> list[list[str]]:
     """The instructions of each loop of a kernel that multiplies on the tensor cores and has no such loop inside, but the outermost of
     those that run over the same products; from what `cuobjdump -sass` prints of the kernel."""
-    lines = [(int(at, 16), text) for at, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", code, re.MULTILINE)]
+    lines = instructions(code)
     loops = set()
     for at, text in lines:
         target = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text)
         if target and int(target.group(1), 16) <= at:
             loops.add((int(target.group(1), 16), at))
-    bodies = {loop: [re.sub(r"^@!?U?P\w+\s+", "", text) for at, text in lines if loop[0] <= at <= loop[1]] for loop in loops}
+    bodies = {loop: [without_predicate(text) for at, text in lines if loop[0] <= at <= loop[1]] for loop in loops}
     products = {loop: sum(word.startswith("HMMA") for word in body) for loop, body in bodies.items()}
     inside = {loop for loop in loops if products[loop] and not any(
         other != loop and loop[0] <= other[0] and other[1] <= loop[1] and 0 < products[other] for other in loops)}

@@ -18,9 +18,11 @@ from cuda_compiler import (
     ROOT,
     SOURCES,
     compile_kernels,
+    instructions,
     product_loops,
     run,
     short_name,
+    without_predicate,
 )
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
@@ -108,6 +110,28 @@ def test_the_loops_of_products_are_short_and_divide_nothing(compiled):
                 found.append((of_both, "a loop"))
     for name in PRODUCT_LOOPS:
         assert found.count(name) == 2 and found.count((name, "a loop")) >= 2, name
+
+
+@pytest.mark.slow
+def test_every_kernel_waits_for_the_launches_before_it(compiled):
+    disassembler = shutil.which("cuobjdump", path=SEARCH_PATH)
+    if disassembler is None:
+        pytest.skip('needs cuobjdump: pip install "dipengine[test]"')
+    found = set()
+    for source in SOURCES:
+        listing = run(disassembler, "-sass", "-arch", "sm_90", compiled["objects", 0] / f"{source.stem}.o", env=os.environ | {"PATH": SEARCH_PATH})
+        for kernel in listing.split("Function :")[1:]:
+            name = short_name(kernel.split()[0])
+            code = [text for _, text in instructions(kernel)]
+            at = {word: [i for i, text in enumerate(code) if without_predicate(text).startswith(word)] for word in ("ACQBULK", "PREEXIT", "EXIT")}
+            # Global memory, atomics and copies among it; the constant bank (LDC) holds params, and shared memory is the block's own.
+            memory = [i for i, text in enumerate(code) if re.match(r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG|LDGSTS)(\.|\s)", without_predicate(text))]
+            found.add(name)
+            assert len(at["ACQBULK"]) == 1 and code[at["ACQBULK"][0]].startswith("ACQBULK"), (name, "waits once, with no condition")
+            assert at["ACQBULK"][0] < min(memory + at["EXIT"] + at["PREEXIT"]), (name, "and before anything else")
+            assert at["PREEXIT"], (name, "lets the next begin")
+            assert not any("CONSTANT" in code[i] for i in memory), (name, "reads by the read-only path, which may be before the wait")
+    assert found == set(REGISTERS)
 
 
 @pytest.mark.slow

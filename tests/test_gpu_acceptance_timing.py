@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -196,6 +197,24 @@ def test_sizes_are_canvases_and_the_settings_ask_for_the_papers_network():
 
 
 @needs_core
+def test_ours_without_overlap_is_measured_beside_ours_and_leaves_the_environment(monkeypatch):
+    seen = []
+
+    def measure(setting, **how):
+        seen.append(os.environ.get("DIPENGINE_CUDA_OVERLAP"))
+        return {"seconds": {"median": 3.0 if seen[-1] == "0" else 2.0}}
+
+    monkeypatch.setattr(iterations, "measure_ours", measure)
+    monkeypatch.setattr(iterations.gpu, "clocks", dict)
+    for before in (None, "1"):
+        monkeypatch.setenv("DIPENGINE_CUDA_OVERLAP", before) if before else monkeypatch.delenv("DIPENGINE_CUDA_OVERLAP", raising=False)
+        found = iterations.apart(None, 256, 256)
+        assert found["ratio"] == 1.5 and found["ours"] == [2.0, 2.0] and seen == [before, "0", before]
+        assert os.environ.get("DIPENGINE_CUDA_OVERLAP") == before
+        seen.clear()
+    assert {f"{size}-apart" for size in iterations.SMALL} <= {step.name for step in iterations.STEPS}
+
+
 def test_cohorts_advance_every_fit_and_count_iterations_in_sum():
     setting = small()
     ours = cohorts.OurCohort(setting, 3)

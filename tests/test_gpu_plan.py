@@ -70,6 +70,18 @@ def test_every_run_has_the_same_bits_and_many_replays_those_of_single_ones():
     assert whole.save_state() == again.save_state() == single.save_state() and whole.losses == single.losses
 
 
+@pytest.mark.parametrize("size", [64, 256, 700])
+def test_bits_are_the_same_where_launches_overlap_and_where_they_do_not(size, monkeypatch):
+    problem = picture_problem(size, size, PAPERS)
+    states = []
+    for overlap in ("1", "0"):
+        monkeypatch.setenv("DIPENGINE_CUDA_OVERLAP", overlap)
+        fit = NativeFit(problem, PAPERS, 1, GPU, "fixed")
+        fit.run(200 if size < 300 else 40)
+        states.append(fit.save_state())
+    assert states[0] == states[1]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_fits_in_a_cohort_have_the_bits_that_they_have_alone(precision):
     placement = replace(GPU, precision=precision)

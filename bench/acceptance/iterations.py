@@ -6,6 +6,9 @@ the mean of theirs. 3888 x 3968 pixels (15.4 Mpx) are a canvas of 3904 x 3968, a
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from acceptance import gpu
@@ -13,6 +16,7 @@ from acceptance.step import MEASURED, Context, Step
 
 DEVICE = "cuda:0"
 SIZES = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "4096": (4096, 4096), "15.4Mpx": (3904, 3968)}
+SMALL = ("256", "512")  # where the time between launches counts
 PEERS = {"eager": "eager tf32", "graph": "bf16 channels_last, graph", "compiled": "bf16 channels_last, max-autotune, graph"}
 
 
@@ -68,6 +72,31 @@ def peer(context: Context, name: str, height: int, width: int) -> dict[str, Any]
             "pixels": height * width, "clocks": gpu.clocks()}
 
 
+@contextmanager
+def without_overlap() -> Iterator[None]:
+    """Launches that are recorded within wait for the end of the one before them, as they do on devices before compute capability 9.0."""
+    before = os.environ.get("DIPENGINE_CUDA_OVERLAP")
+    os.environ["DIPENGINE_CUDA_OVERLAP"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("DIPENGINE_CUDA_OVERLAP")
+        if before is not None:
+            os.environ["DIPENGINE_CUDA_OVERLAP"] = before
+
+
+def apart(context: Context, height: int, width: int) -> dict[str, Any]:
+    """What it is worth that launches overlap: ours without, beside ours."""
+    setting = setting_of(height, width, DEVICE)
+
+    def waiting() -> dict[str, Any]:
+        with without_overlap():
+            return measure_ours(setting, rounds=3)
+
+    return {"status": MEASURED, **beside(lambda: measure_ours(setting, rounds=3), waiting), "peer": "ours, no launch before another's end",
+            "pixels": height * width, "clocks": gpu.clocks()}
+
+
 def beside(ours: Any, peer: Any) -> dict[str, Any]:
     """A peer's measurement with "ours", the medians before and behind it that could be had, and the "ratio" to their mean."""
     medians = [_median(ours)]
@@ -90,6 +119,8 @@ def _steps() -> list[Step]:
     found, compiled = [], []
     for size, (height, width) in SIZES.items():
         found.append(Step(f"{size}-ours", lambda context, h=height, w=width: ours(context, h, w), 10, 60 if height < 2000 else 100))
+        if size in SMALL:
+            found.append(Step(f"{size}-apart", lambda context, h=height, w=width: apart(context, h, w), 10, 60, peer=True))
         for short, name in PEERS.items():
             step = Step(f"{size}-{short}", lambda context, n=name, h=height, w=width: peer(context, n, h, w),
                         150 if short == "compiled" else 15, 500 if short == "compiled" else 150, peer=True)

@@ -28,7 +28,7 @@ PARTS: Parts = {
 ORDER = [
     ("build", None),
     ("smoke", None),
-    ("iterations", ("256-ours", "512-ours")),
+    ("iterations", ("256-ours", "512-ours", "256-apart")),
     ("profile", ("256",)),
     ("tests", tuple(testing.PROGRAMS)),
     ("checker", ("memcheck-fits", "initcheck-fits")),

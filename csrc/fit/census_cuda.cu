@@ -29,6 +29,8 @@ struct Launch {
 
 DIPENGINE_KERNEL(kThreads, 4) census_kernel(DIPENGINE_PARAMS(Launch) l) {
   Census own{};
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const int64_t step = static_cast<int64_t>(kThreads) * kCensusBlocks;
   for (int64_t i = static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index(); i < l.count; i += step) {
     const float value = l.values[i];

@@ -24,6 +24,8 @@ DIPENGINE_DEVICE void each_fit(int64_t fits, const Then& then) {
 
 DIPENGINE_KERNEL(kThreads, 1) turn_begin_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
   const FitNumbers& of = l.of;
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const bool more = of.count->turn < of.count->turns;
   each_fit(l.fits, [&](int64_t f) {
     const SlotState& s = of.states[f];
@@ -48,6 +50,8 @@ DIPENGINE_KERNEL(kThreads, 1) turn_begin_kernel(DIPENGINE_PARAMS(TurnLaunch) l) 
 
 DIPENGINE_KERNEL(kThreads, 1) turn_judge_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
   const FitNumbers& of = l.of;
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   each_fit(l.fits, [&](int64_t f) {
     if (of.active[f] == 0) return;
     SlotState& s = of.states[f];
@@ -65,6 +69,8 @@ DIPENGINE_KERNEL(kThreads, 1) turn_judge_kernel(DIPENGINE_PARAMS(TurnLaunch) l) 
 
 DIPENGINE_KERNEL(kThreads, 1) turn_end_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
   const FitNumbers& of = l.of;
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const int64_t turn = of.count->turn, total = of.count->total;
   each_fit(l.fits, [&](int64_t f) {
     if (of.active[f] == 0) return;
@@ -91,6 +97,8 @@ DIPENGINE_KERNEL(kThreads, 1) turn_end_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
 
 DIPENGINE_KERNEL(kCopyThreads, 4) turn_copy_kernel(DIPENGINE_PARAMS(CopyLaunch) l) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const int32_t copies = l.copies[fit];
   if (copies == kCopyNothing) return;
   float* const block = l.blocks + fit * l.fit_stride;
@@ -111,6 +119,8 @@ DIPENGINE_KERNEL(kCopyThreads, 4) turn_copy_kernel(DIPENGINE_PARAMS(CopyLaunch) 
 
 DIPENGINE_KERNEL(kCopyThreads, 4) turn_margin_kernel(DIPENGINE_PARAMS(MarginLaunch) l) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (l.active[fit] == 0) return;
   const int64_t index = static_cast<int64_t>(cuda::block_x()) * kCopyThreads + cuda::thread_index(), y = index / l.row;
   if (y >= l.rows) return;

@@ -36,7 +36,9 @@ enum class Mistake {
   host_memory,
   blocks_share_a_place,
   no_ticket,
-  reads_behind_its_ticket
+  reads_behind_its_ticket,
+  no_wait_for_launches,
+  lets_next_begin_at_once
 };
 // Two blocks of 64 threads turn data[256] around, and the last counts common[1] up by the ticket before it; or make a mistake.
 dipengine_status make_mistake(float* data, uint32_t* common, Mistake mistake);

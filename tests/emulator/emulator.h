@@ -11,7 +11,8 @@
 //   - two accesses to the same place, one of them a write, that no barrier orders: between threads of a block, between
 //     blocks of a launch, and between a thread and an asynchronous copy that was not waited for;
 //   - barriers and warp-wide operations that some threads of the block or warp do not come to, or come to elsewhere;
-//   - asynchronous copies left under way by a thread that ends.
+//   - asynchronous copies left under way by a thread that ends;
+//   - accesses to global memory before the thread has waited for the launches before (cuda::wait_for_launches), which may still run.
 //
 // cp.async lands at once or only when it is waited for, at random. Tensor cores are emulated by the documented register
 // layout; sums are exact over 8 products and truncated to float32 (M. Fasi et al., "Numerical behavior of NVIDIA tensor

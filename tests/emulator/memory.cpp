@@ -61,6 +61,7 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
     return;
   }
   (write ? counted.written : counted.read) += static_cast<int64_t>(bytes);
+  if (!me().behind_launches) complain("does not wait for the launches before", "global", address - region->begin, now);
   if (the_settings.sampled) return;
   const size_t offset = address - region->begin;
   if (address < region->begin || offset + bytes > region->bytes) {
@@ -183,7 +184,7 @@ Bytes16 load16(const void* from) {
   return value;
 }
 // That nobody else writes, the check of accesses finds.
-Bytes16 load16_constant(const void* from) { return load16(from); }
+Bytes16 load16_global(const void* from) { return load16(from); }
 void store16(void* to, Bytes16 value) {
   if (misaligned(to)) return;
   access(to, 16, true);

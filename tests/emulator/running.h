@@ -46,6 +46,7 @@ struct Thread {
   Context context{};
   Moment now{};
   bool at_barrier = false, done = false;
+  bool behind_launches = false;  // cuda::wait_for_launches
   const char* waits_file = "";
   int waits_line = 0;
   uint64_t open_group = 0;  // the number of groups committed

@@ -70,6 +70,7 @@ void set_ready(int thread, bool ready) {
 void thread_main() {
   (*body)();
   Thread& t = me();
+  if (!t.behind_launches) fault("thread %d ends without having waited for the launches before", current);
   if (!t.copies.empty()) fault("thread %d ends with an asynchronous copy under way", current);
   t.done = true;
   ++block.done;
@@ -158,7 +159,7 @@ void run_block(int64_t index) {
   for (int i = 0; i < grid.threads; ++i) {
     Thread& t = block.threads[static_cast<size_t>(i)];
     t.now = {static_cast<int32_t>(index), i, 0, 0};
-    t.at_barrier = t.done = false;
+    t.at_barrier = t.done = t.behind_launches = false;
     t.open_group = 0;
     t.copies.clear();
     make_fiber(t.context, stacks().of(i), Stacks::kEach, thread_main);
@@ -184,6 +185,15 @@ int block_y() { return static_cast<int>(block_id[1]); }
 int block_z() { return static_cast<int>(block_id[2]); }
 int grid_x() { return static_cast<int>(grid.x); }
 unsigned char* shared_memory() { return shared; }
+
+void wait_for_launches(const char* file, int line) {
+  if (deleted(file, line)) return;
+  if (me().behind_launches) fault("thread %d waits for the launches before twice", current);
+  me().behind_launches = true;
+}
+void let_next_begin() {
+  if (!me().behind_launches) fault("thread %d lets the next launch begin before it has waited for those before", current);
+}
 
 void sync_threads(const char* file, int line) { barrier(file, line); }
 void sync_warp(const char* file, int line) {

@@ -18,6 +18,7 @@ struct MmaParams {
 };
 
 DIPENGINE_KERNEL(32, 1) mma_kernel(DIPENGINE_PARAMS(MmaParams) p) {
+  cuda::wait_for_launches();
   const int lane = cuda::lane_index();
   const uint32_t* from = static_cast<const uint32_t*>(p.fragments) + 6 * lane;
   const uint32_t a[4] = {from[0], from[1], from[2], from[3]};
@@ -38,6 +39,7 @@ struct LoadParams {
 };
 
 DIPENGINE_KERNEL(32, 1) load_kernel(DIPENGINE_PARAMS(LoadParams) p) {
+  cuda::wait_for_launches();
   const int lane = cuda::lane_index();
   unsigned char* shared = cuda::shared_memory();
   cuda::copy_async16(shared + 16 * lane, p.from + 8 * lane);
@@ -66,6 +68,8 @@ struct MistakeParams {
 DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
   const int t = cuda::thread_index();
   const Mistake m = p.mistake;
+  if (m == Mistake::lets_next_begin_at_once) cuda::let_next_begin();
+  if (m != Mistake::no_wait_for_launches) cuda::wait_for_launches();
   float* own = p.data + 128 * cuda::block_x();
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   for (int round = 0; round < 2; ++round) {
@@ -118,7 +122,7 @@ DIPENGINE_KERNEL(64, 1) mistake_kernel(DIPENGINE_PARAMS(MistakeParams) p) {
   if (last && t == 0) p.common[1] = seen + 1;
 }
 
-DIPENGINE_KERNEL(1024, 1) idle_kernel(DIPENGINE_PARAMS(int)) {}
+DIPENGINE_KERNEL(1024, 1) idle_kernel(DIPENGINE_PARAMS(int)) { cuda::wait_for_launches(); }
 
 struct MergeParams {
   Merging m;
@@ -126,6 +130,7 @@ struct MergeParams {
 };
 
 DIPENGINE_KERNEL(32, 1) merge_kernel(DIPENGINE_PARAMS(MergeParams) p) {
+  cuda::wait_for_launches();
   const PartTree& t = p.m.tree;
   const int64_t fit = cuda::block_z(), channels = p.m.sums.channels;
   const int channel = cuda::block_y() * 8 + cuda::thread_index() % 8;

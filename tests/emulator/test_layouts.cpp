@@ -215,6 +215,8 @@ TEST(emulator_finds_mistakes_in_every_order) {
     CHECK(finds("with no barrier between", Mistake::blocks_share_a_place));
     CHECK(finds("with no barrier between", Mistake::no_ticket));
     CHECK(finds("with no barrier between", Mistake::reads_behind_its_ticket));
+    CHECK(finds("does not wait for the launches before", Mistake::no_wait_for_launches));
+    CHECK(finds("before it has waited", Mistake::lets_next_begin_at_once));
   }
   emulator::settings().seed = 1;
   emulator::clear_faults();

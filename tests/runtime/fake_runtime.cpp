@@ -5,6 +5,8 @@
 //     again; one of it that waits for a stream outside breaks it;
 //   - a launch may have 48 KB of shared memory, or what was set last for its kernel; that holds for the kernels of a graph when it is
 //     made and at every replay, too;
+//   - a launch that may overlap with the one before it: on a captured stream whose last entry is a launch, of a kernel that waits for others
+//     itself, which code of compute capability 9.0 and later does;
 //   - memory of the host that is copied from may be read until a wait, where a device reads the host's pages itself;
 //   - behind a kernel's fault every call fails.
 #include "fake_runtime.h"
@@ -18,6 +20,7 @@ struct FakeStream {
   FakeGraph* captures = nullptr;
   bool broken = false;
   bool loose = false;  // captured by way of an event, with launches that no other stream waits for yet
+  bool behind_launch = false;  // of the capture
 };
 struct FakeEvent {
   FakeStream* of = nullptr;
@@ -26,6 +29,7 @@ struct FakeEvent {
 struct Node {
   const void* kernel;
   size_t shared;
+  bool overlaps;
 };
 struct FakeGraph {
   std::vector<Node> nodes;
@@ -74,6 +78,7 @@ void load(const void* kernel) {
 
 void run(const Node& node) {
   the_state.ran.push_back(node.kernel);
+  if (node.overlaps) ++the_state.overlapped;
   if (the_state.fails_next != cudaSuccess) lost = the_state.fails_next;
 }
 
@@ -152,17 +157,22 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   load(kernel);
   attributes->maxDynamicSharedSizeBytes = static_cast<int>(limit_of(kernel));
+  attributes->ptxVersion = the_state.code;
   return told(cudaSuccess);
 }
-cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3, void**, size_t shared, cudaStream_t stream) {
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {
+  FakeStream& stream = of(config->stream);
+  const Node node = {kernel, config->dynamicSmemBytes, config->numAttrs > 0};
   load(kernel);
-  if (shared > limit_of(kernel)) return told(cudaErrorInvalidValue);
+  if (node.shared > limit_of(kernel)) return told(cudaErrorInvalidValue);
+  if (node.overlaps && (!stream.behind_launch || the_state.code < 90)) the_state.forbidden.push_back("a launch overlaps");
   if (lost != cudaSuccess) return told(lost);
-  if (of(stream).captures != nullptr) {
-    of(stream).captures->nodes.push_back({kernel, shared});
-    of(stream).loose = stream != captured;
+  if (stream.captures != nullptr) {
+    stream.captures->nodes.push_back(node);
+    stream.loose = config->stream != captured;
+    stream.behind_launch = true;
   } else {
-    run({kernel, shared});
+    run(node);
   }
   return cudaSuccess;
 }
@@ -224,6 +234,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   }
   if (event->captures == nullptr) return told(cudaSuccess);
   waits.captures = event->captures;
+  waits.behind_launch = false;
   waits.loose = waits.loose || (event->of->loose && stream != captured);
   event->of->loose = false;
   return told(cudaSuccess);
@@ -236,7 +247,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (stream == nullptr || captured != nullptr) return told(cudaErrorStreamCaptureUnsupported);
   captured = stream;
   stream->captures = new FakeGraph;
-  stream->broken = false;
+  stream->broken = stream->behind_launch = false;
   ++the_state.graphs;
   return told(cudaSuccess);
 }
@@ -246,7 +257,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   for (FakeStream* other : streams) {
     loose = loose || other->loose;
     other->captures = nullptr;
-    other->loose = false;
+    other->loose = other->behind_launch = false;
   }
   captured = nullptr;
   if (!stream->broken && !loose) return told(cudaSuccess);
@@ -270,6 +281,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
   if (!within_limits(*graph)) return told(cudaErrorInvalidValue);
+  for (const Node& node : graph->nodes) {
+    if (node.overlaps && !the_state.takes_overlap) return told(cudaErrorNotSupported);
+  }
   *made = new FakeGraph(*graph);
   ++the_state.graphs;
   return told(cudaSuccess);

@@ -17,7 +17,8 @@ namespace {
 
 void lose_the_device() {
   fake::state().fails_next = cudaErrorMisalignedAddress;
-  (void)cudaLaunchKernel(nullptr, 1, 1, nullptr, 0, nullptr);
+  const cudaLaunchConfig_t config{};
+  (void)cudaLaunchKernelExC(&config, nullptr, nullptr);
 }
 
 }  // namespace

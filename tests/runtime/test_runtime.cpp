@@ -111,6 +111,59 @@ TEST(runtime_branches_of_a_capture_begin_and_end_in_it) {
   CHECK(nothing_left() && fake::state().events == 0);
 }
 
+namespace {
+
+// One launch, two that come straight behind it, and one of another stream's that one more waits for.
+dipengine_status branched(void* stream, void* beside) {
+  for (int i = 0; i < 3; ++i) DIPENGINE_TRY(launch(one_kernel, 0, stream));
+  DIPENGINE_TRY(cuda::wait_for(beside, stream));
+  for (int i = 0; i < 2; ++i) DIPENGINE_TRY(launch(other_kernel, 0, beside));
+  DIPENGINE_TRY(cuda::wait_for(stream, beside));
+  return launch(one_kernel, 0, stream);
+}
+
+// How many of its launches may begin before the one before them has ended.
+int overlapping_launches() {
+  void* beside = nullptr;
+  CHECK(cuda::open_stream(&beside) == DIPENGINE_OK);
+  {
+    const Recording recording([beside](void* stream) { return branched(stream, beside); });
+    CHECK(recording.status == DIPENGINE_OK && fake::state().forbidden.empty() && !cuda::overlap.on);
+    if (recording.sequence != nullptr) CHECK(cuda::replay(recording.sequence, recording.stream) == DIPENGINE_OK);
+  }
+  cuda::close_stream(beside);
+  CHECK(fake::state().ran.size() == 6 && nothing_left());
+  return fake::state().overlapped;
+}
+
+}  // namespace
+
+TEST(runtime_a_launch_straight_behind_another_may_begin_before_its_end) {
+  fake::reset();
+  CHECK(overlapping_launches() == 3);
+  CHECK(launch(one_kernel, 0, nullptr) == DIPENGINE_OK && launch(one_kernel, 0, nullptr) == DIPENGINE_OK);
+  CHECK(fake::state().overlapped == 3);  // outside of a recording none does
+}
+
+TEST(runtime_code_that_does_not_wait_for_launches_is_not_started_early) {
+  fake::reset();
+  fake::state().code = 80;
+  CHECK(overlapping_launches() == 0);
+}
+
+TEST(runtime_where_a_driver_takes_no_overlap_there_is_none) {
+  fake::reset();
+  fake::state().takes_overlap = false;
+  CHECK(overlapping_launches() == 0);
+}
+
+TEST(runtime_overlap_can_be_switched_off) {
+  fake::reset();
+  setenv("DIPENGINE_CUDA_OVERLAP", "0", 1);
+  CHECK(overlapping_launches() == 0);
+  unsetenv("DIPENGINE_CUDA_OVERLAP");
+}
+
 TEST(runtime_without_graphs_the_launches_themselves_are_replayed) {
   fake::reset();
   setenv("DIPENGINE_CUDA_GRAPHS", "0", 1);

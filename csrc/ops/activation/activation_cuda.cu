@@ -18,6 +18,8 @@ DIPENGINE_DEVICE float* at(const dipengine_pixels& image, int64_t fit_offset, in
 
 DIPENGINE_KERNEL(kThreads, 4) sigmoid_backward_kernel(DIPENGINE_PARAMS(Params) p) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const int64_t longest = p.width * p.channels, index = static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index();
   const int64_t y = index / longest, element = index % longest;

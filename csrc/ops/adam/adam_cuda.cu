@@ -51,6 +51,8 @@ DIPENGINE_DEVICE float gradient_at(const void* grad, bool bfloat16, int64_t i) {
 
 DIPENGINE_KERNEL(kThreads, 4) adam_kernel(DIPENGINE_PARAMS(AdamLaunch) p) {
   const int fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   AdamScalars<float>* shared = reinterpret_cast<AdamScalars<float>*>(cuda::shared_memory());
   if (cuda::thread_index() == 0) *shared = adam_scalars<float>(p.steps[fit], p.learning_rate[fit], p.beta1, p.beta2, p.eps);

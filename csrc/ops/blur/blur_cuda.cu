@@ -111,6 +111,7 @@ DIPENGINE_DEVICE void add_patch(const Launch& l, const Patch& patch, const float
 
 DIPENGINE_KERNEL(kThreads, 2) blur_kernel(DIPENGINE_PARAMS(Launch) l) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[fit] == 0) return;
   const float* const from = static_cast<const float*>(l.from.data) + fit * l.from_fit_stride;
   const float* const kernel = l.kernel + fit * l.kernel_fit_stride;
@@ -139,6 +140,7 @@ DIPENGINE_KERNEL(kThreads, 2) blur_kernel(DIPENGINE_PARAMS(Launch) l) {
       add_patch(l, patch, image + group * kRows * kPitch + column, weights, sums);
     }
   }
+  cuda::let_next_begin();
   const int64_t own = element + column;
   if (own >= layout.width * l.channels) return;
   const int32_t pixel = static_cast<int32_t>(own) / l.channels, channel = static_cast<int32_t>(own) % l.channels;

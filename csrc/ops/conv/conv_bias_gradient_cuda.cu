@@ -25,6 +25,7 @@ template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLaunch) l) {
   const int64_t fit = cuda::block_z();
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[fit] == 0) return;
   const int channel = cuda::block_y() * cuda::kWarp + cuda::lane_index();
   const int64_t pixels = static_cast<int64_t>(l.height) * l.width, begin = static_cast<int64_t>(cuda::block_x()) * kPixels;
@@ -33,6 +34,7 @@ conv_bias_gradient_kernel(DIPENGINE_PARAMS(BiasLaunch) l) {
   for (int64_t at = begin + cuda::warp_index(); at < end && channel < l.channels; at += kWarps) {
     sum += d_raw_at<Element>(l.d_raw, fit, at / l.width, at % l.width, channel);
   }
+  cuda::let_next_begin();
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   shared[cuda::thread_index()] = sum;
   cuda::sync_threads();

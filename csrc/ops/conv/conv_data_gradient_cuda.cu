@@ -222,7 +222,6 @@ template <typename Element, typename Tile, bool behind_head>
 DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
   const DataPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
-  if (l.active != nullptr && l.active[fit] == 0) return;
   const int phase = cuda::block_y() % (p.phases * p.phases), channel_tile = cuda::block_y() / (p.phases * p.phases);
   const int tile = cuda::block_x(), warp = cuda::warp_index(), lane = cuda::lane_index();
   const int warp_m = warp % Tile::kWarpsM, warp_n = warp / Tile::kWarpsM % Tile::kWarpsN, warp_k = warp / (Tile::kWarpsM * Tile::kWarpsN);
@@ -240,12 +239,14 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
     choose_entry(axis_x, cuda::thread_index() - kMostEntries, tile_column, kTileColumns, &lists->x);
   }
   cuda::sync_threads();
+  if (cuda::thread_index() == 0) make_work(p, phase, Element::kDepth, lists);
+  cuda::wait_for_launches();
+  if (l.active != nullptr && l.active[fit] == 0) return;
   if constexpr (behind_head) {
     for (int group = cuda::thread_index(); group < p.chunks * (p.chunk / Element::kEach); group += Tile::kThreads)
       keep_head<Element>(load_head<Element>(l.d_raw, fit, group * Element::kEach, p.out_channels),
                          heads + group * gradient_head_pitch(Element::kBytes));
   }
-  if (cuda::thread_index() == 0) make_work(p, phase, Element::kDepth, lists);
   cuda::sync_threads();
   TileShape t;
   t.step = axis_y.step;
@@ -321,6 +322,7 @@ DIPENGINE_DEVICE void data_gradient(const DataLaunch& l) {
         lists->work.entries * walk.products, warp_k, &ring, go_on,
         [&](Operands<Tile>* to) { load_operands<Tile>(inputs, walk.rows, walk.offset, *to); }, next_stage, sums);
   }
+  cuda::let_next_begin();
   const int own_phase = lists->work.phase;  // no register held it until here
   add_groups<Tile>(warp_k, sums);
   const int64_t part = ((fit * p.phases * p.phases + own_phase) * p.tiles_y * p.tiles_x + tile) * Tile::kWarpsM + warp_m;

@@ -206,6 +206,7 @@ DIPENGINE_KERNEL(Tile::kThreads, Tile::kBlocks)
 conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
   const ConvPlan& p = l.plan;
   const int64_t fit = cuda::block_z();
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[fit] == 0) return;
   const int phase = cuda::block_y() % (p.phases * p.phases), channel_tile = cuda::block_y() / (p.phases * p.phases);
   const int tile = cuda::block_x(), warp = cuda::warp_index(), lane = cuda::lane_index();
@@ -254,7 +255,7 @@ conv_forward_kernel(DIPENGINE_PARAMS(ForwardLaunch) l) {
           [&](Operands<Tile>* to) { load_operands<Tile>(inputs, rows, walk.offset, *to); }, next_stage, sums);
     }
   }
-
+  cuda::let_next_begin();
   add_groups<Tile>(warp_k, sums);
   const WarpPlace place = {tile_row + warp_m * Tile::kProductsM * 2,
                            tile_column,

@@ -121,10 +121,10 @@ DIPENGINE_DEVICE GradientBytes gradient_bytes(const GradientSource& s, bool ther
   using Stored = typename Element::Stored;
   GradientBytes bytes{};
   if (!there || channel >= channels) return bytes;
-  bytes.gradient = cuda::load16_constant(static_cast<const Stored*>(s.gradient) + fit * s.gradient_fit_stride +
+  bytes.gradient = cuda::load16_global(static_cast<const Stored*>(s.gradient) + fit * s.gradient_fit_stride +
                                          pixel_at(y, s.gradient_row_stride, x, s.gradient_pixel_stride) + channel);
   if (s.a != nullptr) {
-    bytes.raw = cuda::load16_constant(static_cast<const Stored*>(s.raw) + fit * s.raw_fit_stride +
+    bytes.raw = cuda::load16_global(static_cast<const Stored*>(s.raw) + fit * s.raw_fit_stride +
                                       pixel_at(y, s.raw_row_stride, x, s.raw_pixel_stride) + channel);
   }
   return bytes;

@@ -39,7 +39,7 @@ DIPENGINE_DEVICE float activated(float x, float inner_scale, float inner_shift, 
 
 template <typename Element>
 DIPENGINE_DEVICE cuda::Bytes16 pixel_bytes(const SourcePlan& s, const typename Element::Stored* x, int channel) {
-  if (s.aligned != 0) return cuda::load16_constant(x + channel);
+  if (s.aligned != 0) return cuda::load16_global(x + channel);
   cuda::Bytes16 bytes{};
   DIPENGINE_UNROLL
   for (int e = 0; e < Element::kEach; ++e) {
@@ -170,7 +170,7 @@ DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t 
       there[i] = some && ahead.at < end && static_cast<uint32_t>(sy) < static_cast<uint32_t>(rows.n) &&
                  static_cast<uint32_t>(sx) < static_cast<uint32_t>(columns.n);
       pixels[i] = cuda::Bytes16{};
-      if (there[i]) pixels[i] = cuda::load16_constant(x + pixel_at(sy, s.row_stride, sx, s.pixel_stride) + channel);
+      if (there[i]) pixels[i] = cuda::load16_global(x + pixel_at(sy, s.row_stride, sx, s.pixel_stride) + channel);
       advance(&ahead);
     }
     DIPENGINE_UNROLL

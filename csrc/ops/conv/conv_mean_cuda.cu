@@ -31,6 +31,8 @@ DIPENGINE_DEVICE Element element_of(const Params& p, int64_t side) {
 }
 
 DIPENGINE_KERNEL(kThreads, 4) conv_widen_kernel(DIPENGINE_PARAMS(Params) p) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Element e = element_of(p, p.kernel + 1);
   if (!e.there) return;
   const float* weight = p.weight + e.fit * p.weight_fit_stride + e.pair;
@@ -43,6 +45,8 @@ DIPENGINE_KERNEL(kThreads, 4) conv_widen_kernel(DIPENGINE_PARAMS(Params) p) {
 }
 
 DIPENGINE_KERNEL(kThreads, 4) conv_narrow_kernel(DIPENGINE_PARAMS(Params) p) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Element e = element_of(p, p.kernel);
   if (!e.there) return;
   const float* corner = p.wide + e.fit * p.wide_fit_stride + (e.y * (p.kernel + 1) + e.x) * p.pairs + e.pair;

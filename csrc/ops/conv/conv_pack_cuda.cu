@@ -155,12 +155,16 @@ struct PackLaunch {
 template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 conv_pack_kernel(DIPENGINE_PARAMS(PackLaunch) l) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   pack<Element>(l.job, l.active, cuda::block_x());
 }
 
 template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 conv_pack_all_kernel(DIPENGINE_PARAMS(PackTable) t) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   int low = 0, high = t.count - 1;  // the last job that does not begin behind the block
   while (low < high) {
     const int middle = (low + high + 1) / 2;

@@ -126,6 +126,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   const ConvPlan& p = l.plan;
   const SourcePlan& s = p.sources[l.source];
   const int64_t fit = cuda::block_z();
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[fit] == 0) return;
   int rest = cuda::block_y();
   const int phase = rest % (p.phases * p.phases);
@@ -186,6 +187,7 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
     }
   }
 
+  cuda::let_next_begin();
   float* part = l.parts + fit * l.fit_parts + cuda::block_x() * part_rows(p, s) * p.channels;
   const int input = input_tile * (gathered ? kInputs : s.chunk) + 16 * warp_m;
   DIPENGINE_UNROLL
@@ -226,6 +228,8 @@ DIPENGINE_KERNEL(kThreads, 4) conv_weight_sum_kernel(DIPENGINE_PARAMS(SumLaunch)
   const ConvPlan& p = l.plan;
   const SourcePlan& s = p.sources[l.source];
   const int64_t fit = cuda::block_y(), index = static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (index >= l.elements || (l.active != nullptr && l.active[fit] == 0)) return;
   const int out = static_cast<int>(index % p.channels), input = static_cast<int>(index / p.channels % s.channels);
   const int raw = static_cast<int>(index / p.channels / s.channels);

@@ -91,6 +91,7 @@ DIPENGINE_DEVICE void one_element(const Params& p, const Fit& f, int64_t row, in
 DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const FitSize size = size_of(launch, fit);
   const Tiling& t = size.tiling;
@@ -107,6 +108,7 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
     const int element = begin + k % width;
     one_element(p, f, first_row + k / width, element / channels, element % channels, sums);
   }
+  cuda::let_next_begin();
   const DeviancePartial total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
 }
@@ -114,6 +116,8 @@ DIPENGINE_KERNEL(kThreads, 2) deviance_kernel(DIPENGINE_PARAMS(Launch) launch) {
 DIPENGINE_KERNEL(kThreads, 2) deviance_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
   const int64_t fit = cuda::block_x(), most = static_cast<int64_t>(launch.tiling.row_blocks) * launch.tiling.pieces;
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const Tiling t = size_of(launch, fit).tiling;
   const DeviancePartial total =

@@ -133,6 +133,7 @@ DIPENGINE_DEVICE void finish(const Launch& launch, int64_t fit, const FitSize& s
 DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const Params& p = launch.p;
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const FitSize size = size_of(launch, fit);
   const Tiling& t = size.tiling;
@@ -164,6 +165,7 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
       if (k < rows * width) one_element(p, element, read[i], fit, first_row + row[i], begin + k - row[i] * width, sums);
     }
   }
+  cuda::let_next_begin();
   const Sums total = cuda::block_sums<kThreads>(sums);
   if (cuda::thread_index() == 0) launch.sums[fit * cuda::grid_x() + cuda::block_x()] = total;
   if (p.tickets == nullptr || !cuda::last_block(p.tickets + fit, static_cast<int>(t.row_blocks * t.pieces))) return;
@@ -172,6 +174,8 @@ DIPENGINE_KERNEL(kThreads, 2) masked_mse_kernel(DIPENGINE_PARAMS(Launch) launch)
 
 DIPENGINE_KERNEL(kThreads, 1) masked_mse_finish_kernel(DIPENGINE_PARAMS(Launch) launch) {
   const int64_t fit = cuda::block_x();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (launch.p.active != nullptr && launch.p.active[fit] == 0) return;
   finish(launch, fit, size_of(launch, fit));
 }

@@ -129,6 +129,7 @@ DIPENGINE_DEVICE void advance(const NormLaunch& l, PixelWalk* w) {
 template <typename Element>
 DIPENGINE_KERNEL(kThreads, 2)
 norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
@@ -164,6 +165,7 @@ norm_statistics_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
       if (begin + cuda::warp_index() + i * kWarps < end) m2 = fma(difference, difference, m2);
     }
   }
+  cuda::let_next_begin();
   m2 = sum_of_warps(m2, shared + kThreads);
   if (cuda::warp_index() == 0 && there) {
     l.moments[(c.fit * ((pixels + kPixels - 1) / kPixels) + cuda::block_x()) * l.channels + c.index] = {sum, m2};
@@ -190,6 +192,7 @@ norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
   using Stored = typename Element::Stored;
   constexpr int kAtOnce = 8;  // pixels that are asked for before the first is looked at
   static_assert(kEach % kAtOnce == 0, "all pixels");
+  cuda::wait_for_launches();
   if (l.active != nullptr && l.active[cuda::block_z()] == 0) return;
   float* shared = reinterpret_cast<float*>(cuda::shared_memory());
   const Channel c = load_channel(l);
@@ -235,6 +238,7 @@ norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
       advance(l, &w);
     }
   }
+  cuda::let_next_begin();
   if (l.sums == nullptr) return;
   sum = sum_of_warps(sum, shared);
   product = sum_of_warps(product, shared + kThreads);
@@ -248,6 +252,8 @@ norm_backward_kernel(DIPENGINE_PARAMS(NormLaunch) l) {
 DIPENGINE_KERNEL(kThreads, 2) norm_fold_gradient_kernel(DIPENGINE_PARAMS(dipengine_norm_cuda_gradient) p) {
   const int64_t fit = cuda::block_y();
   const int channel = cuda::block_x() * kThreads + cuda::thread_index();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (channel >= p.channels || (p.active != nullptr && p.active[fit] == 0)) return;
   const int64_t at = fit * p.numbers_fit_stride + channel;
   fold_gradient(p, fit, channel, p.sum[at], p.product[at]);

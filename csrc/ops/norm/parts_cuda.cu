@@ -46,6 +46,8 @@ DIPENGINE_DEVICE T merge_block(const T& own) {
 
 DIPENGINE_KERNEL(kThreads, 2) moments_kernel(DIPENGINE_PARAMS(MomentsLaunch) p) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const int thread = cuda::thread_index(), channel = cuda::block_x() * kChannels + thread % kChannels;
   Moments own{};
@@ -63,6 +65,8 @@ DIPENGINE_KERNEL(kThreads, 2) moments_kernel(DIPENGINE_PARAMS(MomentsLaunch) p) 
 
 DIPENGINE_KERNEL(kThreads, 2) sums_kernel(DIPENGINE_PARAMS(SumsLaunch) p) {
   const int64_t fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const int thread = cuda::thread_index(), channel = cuda::block_x() * kChannels + thread % kChannels;
   Sums own{};

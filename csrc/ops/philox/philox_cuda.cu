@@ -20,6 +20,8 @@ constexpr int kEach = 16;
 
 DIPENGINE_KERNEL(kThreads, 4) perturb_kernel(DIPENGINE_PARAMS(dipengine_perturb_cuda_params) p) {
   const int fit = cuda::block_y();
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   if (p.active != nullptr && p.active[fit] == 0) return;
   const int64_t first = (static_cast<int64_t>(cuda::block_x()) * kThreads + cuda::thread_index()) * kEach;
   if (first >= p.count) return;

@@ -61,6 +61,8 @@ DIPENGINE_DEVICE float* between(const Launch& l, int64_t fit, int64_t rows, int6
 }
 
 DIPENGINE_KERNEL(kThreads, 4) downsample_rows_kernel(DIPENGINE_PARAMS(Launch) l) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Place e = place_of(l);
   if (!e.there || e.row >= outputs_of(e.vertical) || e.pixel >= e.horizontal.size) return;
   const int64_t fit = e.fit * l.p.image_fit_stride;
@@ -73,6 +75,8 @@ DIPENGINE_KERNEL(kThreads, 4) downsample_rows_kernel(DIPENGINE_PARAMS(Launch) l)
 }
 
 DIPENGINE_KERNEL(kThreads, 4) downsample_columns_kernel(DIPENGINE_PARAMS(Launch) l) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Place e = place_of(l);
   if (!e.there || e.row >= outputs_of(e.vertical) || e.pixel >= outputs_of(e.horizontal)) return;
   const float* row = between(l, e.fit, outputs_of(l.vertical), e.row) + e.channel;
@@ -84,6 +88,8 @@ DIPENGINE_KERNEL(kThreads, 4) downsample_columns_kernel(DIPENGINE_PARAMS(Launch)
 }
 
 DIPENGINE_KERNEL(kThreads, 4) upsample_rows_kernel(DIPENGINE_PARAMS(Launch) l) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Place e = place_of(l);
   if (!e.there || e.row >= e.vertical.size || e.pixel >= outputs_of(e.horizontal)) return;
   const Span shown = positions_showing(e.vertical, e.row), reading = outputs_reading(e.vertical, shown);
@@ -106,6 +112,8 @@ DIPENGINE_DEVICE float gradient_at(const Launch& l, const ResampleAxis& axis, co
 }
 
 DIPENGINE_KERNEL(kThreads, 4) upsample_columns_kernel(DIPENGINE_PARAMS(Launch) l) {
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
   const Place e = place_of(l);
   if (!e.there || e.row >= e.vertical.size || e.pixel >= e.horizontal.size) return;
   const float* row = between(l, e.fit, l.p.height, e.row) + e.channel;

@@ -31,10 +31,19 @@ DIPENGINE_DEVICE void store16(void* to, Bytes16 v) {
   *static_cast<uint4*>(to) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
-// From global memory that nobody writes while the kernel runs.
-DIPENGINE_DEVICE Bytes16 load16_constant(const void* from) {
+// From global memory that nobody writes from wait_for_launches() on: compilers move it past what is stored. Where that waits, nothing may
+// be moved to before it, as what is read-only for the whole kernel (ld.global.nc) may.
+DIPENGINE_DEVICE Bytes16 load16_global(const void* from) {
+#if __CUDA_ARCH__ >= 900
+  Bytes16 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(__cvta_generic_to_global(from)));
+  return v;
+#else
   const uint4 v = __ldg(static_cast<const uint4*>(from));
   return {{v.x, v.y, v.z, v.w}};
+#endif
 }
 
 // Begin to copy 16 bytes from global to shared memory (cp.async, past the first-level cache). They may arrive at any time
@@ -59,7 +68,7 @@ DIPENGINE_DEVICE void copy_wait() {
 Bytes8 load8(const void* from);
 Bytes16 load16(const void* from);
 void store16(void* to, Bytes16 value);
-Bytes16 load16_constant(const void* from);
+Bytes16 load16_global(const void* from);
 void copy_async16(void* shared_to, const void* from);
 void copy_commit();
 void copy_wait_groups(int groups, const char* file, int line);

@@ -41,6 +41,7 @@ dipengine_status wait_for(void* stream, void* before) {
   dipengine_status status = check(cudaEventRecord(event, static_cast<cudaStream_t>(before)), doing);
   if (status == DIPENGINE_OK) status = check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), event, 0), doing);
   (void)cudaEventDestroy(event);  // once it has happened
+  overlap.behind_others(stream);
   return status;
 }
 

@@ -1,7 +1,9 @@
 // Launches and their errors; the only place from which a kernel is started.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "platform/cuda/thread.h"
 #include "platform/error.h"
@@ -81,6 +83,31 @@ static inline dipengine_status shared_memory_limit(size_t* bytes) {
 // launch, by calls that a stream which is being captured may not take.
 inline thread_local bool loading = false;
 
+// While a sequence is captured with overlap: the streams whose last entry is a launch. The next launch on such a stream may begin before
+// that one has ended, and waits for it itself (thread.h, wait_for_launches): between two of them a device is idle otherwise. Behind other
+// streams' work (wait_for) a launch begins when all is done, as ever.
+struct Overlap {
+  bool on = false, used = false;
+  std::vector<void*> launched;
+
+  bool follows(void* stream) const { return on && std::find(launched.begin(), launched.end(), stream) != launched.end(); }
+  void behind_launch(void* stream) {
+    if (on && !follows(stream)) launched.push_back(stream);
+  }
+  void behind_others(void* stream) { launched.erase(std::remove(launched.begin(), launched.end(), stream), launched.end()); }
+};
+inline thread_local Overlap overlap;
+
+// Kernels wait for launches in the code of compute capability 9.0 and later alone; what a driver made of older code does not.
+constexpr int kLeastOverlapping = 90;
+
+static inline dipengine_status may_overlap(const void* function, const char* name, bool* may) {
+  cudaFuncAttributes attributes{};
+  DIPENGINE_TRY(check(cudaFuncGetAttributes(&attributes, function), name));
+  *may = attributes.ptxVersion >= kLeastOverlapping;
+  return DIPENGINE_OK;
+}
+
 // Start `kernel` on `stream` (a cudaStream_t); returns before it has run.
 template <typename Params>
 static dipengine_status launch(void (*kernel)(Params), const char* name, const Grid& grid, const Params& params, void* stream) {
@@ -97,11 +124,23 @@ static dipengine_status launch(void (*kernel)(Params), const char* name, const G
     cudaFuncAttributes attributes;
     return check(cudaFuncGetAttributes(&attributes, function), name);
   }
+  bool overlaps = overlap.follows(stream);
+  if (overlaps) DIPENGINE_TRY(may_overlap(function, name, &overlaps));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = grid.shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = overlaps ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
-  return check(cudaLaunchKernel(
-                   function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-                   dim3(static_cast<unsigned>(grid.threads)), arguments, grid.shared, static_cast<cudaStream_t>(stream)),
-               name);
+  DIPENGINE_TRY(check(cudaLaunchKernelExC(&config, function, arguments), name));
+  overlap.used = overlap.used || overlaps;
+  overlap.behind_launch(stream);
+  return DIPENGINE_OK;
 }
 
 #else

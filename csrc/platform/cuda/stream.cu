@@ -15,8 +15,9 @@ struct Recorded {
   std::function<dipengine_status()> launches;
 };
 
-bool uses_graphs() {
-  const char* const said = std::getenv("DIPENGINE_CUDA_GRAPHS");
+// What is on unless the environment says 0.
+bool uses(const char* variable) {
+  const char* const said = std::getenv(variable);
   return said == nullptr || std::strcmp(said, "0") != 0;
 }
 
@@ -39,6 +40,15 @@ dipengine_status capture(cudaStream_t stream, const std::function<dipengine_stat
   if (graph != nullptr) (void)cudaGraphDestroy(graph);
   (void)cudaGetLastError();
   return status;
+}
+
+// A driver that does not take a graph of launches that overlap gets one of launches that do not.
+dipengine_status capture_overlapping(cudaStream_t stream, const std::function<dipengine_status()>& launches, cudaGraphExec_t* made) {
+  overlap = {uses("DIPENGINE_CUDA_OVERLAP"), false, {}};
+  const dipengine_status status = capture(stream, launches, made);
+  const bool again = status != DIPENGINE_OK && overlap.used;
+  overlap = {};
+  return again ? capture(stream, launches, made) : status;
 }
 
 }  // namespace
@@ -82,8 +92,8 @@ dipengine_status copy_rows(FloatRows<float> to, FloatRows<const float> from, int
 dipengine_status record(void* stream, const std::function<dipengine_status()>& launches, void** sequence) {
   auto recorded = std::make_unique<Recorded>();
   DIPENGINE_TRY(load(launches));
-  if (uses_graphs()) {
-    DIPENGINE_TRY(capture(static_cast<cudaStream_t>(stream), launches, &recorded->graph));
+  if (uses("DIPENGINE_CUDA_GRAPHS")) {
+    DIPENGINE_TRY(capture_overlapping(static_cast<cudaStream_t>(stream), launches, &recorded->graph));
   } else {
     recorded->launches = launches;
   }

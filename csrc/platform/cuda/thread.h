@@ -71,6 +71,21 @@ DIPENGINE_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// Every thread of every kernel must come, once, before it touches any memory but its params and what is shared in its block: the launches
+// before this one on its stream may still run until then (launch.h). Behind it all that they wrote is there.
+DIPENGINE_DEVICE void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Behind wait_for_launches(), where a block has little left to do: once all blocks have come, or ended, the next launch may begin.
+DIPENGINE_DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #else
 
 int thread_index();
@@ -86,6 +101,8 @@ void sync_warp(const char* file = __builtin_FILE(), int line = __builtin_LINE())
 bool last_block(uint32_t* ticket, int count, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 float shuffle_xor(float value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 double shuffle_xor(double value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE());
+void wait_for_launches(const char* file = __builtin_FILE(), int line = __builtin_LINE());
+void let_next_begin();
 
 #endif
 
