@@ -34,6 +34,8 @@ REGISTERS = {
     "conv_weight_sum_kernel": 64,
     "conv_widen_kernel": 64,
     "conv_narrow_kernel": 64,
+    "conv_input_operand_kernel": 128,
+    "conv_gradient_operand_kernel": 128,
     "census_kernel": 64,
     "turn_begin_kernel": 64,
     "turn_judge_kernel": 64,

@@ -31,6 +31,7 @@ void CudaPlan::live_on_branches() {
     if (node.gradient >= 0) live(node.gradient, first, end);
   }
   for (const Unit& unit : graph_.units) {
+    if (unit.operand_again >= 0) graph_.arena.use(unit.operand_again, end);
     if (unit.mean) {
       graph_.arena.use(unit.wide_weight, end);
       live(unit.wide_gradient, first, end);

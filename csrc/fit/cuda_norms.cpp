@@ -115,7 +115,7 @@ dipengine_status CudaPlan::merge(int step, bool sizing) {
     n.shift = part_number(part, kShift);
     DIPENGINE_TRY(dipengine_norm_cuda_statistics(&n));
   }
-  return DIPENGINE_OK;
+  return unit.operand < 0 ? DIPENGINE_OK : form_input(unit, unit.operand, fits_.active);
 }
 
 // Through the norm of a concatenation: from the gradient behind it, which each part's buffer holds, to the part's own.

@@ -266,6 +266,37 @@ void CudaPlan::begin_conv(const Unit& unit, bool backward, Conv* conv) const {
   c.packed_bytes = packed < 0 ? 0 : graph_.arena.size(packed);
 }
 
+dipengine_status CudaPlan::form_input(const Unit& unit, int operand, const uint8_t* active) const {
+  Conv conv;
+  begin_conv(unit, false, &conv);
+  conv.params.active = active;
+  for (size_t i = 0; i < unit.parts.size(); ++i) {
+    if (unit.parts[i].upsample == DIPENGINE_UPSAMPLE_NONE) continue;
+    const Node& node = graph_.nodes[static_cast<size_t>(unit.parts[i].node)];
+    return dipengine_conv_cuda_input_operand(&conv.params, static_cast<int32_t>(i), pixels(node, operand), stride_of(operand));
+  }
+  return DIPENGINE_OK;
+}
+
+void CudaPlan::take_formed_input(const Unit& unit, int operand, dipengine_conv_cuda_source* sources) const {
+  for (size_t i = 0; i < unit.parts.size() && operand >= 0; ++i) {
+    if (unit.parts[i].upsample == DIPENGINE_UPSAMPLE_NONE) continue;
+    dipengine_conv_cuda_source& s = sources[i];
+    s.x.data = at<void>(operand);
+    s.x_fit_stride = stride_of(operand);
+    s.inner = s.outer = {nullptr, nullptr};
+    s.slope = 1;
+  }
+}
+
+// In its place.
+dipengine_status CudaPlan::form_gradient(const Unit& unit, dipengine_conv_cuda_params* c) const {
+  if (unit.operand < 0) return DIPENGINE_OK;
+  DIPENGINE_TRY(dipengine_conv_cuda_gradient_operand(c, c->gradient, c->gradient_fit_stride));
+  c->gradient_scale = c->raw_scale = c->gradient_shift = nullptr;
+  return DIPENGINE_OK;
+}
+
 dipengine_status CudaPlan::forward(int step, bool sizing) {
   const Unit& unit = graph_.units[static_cast<size_t>(graph_.steps[static_cast<size_t>(step)].unit)];
   Conv conv;
@@ -285,6 +316,7 @@ dipengine_status CudaPlan::forward(int step, bool sizing) {
   for (const Part& part : unit.parts) {
     if (part.merged_first >= 0 && is_skip(part)) DIPENGINE_TRY(put_behind(kMain, kSkips));
   }
+  take_formed_input(unit, unit.operand, conv.sources);
   c.stream = streams_[branch];
   c.tickets = tickets(step, branch);
   c.parameters_fit_stride = stride_;  // of bias, gamma and beta
@@ -317,6 +349,8 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
     take_tickets(step, count);
     return DIPENGINE_OK;
   }
+  if (unit.operand_again != unit.operand) DIPENGINE_TRY(form_input(unit, unit.operand_again, fits_.learns));
+  DIPENGINE_TRY(form_gradient(unit, &c));
   DIPENGINE_TRY(weight_gradient(step, unit, c));
   return c.packed == nullptr ? DIPENGINE_OK : data_gradient(step, unit, conv);  // z alone is read, which has no gradient
 }
@@ -327,6 +361,10 @@ dipengine_status CudaPlan::weight_gradient(int step, const Unit& unit, dipengine
   const Branch branch = on_weights_[0] <= on_weights_[1] ? kWeights : kOtherWeights;
   on_weights_[branch - kWeights] += static_cast<int>(unit.parts.size());
   for (Branch before : {kMain, kSkips}) DIPENGINE_TRY(put_behind(branch, before));
+  dipengine_conv_cuda_source sources[DIPENGINE_CONV_MAX_SOURCES];
+  std::copy_n(c.sources, unit.parts.size(), sources);
+  take_formed_input(unit, unit.operand_again, sources);
+  c.sources = sources;
   c.stream = streams_[branch];
   if (unit.mean) c.d_weight = at<float>(unit.wide_gradient);
   const int buffer = branches_ ? weights_buffers_[branch - kWeights] : graph_.steps[static_cast<size_t>(step)].workspace;

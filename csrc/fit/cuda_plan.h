@@ -104,6 +104,10 @@ class CudaPlan {
     dipengine_conv_cuda_params params;
   };
   void begin_conv(const Unit& unit, bool backward, Conv* conv) const;
+  // What a unit is given ready made (Unit::operand): what its upsampled part is to products, made and read, and the gradient behind it.
+  dipengine_status form_input(const Unit& unit, int operand, const uint8_t* active) const;
+  void take_formed_input(const Unit& unit, int operand, dipengine_conv_cuda_source* sources) const;
+  dipengine_status form_gradient(const Unit& unit, dipengine_conv_cuda_params* c) const;
   dipengine_status size_weights();
   dipengine_status pack_jobs(bool backward, std::vector<PackJob>* jobs) const;
   dipengine_status upload_jobs();

@@ -7,6 +7,7 @@
 namespace dipengine {
 
 int64_t most_stored_pixels = int64_t{512} * 512;
+int64_t least_formed_pixels = int64_t{256} * 256;
 
 namespace {
 
@@ -27,8 +28,7 @@ class Builder {
     const int top = level(0, z);
     Unit head{"head", -1, parameter("head.conv.weight"), parameter("head.conv.bias"), 1, 1, 0, false, {plain(top)}};
     graph_.units.push_back(head);
-    const bool large = graph_.height * graph_.width > most_stored_pixels;
-    if (recomputes_ && large && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
+    if (recomputes_ && large() && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
         g_.channels_up[0] <= DIPENGINE_CONV_CUDA_OVER_RAW) {
       form_gradient(top);
     }
@@ -46,6 +46,8 @@ class Builder {
   }
 
  private:
+  bool large() const { return graph_.height * graph_.width > most_stored_pixels; }
+
   int parameter(const std::string& name) const {
     const auto at = std::find_if(graph_.specs.begin(), graph_.specs.end(), [&](const ParameterSpec& s) { return s.name == name; });
     return static_cast<int>(at - graph_.specs.begin());
@@ -132,12 +134,27 @@ class Builder {
       parts.push_back({member, member == deep ? g_.upsample[i] : DIPENGINE_UPSAMPLE_NONE, first, take_numbers(channels), false});
       raws.push_back(graph_.nodes[static_cast<size_t>(member)].raw);
     }
+    const int operand = forms_operands(i, deep, height * width) ? graph_.arena.add(graph_.arena.stride(raws.back())) : -1;
+    raws.push_back(operand);
     // The step's unit is the one that comes next.
     step(StepKind::merge, static_cast<int>(graph_.units.size()), name + ".merge forward", raws);
     const int out = unit(name + ".up", height, width, g_.channels_up[i], parts, 3);
+    Unit& up = graph_.units.back();
+    up.operand = up.operand_again = operand;
+    if (operand >= 0) {
+      graph_.arena.use(operand, static_cast<int>(graph_.steps.size()) - 1);
+      if (large()) up.operand_again = graph_.arena.add(graph_.arena.stride(operand));
+    }
     graph_.units.back().merge_gamma = parameter(name + ".merge.norm.gamma");
     graph_.units.back().merge_beta = parameter(name + ".merge.norm.beta");
     return g_.one_by_one_up ? unit(name + ".point", height, width, g_.channels_up[i], {plain(out)}, 1) : out;
+  }
+
+  // Of level i's "up" unit, whose upsampled part is node `deep`. Sixteen bytes at a time.
+  bool forms_operands(int i, int deep, int64_t pixels) const {
+    const auto whole = [](int64_t channels) { return channels % 8 == 0 && channels <= 1024; };
+    return recomputes_ && p_.dtype == DIPENGINE_BFLOAT16 && g_.upsample[i] == DIPENGINE_UPSAMPLE_NEAREST &&
+           pixels >= least_formed_pixels && whole(graph_.nodes[static_cast<size_t>(deep)].channels) && whole(g_.channels_up[i]);
   }
 
   void data() {
@@ -178,7 +195,7 @@ class Builder {
 
   void backward(int index) {
     Unit& unit = graph_.units[static_cast<size_t>(index)];
-    std::vector<int> buffers{unit.wide_weight, unit.wide_gradient};
+    std::vector<int> buffers{unit.wide_weight, unit.wide_gradient, unit.operand_again};
     if (unit.node < 0 || index == graph_.forms) buffers.push_back(graph_.d_logits);
     if (unit.node >= 0) {
       const Node& out = graph_.nodes[static_cast<size_t>(unit.node)];

@@ -43,6 +43,9 @@ struct Unit {
   std::vector<Part> parts;
   int merge_gamma = -1, merge_beta = -1;
   int wide_weight = -1, wide_gradient = -1;  // buffers, with a mean
+  // Buffers of what its upsampled part gives products, on a CUDA device where many blocks would make it while loading; of the backward
+  // pass: the same, but on a large canvas, where it is made twice.
+  int operand = -1, operand_again = -1;
   int64_t stored_kernel() const { return mean ? kernel + 1 : kernel; }
 };
 
@@ -94,6 +97,10 @@ struct Graph {
 // Canvas pixels up to which a graph stores every gradient: there time is dear and memory is not. By the canvas alone, never by how many
 // fits there are, as a gradient that is formed may have other bits. A variable for tests, whose images are small.
 extern int64_t most_stored_pixels;
+
+// Canvas pixels, at its own resolution, from which on an "up" unit of nearest samples is given its operands ready made, in bfloat16 on a CUDA
+// device: what it reads of the part below, and the gradient behind it. Bits are the same either way. A variable for tests.
+extern int64_t least_formed_pixels;
 
 // The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. `recomputes`, as a
 // CUDA device does: z is not kept from the forward pass to the end of the backward one, but drawn anew there by a second step

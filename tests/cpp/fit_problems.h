@@ -18,15 +18,18 @@ namespace check {
 // Graphs are those of large images for as long as it lives.
 class AsLarge {
  public:
-  explicit AsLarge(bool large = true) : most_(dipengine::most_stored_pixels) {
-    if (large) dipengine::most_stored_pixels = 0;
+  explicit AsLarge(bool large = true) : most_(dipengine::most_stored_pixels), least_(dipengine::least_formed_pixels) {
+    if (large) dipengine::most_stored_pixels = dipengine::least_formed_pixels = 0;
   }
-  ~AsLarge() { dipengine::most_stored_pixels = most_; }
+  ~AsLarge() {
+    dipengine::most_stored_pixels = most_;
+    dipengine::least_formed_pixels = least_;
+  }
   AsLarge(const AsLarge&) = delete;
   AsLarge& operator=(const AsLarge&) = delete;
 
  private:
-  int64_t most_;
+  int64_t most_, least_;
 };
 
 // A problem small enough for sanitizers, whose image (21 x 30) does not fill its canvas (24 x 32).

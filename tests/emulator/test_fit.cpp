@@ -3,7 +3,10 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <set>
+#include <string>
+#include <utility>
 
 #include "device_fits.h"
 #include "fit/cuda_plan.h"
@@ -280,6 +283,31 @@ TEST(fit_with_and_without_branches_gives_the_same_bits) {
     CHECK(branched.state() == straight.state() && gradients(branched, problem) == gradients(straight, problem));
     CHECK(dipengine_fit_arena_bytes(straight.get()) < dipengine_fit_arena_bytes(branched.get()));
     no_faults();
+  }
+}
+
+// What large images do: operands that many blocks read are made once.
+TEST(fit_with_operands_made_beforehand_has_the_same_bits) {
+  for (FitProblem problem : check::every_task(DIPENGINE_BFLOAT16)) {
+    problem = on_device(check::resized(problem, 22, 29, 5));
+    for (const int64_t most_branched : {int64_t{0}, dipengine::most_branched_pixels}) {
+      const int64_t branched = std::exchange(dipengine::most_branched_pixels, most_branched);
+      TestFit while_loading(problem, 3);
+      const int64_t least = std::exchange(dipengine::least_formed_pixels, 0);
+      TestFit beforehand(problem, 3);
+      dipengine::least_formed_pixels = least;
+      dipengine::most_branched_pixels = branched;
+      std::map<std::string, int64_t> kinds;
+      for (const dipengine::emulator::Recorded& launch : dipengine::emulator::last_recorded()) ++kinds[launch.name];
+      int64_t formed = 0;
+      for (int32_t level = 0; level < problem.params.generator.levels; ++level)
+        formed += problem.params.generator.upsample[level] == DIPENGINE_UPSAMPLE_NEAREST;
+      CHECK(kinds["conv_input_operand"] == formed && kinds["conv_gradient_operand"] == formed);
+      while_loading.run(3);
+      beforehand.run(3);
+      CHECK(while_loading.state() == beforehand.state() && gradients(while_loading, problem) == gradients(beforehand, problem));
+      no_faults();
+    }
   }
 }
 

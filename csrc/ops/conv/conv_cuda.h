@@ -113,6 +113,15 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_workspace(const dipengine_con
 
 DIPENGINE_API dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* params, int64_t* count);
 
+/* u of a source, of x's sides, rounded as an operand: what forward pass and weight gradient make of it while loading. Given as the x of a
+ * source of inner and outer NULL and slope 1, which they copy, it gives the same bits, and is made once. bfloat16, not upsampled bilinearly. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_input_operand(const dipengine_conv_cuda_params* params, int32_t source,
+                                                                 dipengine_pixels u, int64_t u_fit_stride);
+
+/* d_raw, rounded as an operand, and so the gradient of a backward pass without A, B and C; may take the gradient's place. bfloat16. */
+DIPENGINE_API dipengine_status dipengine_conv_cuda_gradient_operand(const dipengine_conv_cuda_params* params, dipengine_pixels d_raw,
+                                                                    int64_t d_raw_fit_stride);
+
 /* packed from weight; to be run whenever the weights have changed. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_pack(const dipengine_conv_cuda_params* params);
 

@@ -42,6 +42,7 @@ struct ConvTile {
   // Positions of the inputs on their way to registers, as many as these hold: of the first chunk, and of those behind it, beside the
   // sums. And blocks of a multiprocessor, which bounds the registers.
   static constexpr int kAtFirst = kChannels >= 64 ? 16 : 8, kAtOnce = kChannels >= 128 ? 3 : kChannels == 32 || warps_k > 1 ? 4 : 8;
+  static constexpr bool kMayCopy = warps_k == 1;  // operands of small images are not made beforehand
   static constexpr int kBlocks = warps_k > 1 ? 1 : kChannels >= 64 ? 2 : 3;
   static constexpr int kStageBytes = kStageBlocks * kBlockBytes, kWeightBytes = kStages * kStageBytes;
   static constexpr int kSumBytes = (warps_k - 1) * kGroup * products_m * products_n * 32;  // of the other groups
@@ -120,6 +121,7 @@ struct SourcePlan {
   int32_t chunk, chunks;        // channels brought at a time, a multiple of the depth
   int32_t pitch;                // bytes of a row of shared memory
   int32_t aligned;              // 16-byte loads
+  int32_t copied;               // as it is: u is x, in the dtype of operands
   int32_t first_block, chunk_blocks;
 };
 

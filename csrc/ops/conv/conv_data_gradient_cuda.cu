@@ -83,7 +83,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
     load_head_places<Element, (at_once + 1) / 2>(l.d_raw, head, fit, channel, p.out_channels, inputs, next);
   } else {
     TileWalk w = begin_walk(first, t.columns, step);
-    load_d_raw_places<Element, (at_once + 1) / 2>(
+    load_d_raw_places<Element, (at_once + 1) / 2, Tile::kMayCopy>(
         l.d_raw, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
           if (w.row > t.rows || (w.row == t.rows && w.column > 0)) return false;  // the row behind the last is the one of zeros
           *y = t.top + w.row;
@@ -94,6 +94,7 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
           advance(&w);
           return true;
         });
+    if (Tile::kMayCopy && Element::kBytes == 2 && l.d_raw.copied != 0) wait_for_copies();
   }
 }
 

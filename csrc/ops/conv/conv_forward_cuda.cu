@@ -197,7 +197,8 @@ DIPENGINE_DEVICE void load_chunk(const ConvPlan& p, const SourcePlan& s, int64_t
   if (s.gathered != 0) {
     load_gathered<Element, Tile::kThreads, Tile::kPixels, Element::kDepth>(p, s, fit, numbers, top, left, inputs);
   } else {
-    load_tile<Element, Tile::kThreads, Element::kDepth, at_once>(p, s, fit, numbers, chunk, top, left, inputs);
+    load_tile<Element, Tile::kThreads, Element::kDepth, at_once, Tile::kMayCopy>(p, s, fit, numbers, chunk, top, left, inputs);
+    if (Tile::kMayCopy && Element::kBytes == 2 && s.copied != 0) wait_for_copies();
   }
 }
 

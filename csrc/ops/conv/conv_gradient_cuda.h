@@ -12,6 +12,7 @@ struct GradientSource {
   const void* gradient;
   int64_t gradient_fit_stride, gradient_row_stride, gradient_pixel_stride;
   int32_t gradient_float, aligned;
+  int32_t copied;  // d_raw is g, in the dtype of operands
   const void* raw;  // as the images
   int64_t raw_fit_stride, raw_row_stride, raw_pixel_stride;
   int64_t numbers_fit_stride;
@@ -63,6 +64,7 @@ static inline GradientSource gradient_source(const dipengine_conv_cuda_params& p
       s.head.weight != nullptr || (p.gradient_dtype == p.dtype && in_sixteens(p.dtype, s.gradient_fit_stride, p.gradient));
   s.aligned = whole && p.channels % values_in_16_bytes(p.dtype) == 0 &&
               (s.a == nullptr || in_sixteens(p.dtype, s.raw_fit_stride, p.raw));
+  s.copied = s.aligned != 0 && s.a == nullptr && p.dtype == DIPENGINE_BFLOAT16;
   return s;
 }
 
@@ -286,10 +288,26 @@ DIPENGINE_DEVICE void load_places(unsigned char* to, const Next& next, const Loa
   }
 }
 
+// The same of what is copied, which has come where the thread has waited for its copies (conv_inputs_cuda.h, wait_for_copies).
+template <typename Element, typename Next>
+DIPENGINE_DEVICE void copy_places(const GradientSource& s, int64_t fit, int channel, int channels, unsigned char* to, const Next& next) {
+  const auto* const from = static_cast<const typename Element::Stored*>(s.gradient) + fit * s.gradient_fit_stride + channel;
+  int place = 0, y = 0, x = 0;
+  bool there = false;
+  while (next(&place, &y, &x, &there)) {
+    if (there && channel < channels) {
+      cuda::copy_async16(to + place, from + pixel_at(y, s.gradient_row_stride, x, s.gradient_pixel_stride));
+    } else {
+      cuda::store16(to + place, cuda::Bytes16{});
+    }
+  }
+}
+
 // The same of a source's d_raw, for the channels of 16 bytes from `channel` on.
-template <typename Element, int at_once, typename Next>
+template <typename Element, int at_once, bool may_copy, typename Next>
 DIPENGINE_DEVICE void load_d_raw_places(const GradientSource& s, int64_t fit, int channel, int channels, unsigned char* to,
                                         const Next& next) {
+  if (may_copy && Element::kBytes == 2 && s.copied != 0) return copy_places<Element>(s, fit, channel, channels, to, next);
   const GradientFold<Element> fold = load_gradient_fold<Element>(s, fit, channel, channels);
   if (s.aligned != 0) {
     load_places<at_once>(

@@ -118,6 +118,12 @@ DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const typename Elem
   return Element::pack_operands(value);
 }
 
+// For all that the thread has begun to copy.
+DIPENGINE_DEVICE void wait_for_copies() {
+  cuda::copy_commit();
+  cuda::copy_wait<0>();
+}
+
 // Positions of a tile, one after the other, that a thread brings: place `at` counts by rows.
 struct TileWalk {
   int at, row, column, columns, step, step_rows, step_columns;
@@ -135,8 +141,9 @@ DIPENGINE_DEVICE void advance(TileWalk* w) {
 }
 
 // A chunk of a source: rows of input pixels. (top, left): the input position of the tile's first row and column. What `at_once`
-// positions read is asked for before the first is looked at, since memory is far away.
-template <typename Element, int threads, int depth, int at_once>
+// positions read is asked for before the first is looked at, since memory is far away. may_copy: where it can, what is to be brought as it
+// is goes past registers, and has come where the thread has waited for its copies (wait_for_copies).
+template <typename Element, int threads, int depth, int at_once, bool may_copy>
 DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t fit, int64_t numbers, int chunk, int top,
                                 int left, unsigned char* inputs) {
   constexpr int kEach = Element::kEach;
@@ -147,28 +154,45 @@ DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t 
   const auto* x = static_cast<const typename Element::Stored*>(s.x) + fit * s.x_fit_stride;
   const int end = s.rows * s.columns;
   const bool bilinear = s.upsample == DIPENGINE_UPSAMPLE_BILINEAR, clamped = s.upsample == DIPENGINE_UPSAMPLE_NEAREST;
-  const Fold<Element> fold = load_fold<Element>(s, numbers, channel);
   const auto place_of = [&](const TileWalk& w) {
     return (w.row * s.columns + (s.stride == 2 ? w.column % 2 * s.half + w.column / 2 : w.column)) * s.pitch + 16 * group;
   };
   TileWalk w = begin_walk(first, s.columns, threads / (s.chunk / kEach));
+  const AxisMap rows = axis_map(s.height, clamped, p.padding), columns = axis_map(s.width, clamped, p.padding);
+  const bool some = channel < s.channels;
+  // Whether one of the thread's positions is in the image, and then of which pixel.
+  const auto find = [&](const TileWalk& at, int* sy, int* sx) {
+    *sy = mapped(rows, top + at.row);
+    *sx = mapped(columns, left + at.column);
+    return some && at.at < end && static_cast<uint32_t>(*sy) < static_cast<uint32_t>(rows.n) &&
+           static_cast<uint32_t>(*sx) < static_cast<uint32_t>(columns.n);
+  };
+  if (may_copy && Element::kBytes == 2 && s.copied != 0) {
+    for (; w.at < end; advance(&w)) {
+      int sy, sx;
+      if (find(w, &sy, &sx)) {
+        cuda::copy_async16(inputs + place_of(w), x + pixel_at(sy, s.row_stride, sx, s.pixel_stride) + channel);
+      } else {
+        cuda::store16(inputs + place_of(w), cuda::Bytes16{});
+      }
+    }
+    return;
+  }
+  const Fold<Element> fold = load_fold<Element>(s, numbers, channel);
   if (bilinear || s.aligned == 0) {
     for (; w.at < end; advance(&w)) {
       cuda::store16(inputs + place_of(w), input_of<Element>(s, x, fold, top + w.row, left + w.column, channel, p.padding));
     }
     return;
   }
-  const AxisMap rows = axis_map(s.height, clamped, p.padding), columns = axis_map(s.width, clamped, p.padding);
-  const bool some = channel < s.channels;
   while (w.at < end) {
     cuda::Bytes16 pixels[at_once];
     bool there[at_once];
     TileWalk ahead = w;
     DIPENGINE_UNROLL
     for (int i = 0; i < at_once; ++i) {
-      const int sy = mapped(rows, top + ahead.row), sx = mapped(columns, left + ahead.column);
-      there[i] = some && ahead.at < end && static_cast<uint32_t>(sy) < static_cast<uint32_t>(rows.n) &&
-                 static_cast<uint32_t>(sx) < static_cast<uint32_t>(columns.n);
+      int sy, sx;
+      there[i] = find(ahead, &sy, &sx);
       pixels[i] = cuda::Bytes16{};
       if (there[i]) pixels[i] = cuda::load16_global(x + pixel_at(sy, s.row_stride, sx, s.pixel_stride) + channel);
       advance(&ahead);

@@ -113,6 +113,8 @@ SourcePlan plan_source(const Params& p, const dipengine_conv_cuda_source& s, int
   plan.columns = (kTileColumns - 1) * plan.stride + plan.taps;
   plan.half = (plan.columns + 1) / 2;
   plan.aligned = s.channels % values_in_16_bytes(p.dtype) == 0 && in_sixteens(p.dtype, plan.x_fit_stride, s.x);
+  plan.copied = plan.aligned != 0 && p.dtype == DIPENGINE_BFLOAT16 && s.inner.scale == nullptr && s.outer.scale == nullptr &&
+                s.slope == 1.0f && s.upsample != DIPENGINE_UPSAMPLE_BILINEAR;
   return plan;
 }
 

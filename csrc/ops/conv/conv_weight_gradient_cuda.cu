@@ -23,6 +23,10 @@ constexpr int kThreads = 256;
 constexpr int kInputs = 64;  // channels of a block
 template <int taps>
 constexpr int kAtOnce = taps == 9 ? 3 : 4;  // places on their way to registers, as many as these hold
+template <int taps>
+constexpr bool kMayCopy = taps != 9;  // which has no register left; operands are made beforehand for upsampling alone
+template <typename Element, int taps>
+constexpr bool kMayGoAhead = Element::kBytes == 2 && taps == 4;
 
 template <typename Element>
 constexpr int kPixels = gradient_tile_rows(Element::kBytes) * kTileColumns;
@@ -30,6 +34,7 @@ constexpr int kPixels = gradient_tile_rows(Element::kBytes) * kTileColumns;
 struct GradientLaunch {
   ConvPlan plan;
   int32_t source, splits, tap_groups;
+  int32_t ahead;  // bytes from a tile's place in shared memory to the next tile's, which is copied meanwhile; 0: there is one
   const uint8_t* active;
   int64_t numbers_fit_stride;
   GradientSource d_raw;
@@ -63,7 +68,7 @@ DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, const unsigned char
   if (taps == 1 && heads != nullptr)
     return load_head_places<Element, 4>(l.d_raw, heads + group * gradient_head_pitch(Element::kBytes), fit, channel, p.channels, to,
                                         next);
-  load_d_raw_places<Element, kAtOnce<taps>>(l.d_raw, fit, channel, p.channels, to, next);
+  load_d_raw_places<Element, kAtOnce<taps>, kMayCopy<taps>>(l.d_raw, fit, channel, p.channels, to, next);
 }
 
 // Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:
@@ -161,22 +166,36 @@ conv_weight_gradient_kernel(DIPENGINE_PARAMS(GradientLaunch) l) {
   }
   const int tiles = p.tiles_y * p.tiles_x, each = (tiles + l.splits - 1) / l.splits;
   const int begin = cuda::block_x() * each, end = begin + each < tiles ? begin + each : tiles;
-  for (int tile = begin; tile < end; ++tile) {
-    const int tile_row = tile / p.tiles_x * gradient_tile_rows(Element::kBytes), tile_column = tile % p.tiles_x * kTileColumns;
+  const bool ahead = kMayGoAhead<Element, taps> && l.ahead != 0;
+  // A turn brings a tile, or, going ahead, the next one, and multiplies what has come.
+  for (int tile = begin - (ahead ? 1 : 0); tile < end; ++tile) {
+    const int brought = tile + (ahead ? 1 : 0), place = ahead ? (brought - begin) % 2 * l.ahead : 0;
+    const int tile_row = brought / p.tiles_x * gradient_tile_rows(Element::kBytes), tile_column = brought % p.tiles_x * kTileColumns;
     const int top = first_input(p, s, tile_row, phase / p.phases), left = first_input(p, s, tile_column, phase % p.phases);
     if (tile > begin || heads != nullptr) cuda::sync_threads();  // all have read the tile before; a head has come
-    if (gathered) {
-      load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
-                                                                         inputs);
-    } else {
-      load_tile<Element, kThreads, kGradientDepth, kAtOnce<taps>>(p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs);
+    if (brought < end) {
+      if (gathered) {
+        load_gathered<Element, kThreads, kPixels<Element>, kGradientDepth>(p, s, fit, fit * l.numbers_fit_stride, top, left,
+                                                                           inputs);
+      } else {
+        load_tile<Element, kThreads, kGradientDepth, kAtOnce<taps>, kMayCopy<taps>>(
+            p, s, fit, fit * l.numbers_fit_stride, input_tile, top, left, inputs + place);
+      }
+      load_gradient<Element, taps>(l, heads, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs + place);
     }
-    load_gradient<Element, taps>(l, heads, fit, tile_row, tile_column, phase, channel_tile * kGradientChannels, outputs);
+    if (ahead) {
+      cuda::copy_commit();
+      if (tile < begin) continue;
+      cuda::copy_wait<1>();  // but for the tile that is brought now
+    } else if (kMayCopy<taps> && Element::kBytes == 2 && (s.copied != 0 || l.d_raw.copied != 0)) {
+      wait_for_copies();
+    }
     cuda::sync_threads();
+    const int own_place = ahead ? (tile - begin) % 2 * l.ahead : 0;
     for (int step = 0; step < kPixels<Element> / Element::kDepth && there; ++step) {
       uint32_t b[4][2];
-      Along::load_b(b, outputs + 32 * warp_n * Element::kBytes, step, lane);
-      const unsigned char* from = inputs + first_column * Element::kBytes + Along::a_offset(s, step, lane);
+      Along::load_b(b, outputs + own_place + 32 * warp_n * Element::kBytes, step, lane);
+      const unsigned char* from = inputs + own_place + first_column * Element::kBytes + Along::a_offset(s, step, lane);
       DIPENGINE_UNROLL
       for (int t = 0; t < taps; ++t) {
         uint32_t a[4];
@@ -312,7 +331,14 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   l.fit_parts = !single ? workspace_elements(plan) : q.fits == 1 ? 0 : q.parameters_fit_stride;
   l.tap_rows = single ? plan.input_channels : s.channels;
   l.first_row = single ? s.first_channel : 0;
-  const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, plan.shared_bytes};
+  size_t limit = 0, shared = plan.shared_bytes;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  const size_t tile_bytes = plan.shared_bytes - kGradientOffsets;
+  if (c.taps == 4 && s.copied != 0 && l.d_raw.copied != 0 && shared + tile_bytes <= limit) {
+    l.ahead = static_cast<int32_t>(tile_bytes);
+    shared += tile_bytes;
+  }
+  const cuda::Grid grid = {c.splits, c.blocks, q.fits, kThreads, shared};
   DIPENGINE_TRY(cuda::with_element(
       q.dtype, [&](auto element) { return launch_product<decltype(element)>(l, c.taps, grid, q.stream); }));
   if (single) return DIPENGINE_OK;
