@@ -26,6 +26,7 @@ FLOAT32, BFLOAT16, UINT8 = 0, 1, 3
 READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_weight_gradient", "norm_statistics", "norm_backward", "conv_pack",
                        "conv_bias_gradient")  # whose threads ask for some bytes several times
 PACKS = ("pack", "pack data")  # steps
+LEAST_FORMED = 256 * 256  # least_formed_pixels of csrc/fit/graph.cpp
 
 
 class NormParams(Structure):  # dipengine_norm_cuda_params
@@ -110,8 +111,8 @@ class SampledDevice(Device):
         kernels = re.compile(r"_ZN9dipengine.*\d[a-z_]+_kernel")
         self.names = {base + address: short_name(symbol) for symbol, address in symbols.items() if kernels.match(symbol)}
 
-    def launches(self, layer: str, step: str, name: str, params: Structure) -> list[Launch]:
-        self.call(name, byref(params))
+    def launches(self, layer: str, step: str, name: str, params: Structure, *more: object) -> list[Launch]:
+        self.call(name, byref(params), *more)
         found = []
         for line in self.core.emulator_launches().decode().splitlines():
             address, x, y, z, threads, shared, products, read, written = map(int, line.split())
@@ -144,6 +145,9 @@ class LayerLaunches:
         for name in ("mean", "variance", "gamma", "a", "b", "c", "d_gamma", "d_beta"):
             setattr(self.gradient, name, at)
         self.merge = any(part.upsample != "none" for part in layer.parts)
+        self.upsampled = next((i for i, part in enumerate(layer.parts) if part.upsample != "none"), -1)
+        self.forms = (self.merge and layer.parts[self.upsampled].upsample == "nearest" and dtype == BFLOAT16
+                      and layer.pixels >= LEAST_FORMED)
         self.sources = (ConvSource * len(layer.parts))(*(self.source(part) for part in layer.parts))
         raw = dtype if layer.norm else FLOAT32
         self.raw_bytes = layer.pixels * layer.channels * (4 if raw == FLOAT32 else 2)
@@ -174,8 +178,24 @@ class LayerLaunches:
     def image_bytes(self, part: Part) -> int:
         return part.height * part.width * part.channels * self.bytes
 
-    def run(self, step: str, name: str, params: Structure, arrays: dict[str, int | list[int]]) -> list[Launch]:
-        return list(_once(self.device.launches(self.layer.name, step, f"dipengine_{name}", params), arrays))
+    def run(self, step: str, name: str, params: Structure, arrays: dict[str, int | list[int]], *more: object) -> list[Launch]:
+        return list(_once(self.device.launches(self.layer.name, step, f"dipengine_{name}", params, *more), arrays))
+
+    def formed(self, step: str, name: str, size: int, *more: object) -> list[Launch]:
+        """An operand that is made beforehand, in place: any pointer will do."""
+        (found,) = self.device.launches(self.layer.name, step, f"dipengine_conv_cuda_{name}_operand", self.params, *more)
+        return [replace(found, arrays=size)]
+
+    def with_formed_input(self) -> list[Affine]:
+        """The upsampled part is read as it was formed; the folds that it had."""
+        source = self.sources[self.upsampled]
+        before = [Affine(of.scale, of.shift) for of in (source.inner, source.outer)]
+        source.inner, source.outer, source.slope = Affine(), Affine(), 1.0
+        return before
+
+    def with_folds(self, before: list[Affine]) -> None:
+        source = self.sources[self.upsampled]
+        source.inner, source.outer, source.slope = *before, 0.2
 
     def norm(self, source: ConvSource) -> NormParams:
         at = self.device.pointer
@@ -190,17 +210,31 @@ class LayerLaunches:
         if self.merge:
             for source, size in zip(self.sources, images, strict=True):
                 found += self.run("merge", "norm_cuda_statistics", self.norm(source), {"norm_statistics": size})
+        if self.forms:
+            at = self.sources[self.upsampled].x
+            found += self.formed("merge", "input", images[self.upsampled], c_int32(self.upsampled), at, c_int64(0))
         weight = 4 * self.layer.kernel**2 * sum(part.channels for part in self.layer.parts) * self.layer.channels
         packing = self.run(PACKS[0], "conv_cuda_pack", self.params, {"conv_pack": weight})
         packed = sum(launch.written for launch in packing)
-        return found + packing + self.run("forward", "conv_cuda_forward", self.params, {"conv_forward": sum(images) + packed})
+        before = self.with_formed_input() if self.forms else None
+        found += packing + self.run("forward", "conv_cuda_forward", self.params, {"conv_forward": sum(images) + packed})
+        if before:
+            self.with_folds(before)
+        return found
 
     def backward(self) -> list[Launch]:
         layer, found = self.layer, []
         d_raw = self.raw_bytes * (2 if layer.norm else 1)  # gradient and raw
+        before = None
+        if self.forms:
+            found += self.formed("data", "gradient", d_raw, self.params.gradient, c_int64(0))
+            self.params.gradient_scale = self.params.raw_scale = self.params.gradient_shift = None
+            d_raw, before = self.raw_bytes, self.with_formed_input()
         found += self.run("weights", "conv_cuda_weight_gradient", self.params, {
             "conv_weight_gradient": [self.image_bytes(part) + d_raw for part in layer.parts], "conv_bias_gradient": d_raw})
         old = 2 if layer.name.endswith("down1") else 1
+        if before:
+            self.with_folds(before)
         asked_for = [(Pixels.from_buffer_copy(source.d_x), source.sum, source.product) for source in self.sources]
         for i, (part, source) in enumerate(zip(layer.parts, self.sources, strict=True)):
             if not part.raw:

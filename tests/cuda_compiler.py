@@ -65,6 +65,7 @@ REGISTERS = {
         "conv_weight_gradient_kernel<1>": (192, 168),
         "conv_weight_gradient_kernel<4>": (240, 208),
         "conv_weight_gradient_kernel<9>": (255, 255),
+        "conv_few_gradient_kernel": (168, 168),
         "conv_bias_gradient_kernel": (96, 64),
     }.items()
     for element, most in zip(("bf16", "float32"), by_element, strict=True)

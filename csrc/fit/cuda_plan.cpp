@@ -352,7 +352,7 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
   if (unit.operand_again != unit.operand) DIPENGINE_TRY(form_input(unit, unit.operand_again, fits_.learns));
   DIPENGINE_TRY(form_gradient(unit, &c));
   DIPENGINE_TRY(weight_gradient(step, unit, c));
-  return c.packed == nullptr ? DIPENGINE_OK : data_gradient(step, unit, conv);  // z alone is read, which has no gradient
+  return data_gradient(step, unit, conv);
 }
 
 // Nothing waits for it but Adam.

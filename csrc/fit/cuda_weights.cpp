@@ -35,7 +35,7 @@ dipengine_status CudaPlan::pack_jobs(bool backward, std::vector<PackJob>* jobs) 
   for (const Unit& unit : graph_.units) {
     Conv conv;
     begin_conv(unit, backward, &conv);
-    if (conv.params.packed == nullptr) continue;
+    if (conv.params.packed == nullptr) continue;  // of z alone, which has no gradient, or of few channels
     DIPENGINE_TRY(backward ? add_data_packs(conv.params, "A fit", jobs) : add_forward_pack(conv.params, "A fit", jobs));
   }
   return DIPENGINE_OK;

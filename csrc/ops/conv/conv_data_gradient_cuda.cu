@@ -365,6 +365,10 @@ dipengine_status launch_product(const Kernel& kernel, const DataLaunch& l, const
 
 dipengine_status launch_source(const Params& p, const DataSource& source) {
   const dipengine_conv_cuda_source& s = p.sources[source.index];
+  if (source.few) {
+    return launch_few_gradient(p, source.index, p.tickets == nullptr ? nullptr : p.tickets + source.tickets_at,
+                               "dipengine_conv_cuda_data_gradient");
+  }
   const DataPlan& plan = source.plan;
   const bool single = p.fits == 1;
   DataLaunch l{};
@@ -389,7 +393,7 @@ dipengine_status launch_source(const Params& p, const DataSource& source) {
   l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
   const bool merges = s.sum != nullptr && p.tickets != nullptr;
-  l.tree = place_part_tree(part_tree_of(plan), p.fits, plan.channels, p.workspace, merges ? p.tickets + source.tickets_at : nullptr);
+  l.tree = place_part_tree(source.tree, p.fits, plan.channels, p.workspace, merges ? p.tickets + source.tickets_at : nullptr);
   l.add = {data_parts(plan), plan.channels, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum, s.product, 0, {}};
   DIPENGINE_TRY(set_fold(s.fold, "dipengine_conv_cuda_data_gradient", &l.add));
   DIPENGINE_TRY(cuda::with_element(p.dtype, [&](auto element) {
@@ -418,7 +422,7 @@ dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cu
   return for_data_sources(params, op, [&](const DataSource& source) {
     const size_t parts = params->sources[source.index].sum == nullptr
                              ? 0
-                             : merge_bytes(part_tree_of(source.plan), params->fits, source.plan.channels);
+                             : merge_bytes(source.tree, params->fits, params->sources[source.index].channels);
     *packed_bytes += source.packed_bytes(params->fits);
     *workspace_bytes = parts > *workspace_bytes ? parts : *workspace_bytes;
     return DIPENGINE_OK;
@@ -433,7 +437,7 @@ dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* p
   DIPENGINE_TRY(make_conv_plan(params, op, &forward));
   int64_t data = 0;
   DIPENGINE_TRY(for_data_sources(params, op, [&](const DataSource& source) {
-    data = source.tickets_at + tickets_of(part_tree_of(source.plan), params->fits);
+    data = source.tickets_at + tickets_of(source.tree, params->fits);
     return DIPENGINE_OK;
   }));
   *count = std::max({tickets_of(part_tree_of(forward), params->fits), data, bias_gradient_tickets(*params)});
@@ -447,7 +451,7 @@ dipengine_status dipengine_conv_cuda_data_gradient(const dipengine_conv_cuda_par
   DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(params, &packed, &workspace));
   const Params& p = *params;
   DIPENGINE_TRY(check_gradient(p, op));
-  DIPENGINE_REQUIRE(p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed,
+  DIPENGINE_REQUIRE(packed == 0 || (p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 && p.packed_bytes >= packed),
                     "%s needs the weights as dipengine_conv_cuda_data_pack leaves them.", op);
   DIPENGINE_REQUIRE(workspace == 0 || (p.workspace != nullptr && reinterpret_cast<uintptr_t>(p.workspace) % 16 == 0 &&
                                        p.workspace_bytes >= workspace),

@@ -9,6 +9,7 @@
 
 #include "ops/conv/conv_axis_cuda.h"
 #include "ops/conv/conv_cuda_plan.h"
+#include "ops/conv/conv_few_gradient_cuda.h"
 #include "ops/conv/conv_gradient_cuda.h"
 
 namespace dipengine {
@@ -75,16 +76,19 @@ constexpr int kListsBytes = (sizeof(Lists) + 15) / 16 * 16;
 dipengine_status make_data_plan(const dipengine_conv_cuda_params& params, int source, const char* op, DataPlan* plan,
                                 AxisVectors (*y)[2], AxisVectors (*x)[2]);
 
-// A source that wants its gradient; where its weights lie in packed, and its tickets.
+// A source that wants its gradient; where its weights lie in packed, and its tickets. One of few channels has a kernel of its own, which
+// needs no packed weights.
 struct DataSource {
   int index;
-  DataPlan plan;
+  bool few;
+  DataPlan plan;  // unless few
   AxisVectors y[2], x[2];
+  PartTree tree;
   size_t packed_at;
   int64_t tickets_at;
 
   size_t packed_bytes(int64_t fits) const {
-    return static_cast<size_t>(fits * packed_blocks(plan)) * static_cast<size_t>(plan.tile_channels) * 32;
+    return few ? 0 : static_cast<size_t>(fits * packed_blocks(plan)) * static_cast<size_t>(plan.tile_channels) * 32;
   }
 };
 
@@ -112,10 +116,15 @@ dipengine_status for_data_sources(const dipengine_conv_cuda_params* params, cons
                       DIPENGINE_CONV_CUDA_OVER_RAW);
     DIPENGINE_REQUIRE((s.sum == nullptr) == (s.product == nullptr), "%s needs sum and product of source %d both or neither.", op,
                       i);
-    DataSource source{i, {}, {}, {}, packed_at, tickets_at};
-    DIPENGINE_TRY(make_data_plan(*params, i, op, &source.plan, &source.y, &source.x));
+    DataSource source{i, is_few(*params, i), {}, {}, {}, {}, packed_at, tickets_at};
+    if (source.few) {
+      source.tree = part_tree_of(make_few_plan(*params, i));
+    } else {
+      DIPENGINE_TRY(make_data_plan(*params, i, op, &source.plan, &source.y, &source.x));
+      source.tree = part_tree_of(source.plan);
+    }
     packed_at += source.packed_bytes(params->fits);
-    tickets_at += tickets_of(part_tree_of(source.plan), params->fits);
+    tickets_at += tickets_of(source.tree, params->fits);
     DIPENGINE_TRY(then(source));
   }
   return DIPENGINE_OK;

@@ -198,8 +198,8 @@ PackJob begin_job(const dipengine_conv_cuda_params& p, size_t packed_at) {
 }
 
 dipengine_status check_space(const dipengine_conv_cuda_params& p, size_t needed, const char* op) {
-  DIPENGINE_REQUIRE(p.weight != nullptr && p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
-                        p.packed_bytes >= needed,
+  DIPENGINE_REQUIRE(needed == 0 || (p.weight != nullptr && p.packed != nullptr && reinterpret_cast<uintptr_t>(p.packed) % 16 == 0 &&
+                                    p.packed_bytes >= needed),
                     "%s needs weight, and %zu bytes for packed, 16-byte aligned.", op, needed);
   return DIPENGINE_OK;
 }
@@ -227,6 +227,7 @@ dipengine_status add_data_packs(const dipengine_conv_cuda_params& p, const char*
   DIPENGINE_TRY(dipengine_conv_cuda_data_gradient_sizes(&p, &packed, &workspace));
   DIPENGINE_TRY(check_space(p, packed, op));
   return for_data_sources(&p, op, [&](const DataSource& source) {
+    if (source.few) return DIPENGINE_OK;
     const DataPlan& plan = source.plan;
     const int phases = plan.phases * plan.phases;
     const int64_t block_lanes = plan.tile_channels / 16 * 32;
