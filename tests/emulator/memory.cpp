@@ -201,6 +201,10 @@ void copy_async16(void* to, const void* from) {
   if (copy.landed) std::memcpy(to, from, 16);
   t.copies.push_back(copy);
 }
+void copy_async16(void* to, const void* from, bool there) {
+  alignas(16) static const unsigned char zeros[16] = {};
+  copy_async16(to, there ? from : zeros);
+}
 void copy_commit() { ++me().open_group; }
 void copy_wait_groups(int groups, const char* file, int line) {
   if (deleted(file, line)) return;

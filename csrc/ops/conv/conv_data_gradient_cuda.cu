@@ -82,8 +82,20 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
     };
     load_head_places<Element, (at_once + 1) / 2>(l.d_raw, head, fit, channel, p.out_channels, inputs, next);
   } else {
+    if (Tile::kMayCopy && Element::kBytes == 2 && l.d_raw.copied != 0) {
+      copy_pixels(
+          copied_from<Element>(l.d_raw, fit, channel, p.out_channels), l.d_raw.gradient_row_stride, l.d_raw.gradient_pixel_stride,
+          {first, step, t.rows, t.columns}, t.columns * p.pitch, inputs + 16 * group,
+          [&](int row) { return static_cast<uint32_t>(t.top + row) < static_cast<uint32_t>(p.out_height) ? t.top + row : -1; },
+          [&](int column, int* place) {
+            *place = place_of(t, 0, column) * p.pitch;
+            return static_cast<uint32_t>(t.left + column) < static_cast<uint32_t>(p.out_width) ? t.left + column : -1;
+          });
+      if (first == 0) cuda::store16(inputs + t.rows * t.columns * p.pitch + 16 * group, cuda::Bytes16{});
+      return wait_for_copies();
+    }
     TileWalk w = begin_walk(first, t.columns, step);
-    load_d_raw_places<Element, (at_once + 1) / 2, Tile::kMayCopy>(
+    load_d_raw_places<Element, (at_once + 1) / 2>(
         l.d_raw, fit, channel, p.out_channels, inputs, [&](int* place, int* y, int* x, bool* there) {
           if (w.row > t.rows || (w.row == t.rows && w.column > 0)) return false;  // the row behind the last is the one of zeros
           *y = t.top + w.row;
@@ -94,7 +106,6 @@ DIPENGINE_DEVICE void load_d_raw(const DataLaunch& l, const TileShape& t, const 
           advance(&w);
           return true;
         });
-    if (Tile::kMayCopy && Element::kBytes == 2 && l.d_raw.copied != 0) wait_for_copies();
   }
 }
 

@@ -69,9 +69,24 @@ template <typename Element>
 DIPENGINE_DEVICE void load_few_d_raw(const FewLaunch& l, int64_t fit, int chunk, int top, int left, unsigned char* to) {
   const FewPlan& p = l.plan;
   const int groups = p.chunk / Element::kEach, group = cuda::thread_index() % groups;
-  TileWalk w = begin_walk(cuda::thread_index() / groups, p.columns, kThreads / groups);
-  load_d_raw_places<Element, 4, true>(
-      l.d_raw, fit, chunk * p.chunk + Element::kEach * group, p.out_channels, to, [&](int* place, int* y, int* x, bool* there) {
+  const int channel = chunk * p.chunk + Element::kEach * group, first = cuda::thread_index() / groups, step = kThreads / groups;
+  if (Element::kBytes == 2 && l.d_raw.copied != 0) {
+    copy_pixels(
+        copied_from<Element>(l.d_raw, fit, channel, p.out_channels), l.d_raw.gradient_row_stride, l.d_raw.gradient_pixel_stride,
+        {first, step, p.rows, p.columns}, p.columns * p.pitch, to + 16 * group,
+        [&](int row) { return static_cast<uint32_t>(top + row) < static_cast<uint32_t>(p.out_height) ? top + row : -1; },
+        [&](int column, int* place) {
+          *place = column * p.pitch;
+          return static_cast<uint32_t>(left + column) < static_cast<uint32_t>(p.out_width) ? left + column : -1;
+        });
+    for (int place = p.rows * p.columns + first; place < kPlaces; place += step) {
+      cuda::store16(to + place * p.pitch + 16 * group, cuda::Bytes16{});
+    }
+    return wait_for_copies();
+  }
+  TileWalk w = begin_walk(first, p.columns, step);
+  load_d_raw_places<Element, 4>(
+      l.d_raw, fit, channel, p.out_channels, to, [&](int* place, int* y, int* x, bool* there) {
         if (w.at >= kPlaces) return false;
         *y = top + w.row;
         *x = left + w.column;
@@ -81,7 +96,6 @@ DIPENGINE_DEVICE void load_few_d_raw(const FewLaunch& l, int64_t fit, int chunk,
         advance(&w);
         return true;
       });
-  if (Element::kBytes == 2 && l.d_raw.copied != 0) wait_for_copies();
 }
 
 struct FewSums {

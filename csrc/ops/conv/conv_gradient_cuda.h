@@ -214,6 +214,12 @@ DIPENGINE_DEVICE HeadFold<Element> kept_head(const unsigned char* from) {
   return f;
 }
 
+// Of what is copied: the channels from `channel` on; NULL behind the last.
+template <typename Element>
+DIPENGINE_DEVICE const typename Element::Stored* copied_from(const GradientSource& s, int64_t fit, int channel, int channels) {
+  return channel < channels ? static_cast<const typename Element::Stored*>(s.gradient) + fit * s.gradient_fit_stride + channel : nullptr;
+}
+
 // As above, of a head's gradient. Plain loads of raw: d_x may be written over it.
 struct HeadBytes {
   cuda::Bytes16 raw;
@@ -288,26 +294,10 @@ DIPENGINE_DEVICE void load_places(unsigned char* to, const Next& next, const Loa
   }
 }
 
-// The same of what is copied, which has come where the thread has waited for its copies (conv_inputs_cuda.h, wait_for_copies).
-template <typename Element, typename Next>
-DIPENGINE_DEVICE void copy_places(const GradientSource& s, int64_t fit, int channel, int channels, unsigned char* to, const Next& next) {
-  const auto* const from = static_cast<const typename Element::Stored*>(s.gradient) + fit * s.gradient_fit_stride + channel;
-  int place = 0, y = 0, x = 0;
-  bool there = false;
-  while (next(&place, &y, &x, &there)) {
-    if (there && channel < channels) {
-      cuda::copy_async16(to + place, from + pixel_at(y, s.gradient_row_stride, x, s.gradient_pixel_stride));
-    } else {
-      cuda::store16(to + place, cuda::Bytes16{});
-    }
-  }
-}
-
 // The same of a source's d_raw, for the channels of 16 bytes from `channel` on.
-template <typename Element, int at_once, bool may_copy, typename Next>
+template <typename Element, int at_once, typename Next>
 DIPENGINE_DEVICE void load_d_raw_places(const GradientSource& s, int64_t fit, int channel, int channels, unsigned char* to,
                                         const Next& next) {
-  if (may_copy && Element::kBytes == 2 && s.copied != 0) return copy_places<Element>(s, fit, channel, channels, to, next);
   const GradientFold<Element> fold = load_gradient_fold<Element>(s, fit, channel, channels);
   if (s.aligned != 0) {
     load_places<at_once>(

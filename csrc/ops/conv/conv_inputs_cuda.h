@@ -2,6 +2,7 @@
 // rounded once to what products take; borders by index maps alone.
 #pragma once
 
+#include "ops/conv/conv_copy_cuda.h"
 #include "ops/conv/conv_cuda_plan.h"
 #include "platform/cuda/element.h"
 
@@ -118,12 +119,6 @@ DIPENGINE_DEVICE cuda::Bytes16 input_of(const SourcePlan& s, const typename Elem
   return Element::pack_operands(value);
 }
 
-// For all that the thread has begun to copy.
-DIPENGINE_DEVICE void wait_for_copies() {
-  cuda::copy_commit();
-  cuda::copy_wait<0>();
-}
-
 // Positions of a tile, one after the other, that a thread brings: place `at` counts by rows.
 struct TileWalk {
   int at, row, column, columns, step, step_rows, step_columns;
@@ -168,14 +163,17 @@ DIPENGINE_DEVICE void load_tile(const ConvPlan& p, const SourcePlan& s, int64_t 
            static_cast<uint32_t>(*sx) < static_cast<uint32_t>(columns.n);
   };
   if (may_copy && Element::kBytes == 2 && s.copied != 0) {
-    for (; w.at < end; advance(&w)) {
-      int sy, sx;
-      if (find(w, &sy, &sx)) {
-        cuda::copy_async16(inputs + place_of(w), x + pixel_at(sy, s.row_stride, sx, s.pixel_stride) + channel);
-      } else {
-        cuda::store16(inputs + place_of(w), cuda::Bytes16{});
-      }
-    }
+    const auto sample = [](const AxisMap& axis, int at) {
+      const int i = mapped(axis, at);
+      return static_cast<uint32_t>(i) < static_cast<uint32_t>(axis.n) ? i : -1;
+    };
+    copy_pixels(
+        some ? x + channel : nullptr, s.row_stride, s.pixel_stride, {first, threads / (s.chunk / kEach), s.rows, s.columns},
+        s.columns * s.pitch, inputs + 16 * group, [&](int row) { return sample(rows, top + row); },
+        [&](int column, int* place) {
+          *place = (s.stride == 2 ? column % 2 * s.half + column / 2 : column) * s.pitch;
+          return sample(columns, left + column);
+        });
     return;
   }
   const Fold<Element> fold = load_fold<Element>(s, numbers, channel);

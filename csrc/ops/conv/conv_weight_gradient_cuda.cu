@@ -68,7 +68,18 @@ DIPENGINE_DEVICE void load_gradient(const GradientLaunch& l, const unsigned char
   if (taps == 1 && heads != nullptr)
     return load_head_places<Element, 4>(l.d_raw, heads + group * gradient_head_pitch(Element::kBytes), fit, channel, p.channels, to,
                                         next);
-  load_d_raw_places<Element, kAtOnce<taps>, kMayCopy<taps>>(l.d_raw, fit, channel, p.channels, to, next);
+  if (kMayCopy<taps> && Element::kBytes == 2 && l.d_raw.copied != 0) {
+    const int phase_y = phase / p.phases, phase_x = phase % p.phases;
+    return copy_pixels(
+        copied_from<Element>(l.d_raw, fit, channel, p.channels), l.d_raw.gradient_row_stride, l.d_raw.gradient_pixel_stride,
+        {pixel, kThreads / kGroups, kPixels<Element> / kTileColumns, kTileColumns}, kTileColumns * gradient_pitch(Element::kBytes),
+        to + 16 * group, [&](int row) { return tile_row + row < p.grid_height ? (tile_row + row) * p.phases + phase_y : -1; },
+        [&](int column, int* place) {
+          *place = column * gradient_pitch(Element::kBytes);
+          return tile_column + column < p.grid_width ? (tile_column + column) * p.phases + phase_x : -1;
+        });
+  }
+  load_d_raw_places<Element, kAtOnce<taps>>(l.d_raw, fit, channel, p.channels, to, next);
 }
 
 // Operands of products along pixels out of rows of shared memory that are pixels, for a warp's 16 inputs and 32 outputs:

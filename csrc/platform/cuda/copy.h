@@ -54,6 +54,12 @@ DIPENGINE_DEVICE void copy_async16(void* shared_to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
+// The same, or 16 zero bytes where not `there`, and nothing is read.
+DIPENGINE_DEVICE void copy_async16(void* shared_to, const void* from, bool there) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared_to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
 // All copies that the thread began since its last commit are one group (it may be empty).
 DIPENGINE_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -70,6 +76,7 @@ Bytes16 load16(const void* from);
 void store16(void* to, Bytes16 value);
 Bytes16 load16_global(const void* from);
 void copy_async16(void* shared_to, const void* from);
+void copy_async16(void* shared_to, const void* from, bool there);
 void copy_commit();
 void copy_wait_groups(int groups, const char* file, int line);
 template <int groups>
