@@ -66,15 +66,20 @@ def noisy(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def emulated_module(tmp_path_factory):
+def emulator_folder(tmp_path_factory) -> Path:
+    """Where whatever stands on the emulator is built: it has most of its objects in common."""
+    return tmp_path_factory.mktemp("emulator")
+
+
+@pytest.fixture(scope="session")
+def emulated_module(emulator_folder):
     """The bindings over the emulated CUDA device, built."""
-    pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
+    pytest.importorskip("pybind11", reason="needs pybind11 to build the bindings over the emulated device")
     from emulated import build
     from emulated_arrays import load
 
-    folder = tmp_path_factory.mktemp("bindings")
-    build(folder, "emulated_native", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-    return load(folder)
+    build(emulator_folder, "emulated_native")
+    return load(emulator_folder)
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,18 @@ def run(*command: object) -> str:
     return result.stdout
 
 
-def build(folder: Path, bindings: str | None = None, *options: str) -> Path:
-    """Configure and build the emulator; the folder of its program and library. Or the target `bindings` in its place."""
+def build(folder: Path, bindings: str | None = None) -> Path:
+    """Configure and build the emulator; the folder of its program and library. Or the target `bindings` in its place, in a folder of its
+    own or in the same."""
+    try:
+        import pybind11
+
+        python = ["-DDIPENGINE_PYTHON=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    except ModuleNotFoundError:
+        python = ["-DDIPENGINE_PYTHON=OFF"]
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH_PATH) else []
     run(CMAKE, "-S", ROOT, "-B", folder, *generator, "-DDIPENGINE_EMULATOR=ON", "-DDIPENGINE_ONLY_ISAS=portable", "-DDIPENGINE_CUDA=OFF",
-        "-DCMAKE_CXX_COMPILER=g++", f"-DDIPENGINE_PYTHON={'ON' if bindings else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}",
-        *options)
+        "-DCMAKE_CXX_COMPILER=g++", f"-DPython_EXECUTABLE={sys.executable}", *python)
     targets = [bindings] if bindings else ["dipengine_emulator_tests", "dipengine_emulated_device", "dipengine_runtime_tests",
                                         "dipengine_silicon_harness"]
     run(CMAKE, "--build", folder, "--target", *targets, "--parallel", os.cpu_count() or 1)

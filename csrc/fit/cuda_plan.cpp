@@ -349,8 +349,8 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
     take_tickets(step, count);
     return DIPENGINE_OK;
   }
-  if (unit.operand_again != unit.operand) DIPENGINE_TRY(form_input(unit, unit.operand_again, fits_.learns));
   DIPENGINE_TRY(form_gradient(unit, &c));
+  if (unit.operand_again != unit.operand) DIPENGINE_TRY(form_input(unit, unit.operand_again, fits_.learns));
   DIPENGINE_TRY(weight_gradient(step, unit, c));
   return data_gradient(step, unit, conv);
 }

@@ -143,7 +143,7 @@ class Builder {
     up.operand = up.operand_again = operand;
     if (operand >= 0) {
       graph_.arena.use(operand, static_cast<int>(graph_.steps.size()) - 1);
-      if (large()) up.operand_again = graph_.arena.add(graph_.arena.stride(operand));
+      if (large()) up.operand_again = graph_.nodes[static_cast<size_t>(out)].raw;
     }
     graph_.units.back().merge_gamma = parameter(name + ".merge.norm.gamma");
     graph_.units.back().merge_beta = parameter(name + ".merge.norm.beta");

@@ -521,7 +521,9 @@ SCENARIO(conv_wide) {
 // Wide tiles backward: the narrower ones of the forward pass would do for its outputs. (scenarios.cpp runs all once more in the tiles of
 // large images, whatever their size.)
 SCENARIO(conv_wide_backward) { return all<uint16_t>({{{{128, 64, 72}}, 8, 1, 1, 0}}); }
-SCENARIO(conv_many_channels) { return all<uint16_t>({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_many_channels) {
+  return all<uint16_t>({{{{9, 9, 130}}, 64}, {{{6, 12, 264, 0, true, true}}, 16, 1, 1, 0}, {{{5, 9, 4}}, 200}});
+}
 SCENARIO(conv_strided) {
   return all<uint16_t>({{{{34, 18, 32}}, 16, 3, 2, 1},
               {{{9, 13, 3}}, 20, 3, 2, 1, kZero},
@@ -563,7 +565,9 @@ SCENARIO(conv_tf32_slim) {
 SCENARIO(conv_tf32_middle) { return all<float>({{{{16, 8, 20}}, 64}, {{{17, 9, 12}}, 40, 5, 1, 2}, {{{10, 9, 60}}, 12}}); }
 SCENARIO(conv_tf32_wide) { return all<float>({{{{128, 64, 8, 0, true, false, 4}}, 124, 1, 1, 0}}); }
 SCENARIO(conv_tf32_wide_backward) { return all<float>({{{{128, 64, 124}}, 8, 1, 1, 0}}); }
-SCENARIO(conv_tf32_many_channels) { return all<float>({{{{9, 9, 70}}, 64}, {{{6, 12, 136, 0, true, true}}, 16, 1, 1, 0}}); }
+SCENARIO(conv_tf32_many_channels) {
+  return all<float>({{{{9, 9, 70}}, 64}, {{{6, 12, 136, 0, true, true}}, 16, 1, 1, 0}, {{{5, 9, 4}}, 100}});
+}
 SCENARIO(conv_tf32_strided) {
   return all<float>({{{{34, 18, 20}}, 16, 3, 2, 1}, {{{9, 13, 3}}, 20, 3, 2, 1, kZero}, {{{7, 8, 12}}, 5, 4, 2, 2}});
 }

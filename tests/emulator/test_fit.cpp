@@ -297,12 +297,14 @@ TEST(fit_with_operands_made_beforehand_has_the_same_bits) {
       TestFit beforehand(problem, 3);
       dipengine::least_formed_pixels = least;
       dipengine::most_branched_pixels = branched;
+#ifndef DIPENGINE_SILICON
       std::map<std::string, int64_t> kinds;
       for (const dipengine::emulator::Recorded& launch : dipengine::emulator::last_recorded()) ++kinds[launch.name];
-      int64_t formed = 0;
+      int64_t formed = 0;  // units
       for (int32_t level = 0; level < problem.params.generator.levels; ++level)
         formed += problem.params.generator.upsample[level] == DIPENGINE_UPSAMPLE_NEAREST;
       CHECK(kinds["conv_input_operand"] == formed && kinds["conv_gradient_operand"] == formed);
+#endif
       while_loading.run(3);
       beforehand.run(3);
       CHECK(while_loading.state() == beforehand.state() && gradients(while_loading, problem) == gradients(beforehand, problem));
@@ -470,13 +472,16 @@ TEST(fit_memory_of_fifteen_megapixels_is_what_a_gpu_is_to_hold) {
   CHECK(dipengine::Fit::make(p, false, &fit) == DIPENGINE_OK);
   const dipengine::Graph& graph = fit->graph();
   const double pixels = static_cast<double>(p.height * p.width);
-  CHECK(static_cast<double>(fit->arena_bytes()) <= 1.1e3 * pixels);  // 1.2 GB a megapixel are asked for
+  CHECK(static_cast<double>(fit->arena_bytes()) <= 1.05e3 * pixels);  // 1.2 GB a megapixel are asked for
   if (std::getenv("EMULATOR_PLANS") == nullptr) return;
   std::vector<std::pair<std::string, int>> buffers{{"logits", graph.logits}, {"d_logits", graph.d_logits}};
   for (const dipengine::Node& node : graph.nodes) {
     buffers.insert(buffers.end(), {{node.name, node.raw}, {node.name + " again", node.raw_again}, {node.name + " gradient", node.gradient}});
   }
   for (const dipengine::Step& step : graph.steps) buffers.emplace_back("workspace", step.workspace);
+  for (const dipengine::Unit& unit : graph.units) {
+    buffers.insert(buffers.end(), {{unit.name + " operand", unit.operand}, {unit.name + " operand again", unit.operand_again}});
+  }
   const auto alive = [&](int buffer, size_t step) { return buffer >= 0 && graph.arena.alive(buffer, static_cast<int>(step)); };
   for (size_t step = 0; step < graph.steps.size(); ++step) {
     double sum = 0;

@@ -74,7 +74,11 @@ TEST(plans_an_iteration_of_the_papers_network_is_so_many_launches) {
   for (const emulator::Recorded& launch : emulator::last_recorded()) ++kinds[launch.name];
   for (const auto& [name, count] : kinds) std::printf("    %3d %s\n", count, name.c_str());
   const size_t launches = emulator::last_recorded().size(), chain = longest_chain(emulator::last_recorded());
-  std::printf("  %zu launches, %zu of them one behind the other\n", launches, chain);
+  std::printf("  %zu launches, %zu of them one behind the other; %.3f GB", launches, chain, static_cast<double>(fit->arena_bytes()) / 1e9);
+  params.slots = 16;
+  std::unique_ptr<Fit> cohort;
+  CHECK(Fit::make(params, false, &cohort) == DIPENGINE_OK);
+  std::printf(", of 16 slots %.3f GB each\n", static_cast<double>(cohort->arena_bytes()) / 16e9);
   CHECK(launches == 146 && chain == 67);
   fit.reset();
   emulator::settings() = emulator::Settings{};
