@@ -23,7 +23,7 @@ from dipengine.bench.operations import Layer, Part, layers_of
 from dipengine.generators.architecture import Hourglass
 
 FLOAT32, BFLOAT16, UINT8 = 0, 1, 3
-READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_weight_gradient", "norm_statistics", "norm_backward", "conv_pack",
+READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_few_gradient", "conv_weight_gradient", "norm_statistics", "norm_backward", "conv_pack",
                        "conv_bias_gradient")  # whose threads ask for some bytes several times
 PACKS = ("pack", "pack data")  # steps
 LEAST_FORMED = 256 * 256  # least_formed_pixels of csrc/fit/graph.cpp
@@ -244,7 +244,7 @@ class LayerLaunches:
             weight = 4 * layer.kernel**2 * part.channels * layer.channels
             packing = self.run(PACKS[1], "conv_cuda_data_pack", self.params, {"conv_pack": weight})
             read = d_raw + sum(launch.written for launch in packing) + old * self.image_bytes(part)
-            found += packing + self.run("data", "conv_cuda_data_gradient", self.params, {"conv_data_gradient": read})
+            found += packing + self.run("data", "conv_cuda_data_gradient", self.params, {"conv_data_gradient": read, "conv_few_gradient": read + weight})
         for source, own in zip(self.sources, asked_for, strict=True):
             source.d_x, source.sum, source.product = own
         if self.merge:

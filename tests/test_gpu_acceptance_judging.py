@@ -64,6 +64,29 @@ def test_files_of_pytest_are_judged_together():
 
 
 @pytest.mark.slow
+def test_a_fit_that_is_right_without_overlap_alone_lets_the_rest_do_without(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIPENGINE_CUDA_OVERLAP", "1")  # so that it is put back
+    monkeypatch.delenv("DIPENGINE_CUDA_OVERLAP")
+    seen, rights = [], set()
+
+    def run(context, beginnings):
+        seen.append(os.environ.get("DIPENGINE_CUDA_OVERLAP"))
+        return {"status": "passed" if seen[-1] in rights else "failed"}
+
+    monkeypatch.setattr(testing, "run_program", run)
+    results = {}
+    context = Context(tmp_path, lambda part, name: results.get((part, name)))
+    for right, status, overlap in ((set(), "failed", None), ({None, "0"}, "passed", None), ({"0"}, "passed", False)):
+        rights = right
+        results["smoke", "fit"] = testing.smoke_fit(context)
+        assert results["smoke", "fit"]["status"] == status and results["smoke", "fit"].get("overlap") is overlap
+        assert (testing.smoke_overlap(context)["status"] == "failed") == (overlap is False)
+        assert os.environ.get("DIPENGINE_CUDA_OVERLAP") is None
+    assert seen == [None, "0", None, None, "0"]
+    Context(tmp_path, context.result)  # of the next step, or call
+    assert os.environ["DIPENGINE_CUDA_OVERLAP"] == "0"
+
+
 def test_files_of_pytest_run_at_once_and_one_that_hangs_costs_itself_alone(tmp_path):
     for name, body in (("good", "pass"), ("wrong", "assert False"), ("hung", "import time; time.sleep(600)"), ("gone", "import os; os._exit(3)")):
         (tmp_path / f"test_{name}.py").write_text(f"import pytest\n@pytest.mark.gpu\ndef test_it():\n    {body}\n")
@@ -183,7 +206,7 @@ def test_a_source_counts_as_run_when_all_tests_of_its_folder_have_passed():
     passed, kernels = {"status": "passed"}, {"conv_forward": "a", "conv_mean": "b", "norm": "c", "parts": "d"}
     results = {"build": {"doctor": passed | {"kernels": kernels}}, "tests": {"conv": passed, "norm": passed}}
     assert report.on_silicon(results) == {"norm": "c", "parts": "d"}  # test_conv_mean.cpp has not run
-    results["tests"] |= dict.fromkeys(("conv_mean", "conv_head"), passed)
+    results["tests"] |= dict.fromkeys(("conv_mean", "conv_head", "conv_operand"), passed)
     assert report.on_silicon(results) == kernels
     results["tests"]["norm"] = {"status": "crashed"}
     assert set(report.on_silicon(results)) == {"conv_forward", "conv_mean"}

@@ -6,13 +6,10 @@ the mean of theirs. 3888 x 3968 pixels (15.4 Mpx) are a canvas of 3904 x 3968, a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from acceptance import gpu
-from acceptance.step import MEASURED, Context, Step
+from acceptance.step import MEASURED, Context, Step, without_overlap
 
 DEVICE = "cuda:0"
 SIZES = {"256": (256, 256), "512": (512, 512), "1024": (1024, 1024), "4096": (4096, 4096), "15.4Mpx": (3904, 3968)}
@@ -70,19 +67,6 @@ def peer(context: Context, name: str, height: int, width: int) -> dict[str, Any]
     setting = setting_of(height, width, DEVICE)
     return {"status": MEASURED, **beside(lambda: measure_ours(setting, rounds=3), lambda: measure_peer(setting, name)), "peer": name,
             "pixels": height * width, "clocks": gpu.clocks()}
-
-
-@contextmanager
-def without_overlap() -> Iterator[None]:
-    """Launches that are recorded within wait for the end of the one before them, as they do on devices before compute capability 9.0."""
-    before = os.environ.get("DIPENGINE_CUDA_OVERLAP")
-    os.environ["DIPENGINE_CUDA_OVERLAP"] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop("DIPENGINE_CUDA_OVERLAP")
-        if before is not None:
-            os.environ["DIPENGINE_CUDA_OVERLAP"] = before
 
 
 def apart(context: Context, height: int, width: int) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,19 @@ CRASHED = "crashed"  # took its process with it
 BAD = (FAILED, CRASHED)
 
 
+@contextmanager
+def without_overlap() -> Iterator[None]:
+    """Launches that are recorded within wait for the end of the one before them, as they do on devices before compute capability 9.0."""
+    before = os.environ.get("DIPENGINE_CUDA_OVERLAP")
+    os.environ["DIPENGINE_CUDA_OVERLAP"] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("DIPENGINE_CUDA_OVERLAP")
+        if before is not None:
+            os.environ["DIPENGINE_CUDA_OVERLAP"] = before
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a step works: a folder of its own for builds and caches, kept from call to call."""
@@ -31,6 +45,11 @@ class Context:
     folder: Path
     # The result of a step that is done, by part and name; None where it is not.
     result: Callable[[str, str], dict[str, Any] | None]
+
+    def __post_init__(self) -> None:
+        """Where fits were found to be right without overlap alone, nothing else is done with it (testing.smoke_fit)."""
+        if (self.result("smoke", "fit") or {}).get("overlap") is False:
+            os.environ["DIPENGINE_CUDA_OVERLAP"] = "0"
 
     @property
     def build(self) -> Path:

@@ -4,6 +4,7 @@ a few of the first, for what is wrong everywhere to be known within a minute."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acceptance.step import BAD, CRASHED, CUT_OFF, FAILED, LEFT_OUT, PASSED, ROOT, Context, Step
+from acceptance.step import BAD, CRASHED, CUT_OFF, FAILED, LEFT_OUT, PASSED, ROOT, Context, Step, without_overlap
 
 EMULATOR = ROOT / "tests/emulator"
 
@@ -157,8 +158,28 @@ def _program_step(name: str, beginnings: tuple[str, ...]) -> Step:
     return Step(name, lambda context: run_program(context, beginnings), 5, 300 if name in ("conv", "fits") else 120)
 
 
+_FIT = ("fit_step_by_step", "fit_in_company")
+
+
+def smoke_fit(context: Context) -> dict[str, Any]:
+    """Whether a fit is right; where it is not, whether it is while no launch begins before another's end. Then "overlap" is False, and all
+    that follows does without (Context): a GPU may be there for minutes, and what does not hang on it is to be known."""
+    found = run_program(context, _FIT)
+    if found["status"] == PASSED or os.environ.get("DIPENGINE_CUDA_OVERLAP") == "0":
+        return found
+    with without_overlap():
+        apart = run_program(context, _FIT)
+    return apart | {"overlap": False, "with_overlap": found} if apart["status"] == PASSED else found
+
+
+def smoke_overlap(context: Context) -> dict[str, Any]:
+    if (context.result("smoke", "fit") or {}).get("overlap") is False:
+        return {"status": FAILED, "reason": "fits are right only with DIPENGINE_CUDA_OVERLAP=0, with which everything here was done"}
+    return {"status": PASSED}
+
+
 PYTHON_SECONDS = 240.0
 PYTHON = Step("python", lambda context: python(context, files_with_gpu_tests(), PYTHON_SECONDS), 60, PYTHON_SECONDS + 20)
 STEPS = [*(_program_step(name, asked.beginnings) for name, asked in PROGRAMS.items()), PYTHON]
 SMOKE = [_program_step("kernels", ("golden_", "test_philox.cpp/", "test_iteration.cpp/", "test_conv.cpp/conv_nearest_with_skip")),
-         _program_step("fit", ("fit_step_by_step", "fit_in_company"))]
+         Step("fit", smoke_fit, 5, 240), Step("overlap", smoke_overlap, 1, 10)]
