@@ -23,10 +23,10 @@ from dipengine.bench.operations import Layer, Part, layers_of
 from dipengine.generators.architecture import Hourglass
 
 FLOAT32, BFLOAT16, UINT8 = 0, 1, 3
-READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_few_gradient", "conv_weight_gradient", "norm_statistics", "norm_backward", "conv_pack",
-                       "conv_bias_gradient")  # whose threads ask for some bytes several times
+READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_few_gradient", "conv_weight_gradient", "norm_statistics",
+                       "norm_backward", "conv_pack", "conv_bias_gradient")  # whose threads ask for some bytes several times
 PACKS = ("pack", "pack data")  # steps
-LEAST_FORMED = 256 * 256  # least_formed_pixels of csrc/fit/graph.cpp
+LEAST_FORMED, MOST_STORED = 256 * 256, 512 * 512  # least_formed_pixels and most_stored_pixels of csrc/fit/graph.cpp
 
 
 class NormParams(Structure):  # dipengine_norm_cuda_params
@@ -138,7 +138,7 @@ def _once(launches: list[Launch], arrays: dict[str, int | list[int]]) -> Iterato
 class LayerLaunches:
     """The launches of a layer, forward and backward, with the folds that the fit gives it."""
 
-    def __init__(self, device: SampledDevice, layer: Layer, dtype: int) -> None:
+    def __init__(self, device: SampledDevice, layer: Layer, dtype: int, large: bool = False) -> None:
         self.device, self.layer, self.dtype, self.bytes = device, layer, dtype, 4 if dtype == FLOAT32 else 2
         at = device.pointer
         self.gradient = NormGradient(struct_size=sizeof(NormGradient), fits=1, count=1, eps=1e-5)  # folded where it is summed
@@ -146,8 +146,10 @@ class LayerLaunches:
             setattr(self.gradient, name, at)
         self.merge = any(part.upsample != "none" for part in layer.parts)
         self.upsampled = next((i for i, part in enumerate(layer.parts) if part.upsample != "none"), -1)
-        self.forms = (self.merge and layer.parts[self.upsampled].upsample == "nearest" and dtype == BFLOAT16
+        whole = all(channels % 8 == 0 and channels <= 1024 for channels in (layer.channels, layer.parts[self.upsampled].channels))
+        self.forms = (self.merge and layer.parts[self.upsampled].upsample == "nearest" and dtype == BFLOAT16 and whole
                       and layer.pixels >= LEAST_FORMED)
+        self.forms_again = large and layer.parts[self.upsampled].channels <= 4 * layer.channels  # the input, in its raw's place
         self.sources = (ConvSource * len(layer.parts))(*(self.source(part) for part in layer.parts))
         raw = dtype if layer.norm else FLOAT32
         self.raw_bytes = layer.pixels * layer.channels * (4 if raw == FLOAT32 else 2)
@@ -229,6 +231,9 @@ class LayerLaunches:
         if self.forms:
             found += self.formed("data", "gradient", d_raw, self.params.gradient, c_int64(0))
             self.params.gradient_scale = self.params.raw_scale = self.params.gradient_shift = None
+            if self.forms_again:
+                size, at = self.image_bytes(layer.parts[self.upsampled]), self.sources[self.upsampled].x
+                found += self.formed("merge", "input", size, c_int32(self.upsampled), at, c_int64(0))
             d_raw, before = self.raw_bytes, self.with_formed_input()
         found += self.run("weights", "conv_cuda_weight_gradient", self.params, {
             "conv_weight_gradient": [self.image_bytes(part) + d_raw for part in layer.parts], "conv_bias_gradient": d_raw})
@@ -244,7 +249,8 @@ class LayerLaunches:
             weight = 4 * layer.kernel**2 * part.channels * layer.channels
             packing = self.run(PACKS[1], "conv_cuda_data_pack", self.params, {"conv_pack": weight})
             read = d_raw + sum(launch.written for launch in packing) + old * self.image_bytes(part)
-            found += packing + self.run("data", "conv_cuda_data_gradient", self.params, {"conv_data_gradient": read, "conv_few_gradient": read + weight})
+            found += packing + self.run("data", "conv_cuda_data_gradient", self.params,
+                                        {"conv_data_gradient": read, "conv_few_gradient": read + weight})
         for source, own in zip(self.sources, asked_for, strict=True):
             source.d_x, source.sum, source.product = own
         if self.merge:
@@ -293,6 +299,6 @@ def iteration(device: SampledDevice, architecture: Hourglass, height: int, width
     """Every launch of an iteration, in the order of the layers: forward, then backward of each."""
     found = []
     for layer in layers_of(architecture, height, width):
-        launches = LayerLaunches(device, layer, dtype)
+        launches = LayerLaunches(device, layer, dtype, height * width > MOST_STORED)
         found += launches.forward() + launches.backward()
     return packed_at_once(found) + rest(device, architecture, height, width, dtype)

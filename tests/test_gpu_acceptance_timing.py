@@ -196,7 +196,6 @@ def test_sizes_are_canvases_and_the_settings_ask_for_the_papers_network():
     assert Setting.from_dict(small(device="cuda:0").to_dict()).device == "cuda:0"
 
 
-@needs_core
 def test_ours_without_overlap_is_measured_beside_ours_and_leaves_the_environment(monkeypatch):
     seen = []
 
@@ -215,6 +214,7 @@ def test_ours_without_overlap_is_measured_beside_ours_and_leaves_the_environment
     assert {f"{size}-apart" for size in iterations.SMALL} <= {step.name for step in iterations.STEPS}
 
 
+@needs_core
 def test_cohorts_advance_every_fit_and_count_iterations_in_sum():
     setting = small()
     ours = cohorts.OurCohort(setting, 3)

@@ -13,6 +13,10 @@ constexpr int32_t kMostBranchedSlots = 2;
 int64_t most_branched_pixels = int64_t{512} * 512;
 
 bool CudaPlan::has_branches() const {
+  // On another branch somebody may still read the raw that an operand takes the place of.
+  for (const Unit& unit : graph_.units) {
+    if (unit.operand_again != unit.operand) return false;
+  }
   return graph_.forms < 0 && p_.slots <= kMostBranchedSlots && graph_.height * graph_.width <= most_branched_pixels;
 }
 

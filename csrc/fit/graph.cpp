@@ -143,7 +143,8 @@ class Builder {
     up.operand = up.operand_again = operand;
     if (operand >= 0) {
       graph_.arena.use(operand, static_cast<int>(graph_.steps.size()) - 1);
-      if (large()) up.operand_again = graph_.nodes[static_cast<size_t>(out)].raw;
+      const int raw = graph_.nodes[static_cast<size_t>(out)].raw;
+      if (large() && graph_.arena.stride(raw) >= graph_.arena.stride(operand)) up.operand_again = raw;
     }
     graph_.units.back().merge_gamma = parameter(name + ".merge.norm.gamma");
     graph_.units.back().merge_beta = parameter(name + ".merge.norm.beta");

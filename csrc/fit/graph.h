@@ -44,7 +44,8 @@ struct Unit {
   int merge_gamma = -1, merge_beta = -1;
   int wide_weight = -1, wide_gradient = -1;  // buffers, with a mean
   // Buffers of what its upsampled part gives products, on a CUDA device where many blocks would make it while loading; of the backward
-  // pass: the same, but on a large canvas, where it is made anew in the place of the unit's raw, once the gradient in front of it is formed.
+  // pass: the same, but on a large canvas, where it is made anew in the place of the unit's raw, once the gradient in front of it is formed
+  // (unless it is larger).
   int operand = -1, operand_again = -1;
   int64_t stored_kernel() const { return mean ? kernel + 1 : kernel; }
 };

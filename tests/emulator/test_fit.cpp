@@ -313,6 +313,23 @@ TEST(fit_with_operands_made_beforehand_has_the_same_bits) {
   }
 }
 
+// An operand of more bytes than the raw whose place it takes on a large canvas.
+TEST(fit_whose_operand_is_larger_than_its_raw_has_a_place_for_it) {
+  for (const int32_t below : {32, 256}) {  // a quarter of the pixels of 8 channels
+    dipengine_fit_params p = check::small_params(DIPENGINE_BFLOAT16);
+    p.generator.channels_up[1] = below;
+    const FitProblem problem = on_device(check::problem_with("wide below", p, false));
+    const check::AsLarge as_large;
+    TestFit beforehand(problem, 3);
+    dipengine::least_formed_pixels = INT64_MAX;
+    TestFit while_loading(problem, 3);
+    while_loading.run(3);
+    beforehand.run(3);
+    CHECK(while_loading.state() == beforehand.state() && gradients(while_loading, problem) == gradients(beforehand, problem));
+    no_faults();
+  }
+}
+
 TEST(fit_on_a_device_can_be_ended_between_iterations) {
   const FitProblem problem = on_device(small_problem(DIPENGINE_FLOAT32));
   TestFit fit(problem, 3);

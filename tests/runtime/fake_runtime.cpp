@@ -167,6 +167,10 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   if (node.shared > limit_of(kernel)) return told(cudaErrorInvalidValue);
   if (node.overlaps && (!stream.behind_launch || the_state.code < 90)) the_state.forbidden.push_back("a launch overlaps");
   if (lost != cudaSuccess) return told(lost);
+  if (node.overlaps && !the_state.launches_overlap) {
+    captured->broken = true;
+    return told(cudaErrorNotSupported);
+  }
   if (stream.captures != nullptr) {
     stream.captures->nodes.push_back(node);
     stream.loose = config->stream != captured;

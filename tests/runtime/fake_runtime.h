@@ -17,7 +17,7 @@ struct State {
   size_t allocated = 0, graphs = 0, streams = 0, events = 0;  // that are alive
   int reading = 0;                                            // copies of the host's memory that may not have been read yet
   int code = 90, overlapped = 0;  // that kernels were compiled for; launches that ran and might begin before the one before them ended
-  bool takes_overlap = true;
+  bool takes_overlap = true, launches_overlap = true;           // in a graph that is made; at a launch
   cudaError_t fails_next = cudaSuccess;                       // by the next kernel that runs; told at the next wait, and ever after
 };
 State& state();

@@ -152,9 +152,11 @@ TEST(runtime_code_that_does_not_wait_for_launches_is_not_started_early) {
 }
 
 TEST(runtime_where_a_driver_takes_no_overlap_there_is_none) {
-  fake::reset();
-  fake::state().takes_overlap = false;
-  CHECK(overlapping_launches() == 0);
+  for (const bool at_a_launch : {false, true}) {
+    fake::reset();
+    (at_a_launch ? fake::state().launches_overlap : fake::state().takes_overlap) = false;
+    CHECK(overlapping_launches() == 0);
+  }
 }
 
 TEST(runtime_overlap_can_be_switched_off) {

@@ -133,7 +133,9 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient_workspace(con
                                                                              size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_weight_gradient(const dipengine_conv_cuda_params* params);
 
-/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call, packed made by data_pack. */
+/* d_x of every source that wants it, with sum and product. packed and workspace are those of this call, packed made by data_pack. Sources of
+ * few channels (8, and 48 in all taps together, of kernel 2 or 3, stride 1, not upsampled) need nothing packed and read weight itself: where
+ * there are no others packed_bytes is 0, and packed may be NULL. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient_sizes(const dipengine_conv_cuda_params* params,
                                                                        size_t* packed_bytes, size_t* workspace_bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_data_pack(const dipengine_conv_cuda_params* params);

@@ -4,8 +4,8 @@
 //
 // and from du on as in conv_data_gradient_cuda.cu. A block owns 16 x 8 pixels of the source: it brings d_raw of all pixels that see them,
 // a chunk of channels at a time, with the weights of that chunk, rounded from their masters; multiplies; and leaves Y in shared memory,
-// where each pixel's thread adds up its own in the order of the taps, mirrored places behind them. 480 products a tile of 3x3 taps by
-// four channels of 128; bound by memory.
+// where each pixel's thread adds up its own in the order of the taps, mirrored places behind them. 576 products a tile by 128
+// channels of d_raw; bound by memory.
 #include "ops/conv/conv_few_gradient_cuda.h"
 
 #include <algorithm>

@@ -109,6 +109,8 @@ dipengine_status run(const Params& p, void (*kernel)(OperandLaunch), const char*
                         in_sixteens(p.dtype, l->out_fit_stride, out),
                     "%s takes bfloat16 images whose pixels begin at multiples of 16 bytes, of up to %d channels.", op,
                     Element::kEach * kThreads);
+  DIPENGINE_REQUIRE(p.fits == 1 || out_fit_stride >= (height - 1) * out.row_stride + width * out.pixel_stride,
+                    "%s was given overlapping fits of its output; space them further apart.", op);
   const int64_t pixels = height * width, each = int64_t{kThreads} / (channels / Element::kEach) * kEach;
   DIPENGINE_REQUIRE(pixels <= INT32_MAX - 2 * each, "%s was given %lld pixels, more than it counts.", op, static_cast<long long>(pixels));
   l->pixels = static_cast<int32_t>(pixels);

@@ -137,8 +137,8 @@ static dipengine_status launch(void (*kernel)(Params), const char* name, const G
   config.attrs = &attribute;
   config.numAttrs = overlaps ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
+  overlap.used = overlap.used || overlaps;  // also where it is refused
   DIPENGINE_TRY(check(cudaLaunchKernelExC(&config, function, arguments), name));
-  overlap.used = overlap.used || overlaps;
   overlap.behind_launch(stream);
   return DIPENGINE_OK;
 }

@@ -44,11 +44,16 @@ dipengine_status capture(cudaStream_t stream, const std::function<dipengine_stat
 
 // A driver that does not take a graph of launches that overlap gets one of launches that do not.
 dipengine_status capture_overlapping(cudaStream_t stream, const std::function<dipengine_status()>& launches, cudaGraphExec_t* made) {
-  overlap = {uses("DIPENGINE_CUDA_OVERLAP"), false, {}};
-  const dipengine_status status = capture(stream, launches, made);
-  const bool again = status != DIPENGINE_OK && overlap.used;
-  overlap = {};
-  return again ? capture(stream, launches, made) : status;
+  struct Overlapping {
+    Overlapping() { overlap = {uses("DIPENGINE_CUDA_OVERLAP"), false, {}}; }
+    ~Overlapping() { overlap = {}; }
+  };
+  {
+    const Overlapping overlapping;
+    const dipengine_status status = capture(stream, launches, made);
+    if (status == DIPENGINE_OK || !overlap.used) return status;
+  }
+  return capture(stream, launches, made);
 }
 
 }  // namespace
