@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ pytestmark = [
     pytest.mark.skipif(not SOURCES, reason="needs the source tree"),
     pytest.mark.skipif(NVCC is None, reason="needs nvcc: the compile gates of the CUDA kernels were skipped"),
 ]
+
+
+@cache
+def machine_code(disassembler: str, architecture: int, object_: Path) -> list[str]:
+    """What the disassembler prints of each kernel."""
+    listing = run(disassembler, "-sass", "-arch", f"sm_{architecture}", object_, env=os.environ | {"PATH": SEARCH_PATH})
+    return listing.split("Function :")[1:]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +81,7 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
             codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}
         else:
             codes = {
-                f"sm_{n}": run(disassembler, "-sass", "-arch", f"sm_{n}", compiled["objects", 0] / f"{name}_cuda.o", env=os.environ | {"PATH": SEARCH_PATH}).split("Function :")[1:]
-                for n in ARCHITECTURES
+                f"sm_{n}": machine_code(disassembler, n, compiled["objects", 0] / f"{name}_cuda.o") for n in ARCHITECTURES
             }
         for architecture, kernels in codes.items():
             kernels = [kernel for kernel in kernels if f"{name}_kernel" in kernel[:200]]
@@ -98,7 +105,7 @@ def test_the_loops_of_products_are_short_and_divide_nothing(compiled):
         pytest.skip('needs cuobjdump: pip install "dipengine[test]"')
     found = []
     for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient"):
-        for kernel in run(disassembler, "-sass", "-arch", "sm_90", compiled["objects", 0] / f"{name}_cuda.o", env=os.environ | {"PATH": SEARCH_PATH}).split("Function :")[1:]:
+        for kernel in machine_code(disassembler, 90, compiled["objects", 0] / f"{name}_cuda.o"):
             short = short_name(kernel.split()[0])
             of_both = re.sub(r"(bf16|float32),|<(bf16|float32)>", "", short)  # elements
             found.append(of_both)
@@ -119,8 +126,7 @@ def test_every_kernel_waits_for_the_launches_before_it(compiled):
         pytest.skip('needs cuobjdump: pip install "dipengine[test]"')
     found = set()
     for source in SOURCES:
-        listing = run(disassembler, "-sass", "-arch", "sm_90", compiled["objects", 0] / f"{source.stem}.o", env=os.environ | {"PATH": SEARCH_PATH})
-        for kernel in listing.split("Function :")[1:]:
+        for kernel in machine_code(disassembler, 90, compiled["objects", 0] / f"{source.stem}.o"):
             name = short_name(kernel.split()[0])
             code = [text for _, text in instructions(kernel)]
             at = {word: [i for i, text in enumerate(code) if without_predicate(text).startswith(word)] for word in ("ACQBULK", "PREEXIT", "EXIT")}
