@@ -139,8 +139,10 @@ void backward_on_device(Call<dipengine_conv_cuda_params>& c, py::handle workspac
   p.workspace = memory.data() == nullptr ? nullptr : at<char>(memory.data(), padded(packed));
   p.workspace_bytes = more;
   if (p.d_weight != nullptr) call_on(c.place, dipengine_conv_cuda_weight_gradient, p);
-  if (packed == 0) return;
-  call_on(c.place, dipengine_conv_cuda_data_pack, p);
+  bool wanted = false;
+  for (int32_t i = 0; i < p.sources_count; ++i) wanted = wanted || p.sources[i].d_x.data != nullptr || p.sources[i].sum != nullptr;
+  if (!wanted) return;
+  if (packed > 0) call_on(c.place, dipengine_conv_cuda_data_pack, p);  // sources of few channels need none
   call_on(c.place, dipengine_conv_cuda_data_gradient, p);
 }
 

@@ -60,7 +60,7 @@ DIPENGINE_KERNEL(kThreads, 4) bytes_kernel(DIPENGINE_PARAMS(CopyParams) p) {
   for (size_t at = static_cast<size_t>(cuda::block_x()) * kBlockBytes + own; at < p.bytes; at += step) {
     cuda::Bytes16 v[kAtOnce];
     DIPENGINE_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) v[i] = cuda::load16_constant(p.from + at + static_cast<size_t>(i) * kThreads * 16);
+    for (int i = 0; i < kAtOnce; ++i) v[i] = cuda::load16_global(p.from + at + static_cast<size_t>(i) * kThreads * 16);
     DIPENGINE_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       if constexpr (writes) cuda::store16(p.to + at + static_cast<size_t>(i) * kThreads * 16, v[i]);
