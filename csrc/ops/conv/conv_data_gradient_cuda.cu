@@ -387,21 +387,9 @@ dipengine_status launch_source(const Params& p, const DataSource& source) {
   l.d_raw = gradient_source(p);
   l.active = p.active;
   l.packed = static_cast<const unsigned char*>(p.packed) + source.packed_at;
-  l.x = s.x.data;
-  l.x_fit_stride = single ? 0 : s.x_fit_stride;
-  l.x_row_stride = s.x.row_stride;
-  l.x_pixel_stride = s.x.pixel_stride;
-  l.d_x = s.d_x.data;
-  l.d_x_fit_stride = single ? 0 : s.d_x_fit_stride;
-  l.d_x_row_stride = s.d_x.row_stride;
-  l.d_x_pixel_stride = s.d_x.pixel_stride;
+  set_source(p, s, &l);
   l.aligned = in_sixteens(p.dtype, l.x_fit_stride, s.x) &&
               (s.d_x.data == nullptr || in_sixteens(p.dtype, l.d_x_fit_stride, s.d_x));
-  l.accumulate = s.accumulate;
-  l.through_outer = s.outer.scale != nullptr;
-  l.inner = s.inner;
-  l.slope = s.slope;
-  l.centre = s.centre;
   l.parts = s.sum == nullptr ? nullptr : static_cast<PartSums*>(p.workspace);
   const bool merges = s.sum != nullptr && p.tickets != nullptr;
   l.tree = place_part_tree(source.tree, p.fits, plan.channels, p.workspace, merges ? p.tickets + source.tickets_at : nullptr);

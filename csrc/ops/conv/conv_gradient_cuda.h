@@ -68,6 +68,25 @@ static inline GradientSource gradient_source(const dipengine_conv_cuda_params& p
   return s;
 }
 
+// What the launch of a data gradient is told of its source.
+template <typename Launch>
+void set_source(const dipengine_conv_cuda_params& p, const dipengine_conv_cuda_source& s, Launch* l) {
+  const bool single = p.fits == 1;
+  l->x = s.x.data;
+  l->x_fit_stride = single ? 0 : s.x_fit_stride;
+  l->x_row_stride = s.x.row_stride;
+  l->x_pixel_stride = s.x.pixel_stride;
+  l->d_x = s.d_x.data;
+  l->d_x_fit_stride = single ? 0 : s.d_x_fit_stride;
+  l->d_x_row_stride = s.d_x.row_stride;
+  l->d_x_pixel_stride = s.d_x.pixel_stride;
+  l->accumulate = s.accumulate;
+  l->through_outer = s.outer.scale != nullptr;
+  l->inner = s.inner;
+  l->slope = s.slope;
+  l->centre = s.centre;
+}
+
 template <typename Element>
 struct GradientFold {
   float a[Element::kEach], b[Element::kEach], c[Element::kEach];
