@@ -36,6 +36,14 @@ DIPENGINE_DEVICE bool own_of(const OperandLaunch& l, Own* own) {
   return true;
 }
 
+// Whether the thread has anything to do.
+DIPENGINE_DEVICE bool begin(const OperandLaunch& l, int64_t fit, Own* own) {
+  const bool some = own_of(l, own);
+  cuda::wait_for_launches();
+  cuda::let_next_begin();
+  return some && (l.active == nullptr || l.active[fit] != 0);
+}
+
 // load(pixel's row, column) of all of the thread's pixels, then form(what it gave) to `out`.
 template <typename Load, typename Form>
 DIPENGINE_DEVICE void form_pixels(const OperandLaunch& l, int64_t fit, const Own& own, const Load& load, const Form& form) {
@@ -58,10 +66,7 @@ DIPENGINE_DEVICE void form_pixels(const OperandLaunch& l, int64_t fit, const Own
 DIPENGINE_KERNEL(kThreads, 2) conv_input_operand_kernel(DIPENGINE_PARAMS(OperandLaunch) l) {
   const int64_t fit = cuda::block_y();
   Own own;
-  const bool some = own_of(l, &own);
-  cuda::wait_for_launches();
-  cuda::let_next_begin();
-  if (!some || (l.active != nullptr && l.active[fit] == 0)) return;
+  if (!begin(l, fit, &own)) return;
   const int channel = Element::kEach * own.group;
   const Fold<Element> fold = load_fold<Element>(l.source, fit * l.numbers_fit_stride, channel);
   const auto* const x = static_cast<const Element::Stored*>(l.source.x) + fit * l.source.x_fit_stride + channel;
@@ -79,10 +84,7 @@ DIPENGINE_KERNEL(kThreads, 2) conv_input_operand_kernel(DIPENGINE_PARAMS(Operand
 DIPENGINE_KERNEL(kThreads, 2) conv_gradient_operand_kernel(DIPENGINE_PARAMS(OperandLaunch) l) {
   const int64_t fit = cuda::block_y();
   Own own;
-  const bool some = own_of(l, &own);
-  cuda::wait_for_launches();
-  cuda::let_next_begin();
-  if (!some || (l.active != nullptr && l.active[fit] == 0)) return;
+  if (!begin(l, fit, &own)) return;
   const int channel = Element::kEach * own.group;
   const GradientFold<Element> fold = load_gradient_fold<Element>(l.d_raw, fit, channel, l.channels);
   form_pixels(
