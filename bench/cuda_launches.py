@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cuda_compiler import short_name
-from emulated import UPSAMPLE, Affine, ConvParams, ConvSource, Device, Pixels
+from emulated import UPSAMPLE, Affine, ConvHead, ConvParams, ConvSource, Device, Pixels
 
 from dipengine.bench.operations import Layer, Part, layers_of
 from dipengine.generators.architecture import Hourglass
 
 FLOAT32, BFLOAT16, UINT8 = 0, 1, 3
-READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_few_gradient", "conv_weight_gradient", "norm_statistics",
-                       "norm_backward", "conv_pack", "conv_bias_gradient")  # whose threads ask for some bytes several times
+READ_MORE_THAN_ONCE = ("conv_forward", "conv_data_gradient", "conv_few_gradient", "conv_joint_gradients", "conv_weight_gradient",
+                       "norm_statistics", "norm_backward", "conv_pack", "conv_bias_gradient")  # whose threads ask for some bytes several times
 PACKS = ("pack", "pack data")  # steps
-LEAST_FORMED, MOST_STORED = 256 * 256, 512 * 512  # least_formed_pixels and most_stored_pixels of csrc/fit/graph.cpp
+LEAST_FORMED, LEAST_JOINT, MOST_STORED = 256 * 256, 256 * 256, 512 * 512  # the variables of csrc/fit/graph.cpp
+MOST_JOINT, MOST_HEADS = 128, 4  # DIPENGINE_CONV_CUDA_OVER_RAW and DIPENGINE_CONV_CUDA_HEAD
 
 
 class NormParams(Structure):  # dipengine_norm_cuda_params
@@ -136,9 +137,10 @@ def _once(launches: list[Launch], arrays: dict[str, int | list[int]]) -> Iterato
 
 
 class LayerLaunches:
-    """The launches of a layer, forward and backward, with the folds that the fit gives it."""
+    """The launches of a layer, forward and backward, with the folds that the fit gives it. `heads`: channels of the head behind a 1x1
+    unit in front of it that has both gradients at once, 0 for others."""
 
-    def __init__(self, device: SampledDevice, layer: Layer, dtype: int, large: bool = False) -> None:
+    def __init__(self, device: SampledDevice, layer: Layer, dtype: int, large: bool = False, heads: int = 0) -> None:
         self.device, self.layer, self.dtype, self.bytes = device, layer, dtype, 4 if dtype == FLOAT32 else 2
         at = device.pointer
         self.gradient = NormGradient(struct_size=sizeof(NormGradient), fits=1, count=1, eps=1e-5)  # folded where it is summed
@@ -165,6 +167,12 @@ class LayerLaunches:
                 setattr(self.params, name, at)
         else:
             self.params.bias = self.params.d_bias = at
+        self.heads = heads
+        if heads and layer.norm:
+            self.params.gradient, self.params.gradient_dtype = Pixels(at, layer.width * heads, heads), FLOAT32
+            self.params.head = ConvHead(at, heads, 0.2, Affine(at, at))
+        elif heads:  # the head itself, whose data gradient is nowhere
+            self.sources[0].d_x = Pixels()
 
     def source(self, part: Part) -> ConvSource:
         at, fold = self.device.pointer, Affine(self.device.pointer, self.device.pointer)
@@ -224,7 +232,16 @@ class LayerLaunches:
             self.with_folds(before)
         return found
 
+    def joint_gradients(self) -> list[Launch]:
+        layer, (part,) = self.layer, self.layer.parts
+        read = self.image_bytes(part) + self.raw_bytes + 4 * (layer.pixels * self.heads + part.channels * layer.channels)
+        found = self.run("both", "conv_cuda_joint_gradients", self.params, {"conv_joint_gradients": read})
+        (summed,) = self.device.launches(layer.name, "both", "dipengine_conv_cuda_joint_weight_sum", self.params)
+        return [*found, replace(summed, arrays=summed.asked)]
+
     def backward(self) -> list[Launch]:
+        if self.heads and self.layer.norm:
+            return self.joint_gradients()
         layer, found = self.layer, []
         d_raw = self.raw_bytes * (2 if layer.norm else 1)  # gradient and raw
         before = None
@@ -297,8 +314,11 @@ def rest(device: SampledDevice, architecture: Hourglass, height: int, width: int
 
 def iteration(device: SampledDevice, architecture: Hourglass, height: int, width: int, dtype: int) -> list[Launch]:
     """Every launch of an iteration, in the order of the layers: forward, then backward of each."""
-    found = []
+    found, channels, heads = [], architecture.channels_up[0], architecture.output_channels
+    joint = (dtype == BFLOAT16 and height * width >= LEAST_JOINT and architecture.one_by_one_up and channels % 8 == 0
+             and channels <= MOST_JOINT and heads <= MOST_HEADS)
     for layer in layers_of(architecture, height, width):
-        launches = LayerLaunches(device, layer, dtype, height * width > MOST_STORED)
+        formed = heads if joint and layer.name in ("level0.point", "head") else 0
+        launches = LayerLaunches(device, layer, dtype, height * width > MOST_STORED, formed)
         found += launches.forward() + launches.backward()
     return packed_at_once(found) + rest(device, architecture, height, width, dtype)

@@ -75,7 +75,7 @@ def row(launch: Launch, usage: dict[str, int], machine: Machine, dtype: int, lay
     direct = None
     if operations:
         forward, backward = layers[launch.layer].operations(reduced=False)
-        whole = {"forward": forward, "weights": forward, "data": backward - forward}[launch.step]
+        whole = {"forward": forward, "weights": forward, "data": backward - forward, "both": backward}[launch.step]
         direct = operations / whole
     return asdict(launch) | {
         "registers": usage["registers"], "static_shared": usage["shared"], "blocks": launch.blocks, "blocks_an_sm": occupancy,

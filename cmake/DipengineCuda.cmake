@@ -18,6 +18,7 @@ set(DIPENGINE_CUDA_SOURCES
   csrc/ops/conv/conv_data_plan_cuda.cu
   csrc/ops/conv/conv_few_gradient_cuda.cu
   csrc/ops/conv/conv_forward_cuda.cu
+  csrc/ops/conv/conv_joint_gradients_cuda.cu
   csrc/ops/conv/conv_mean_cuda.cu
   csrc/ops/conv/conv_operand_cuda.cu
   csrc/ops/conv/conv_pack_cuda.cu

@@ -103,6 +103,7 @@ SHARED = {
     "census_kernel": 256,
     "conv_bias_gradient_kernel": 7 * 1024,  # merges its parts: 28 bytes a thread, as norms do
     "conv_few_gradient_kernel": 64 * 1024,  # 192 places and 48 columns of 272 bytes: three blocks on sm_90
+    "conv_joint_gradients_kernel": 96 * 1024,  # less than a block may have on sm_86 and sm_89
     "deviance_kernel": 512,
     "deviance_finish_kernel": 512,
     "masked_mse_kernel": 256,

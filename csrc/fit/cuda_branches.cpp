@@ -13,11 +13,11 @@ constexpr int32_t kMostBranchedSlots = 2;
 int64_t most_branched_pixels = int64_t{512} * 512;
 
 bool CudaPlan::has_branches() const {
-  // On another branch somebody may still read the raw that an operand takes the place of.
+  // On another branch somebody may still read the raw that an operand, or a gradient, takes the place of.
   for (const Unit& unit : graph_.units) {
     if (unit.operand_again != unit.operand) return false;
   }
-  return graph_.forms < 0 && p_.slots <= kMostBranchedSlots && graph_.height * graph_.width <= most_branched_pixels;
+  return !graph_.over_raw && p_.slots <= kMostBranchedSlots && graph_.height * graph_.width <= most_branched_pixels;
 }
 
 // Work on a branch may begin as soon as it was put behind another, and end as late as it is waited for: until then what it uses is

@@ -256,7 +256,7 @@ void CudaPlan::begin_conv(const Unit& unit, bool backward, Conv* conv) const {
   }
   dipengine_conv_cuda_params& c = conv->params;
   c = conv_params(unit, conv->sources, backward);
-  conv->sources[0].over_raw = c.head.weight != nullptr;
+  conv->sources[0].over_raw = c.head.weight != nullptr && graph_.over_raw;
   if (unit.mean) {
     c.weight = at<float>(unit.wide_weight);
     c.parameters_fit_stride = float_stride(unit.wide_weight);
@@ -337,6 +337,15 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
   Conv conv;
   begin_conv(unit, true, &conv);
   dipengine_conv_cuda_params& c = conv.params;
+  size_t joint = 0;
+  DIPENGINE_TRY(size_joint(unit, c, &joint));
+  if (sizing && joint > 0) {
+    need(step, joint);
+    int64_t count = 0;
+    DIPENGINE_TRY(dipengine_conv_cuda_tickets(&c, &count));
+    take_tickets(step, count);
+    return DIPENGINE_OK;
+  }
   if (sizing) {
     size_t sums = 0, products = 0, packed = 0;
     DIPENGINE_TRY(dipengine_conv_cuda_weight_gradient_workspace(&c, &products));
@@ -349,10 +358,27 @@ dipengine_status CudaPlan::backward(int step, bool sizing) {
     take_tickets(step, count);
     return DIPENGINE_OK;
   }
+  if (joint > 0) return joint_gradients(step, c);
   DIPENGINE_TRY(form_gradient(unit, &c));
   if (unit.operand_again != unit.operand) DIPENGINE_TRY(form_input(unit, unit.operand_again, fits_.learns));
   DIPENGINE_TRY(weight_gradient(step, unit, c));
   return data_gradient(step, unit, conv);
+}
+
+dipengine_status CudaPlan::size_joint(const Unit& unit, const dipengine_conv_cuda_params& c, size_t* bytes) const {
+  *bytes = 0;
+  return &unit - graph_.units.data() == graph_.forms ? dipengine_conv_cuda_joint_gradients_workspace(&c, bytes) : DIPENGINE_OK;
+}
+
+// The sum of the weights' parts is Adam's alone to wait for.
+dipengine_status CudaPlan::joint_gradients(int step, dipengine_conv_cuda_params c) {
+  c.workspace = workspace(step);
+  c.workspace_bytes = workspace_bytes(step);
+  c.tickets = tickets(step, kMain);
+  DIPENGINE_TRY(dipengine_conv_cuda_joint_gradients(&c));
+  DIPENGINE_TRY(put_behind(kWeights, kMain));
+  c.stream = streams_[kWeights];
+  return dipengine_conv_cuda_joint_weight_sum(&c);
 }
 
 // Nothing waits for it but Adam.

@@ -114,6 +114,9 @@ class CudaPlan {
   dipengine_status pack(bool backward) const;
   dipengine_status forward(int step, bool sizing);
   dipengine_status backward(int step, bool sizing);
+  // Workspace of the launch that has both gradients of a unit; 0: there is none for it.
+  dipengine_status size_joint(const Unit& unit, const dipengine_conv_cuda_params& c, size_t* bytes) const;
+  dipengine_status joint_gradients(int step, dipengine_conv_cuda_params c);
   dipengine_status weight_gradient(int step, const Unit& unit, dipengine_conv_cuda_params c);
   dipengine_status data_gradient(int step, const Unit& unit, Conv& conv);
   dipengine_norm_cuda_params norm_params(const dipengine_conv_cuda_source* source, const uint8_t* active) const;

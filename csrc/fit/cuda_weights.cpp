@@ -15,7 +15,9 @@ dipengine_status CudaPlan::size_weights() {
     const Unit& unit = graph_.units[static_cast<size_t>(s.unit)];
     Conv conv;
     begin_conv(unit, backward, &conv);
-    size_t bytes = 0, unused = 0;
+    size_t bytes = 0, unused = 0, joint = 0;
+    if (backward) DIPENGINE_TRY(size_joint(unit, conv.params, &joint));
+    if (joint > 0) continue;  // by weights that are not packed
     DIPENGINE_TRY(backward ? dipengine_conv_cuda_data_gradient_sizes(&conv.params, &bytes, &unused)
                            : dipengine_conv_cuda_packed_bytes(&conv.params, &bytes));
     if (unit.mean) graph_.arena.use(unit.wide_weight, 0);

@@ -8,6 +8,7 @@ namespace dipengine {
 
 int64_t most_stored_pixels = int64_t{512} * 512;
 int64_t least_formed_pixels = int64_t{256} * 256;
+int64_t least_joint_pixels = int64_t{256} * 256;
 
 namespace {
 
@@ -28,7 +29,7 @@ class Builder {
     const int top = level(0, z);
     Unit head{"head", -1, parameter("head.conv.weight"), parameter("head.conv.bias"), 1, 1, 0, false, {plain(top)}};
     graph_.units.push_back(head);
-    if (recomputes_ && large() && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
+    if (recomputes_ && (large() || joint()) && g_.one_by_one_up && g_.output_channels <= DIPENGINE_CONV_CUDA_HEAD &&
         g_.channels_up[0] <= DIPENGINE_CONV_CUDA_OVER_RAW) {
       form_gradient(top);
     }
@@ -47,6 +48,11 @@ class Builder {
 
  private:
   bool large() const { return graph_.height * graph_.width > most_stored_pixels; }
+
+  // Whether one launch has both gradients of the outermost 1x1 unit.
+  bool joint() const {
+    return p_.dtype == DIPENGINE_BFLOAT16 && g_.channels_up[0] % 8 == 0 && graph_.height * graph_.width >= least_joint_pixels;
+  }
 
   int parameter(const std::string& name) const {
     const auto at = std::find_if(graph_.specs.begin(), graph_.specs.end(), [&](const ParameterSpec& s) { return s.name == name; });
@@ -79,6 +85,8 @@ class Builder {
     graph_.forms = unit_named("level0.point");
     Node& behind = graph_.nodes[static_cast<size_t>(top)];
     behind.gradient = -1;
+    if (!large()) return;
+    graph_.over_raw = true;
     graph_.nodes[static_cast<size_t>(graph_.units[static_cast<size_t>(graph_.forms)].parts[0].node)].gradient = behind.raw;
   }
 

@@ -84,6 +84,7 @@ struct Graph {
   int64_t most_channels = 0;
   int logits = -1, d_logits = -1;       // float32 [height, width, out]
   int forms = -1;                       // the unit whose backward pass forms the gradient behind it from d_logits; -1: none
+  bool over_raw = false;                // its data gradient takes the place of its raw
   int image = -1, d_image = -1;         // float32 [painted height, width, out], where A or the data term need it
   int measured = -1, d_measured = -1;   // float32 [data height, width, out], behind another A than the identity
   int inspected = -1;                   // A of the average, likewise
@@ -95,13 +96,17 @@ struct Graph {
   void pack(const std::vector<size_t>& workspaces, bool branched = false);
 };
 
-// Canvas pixels up to which a graph stores every gradient: there time is dear and memory is not. By the canvas alone, never by how many
-// fits there are, as a gradient that is formed may have other bits. A variable for tests, whose images are small.
+// Canvas pixels up to which a graph leaves nothing out for the sake of memory: there time is dear and memory is not. By the canvas alone,
+// never by how many fits there are, as a gradient that is formed may have other bits. A variable for tests, whose images are small.
 extern int64_t most_stored_pixels;
 
 // Canvas pixels, at its own resolution, from which on an "up" unit of nearest samples is given its operands ready made, in bfloat16 on a CUDA
 // device: what it reads of the part below, and the gradient behind it. Bits are the same either way. A variable for tests.
 extern int64_t least_formed_pixels;
+
+// Canvas pixels from which on one launch has both gradients of the outermost 1x1 unit, in bfloat16 on a CUDA device, and forms the gradient
+// behind it, which then is nowhere. Bits are others. A variable for tests.
+extern int64_t least_joint_pixels;
 
 // The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. `recomputes`, as a
 // CUDA device does: z is not kept from the forward pass to the end of the backward one, but drawn anew there by a second step

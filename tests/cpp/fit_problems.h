@@ -15,21 +15,30 @@
 
 namespace check {
 
-// Graphs are those of large images for as long as it lives.
-class AsLarge {
+// Graphs are those of images of that size for as long as it lives: from 256x256 on what many blocks would make again is made once, above
+// 512x512 memory is spared, too.
+enum class Size { small, middle, large };
+class AsOfSize {
  public:
-  explicit AsLarge(bool large = true) : most_(dipengine::most_stored_pixels), least_(dipengine::least_formed_pixels) {
-    if (large) dipengine::most_stored_pixels = dipengine::least_formed_pixels = 0;
+  explicit AsOfSize(Size size)
+      : most_(dipengine::most_stored_pixels), formed_(dipengine::least_formed_pixels), joint_(dipengine::least_joint_pixels) {
+    if (size != Size::small) dipengine::least_formed_pixels = dipengine::least_joint_pixels = 0;
+    if (size == Size::large) dipengine::most_stored_pixels = 0;
   }
-  ~AsLarge() {
+  ~AsOfSize() {
     dipengine::most_stored_pixels = most_;
-    dipengine::least_formed_pixels = least_;
+    dipengine::least_formed_pixels = formed_;
+    dipengine::least_joint_pixels = joint_;
   }
-  AsLarge(const AsLarge&) = delete;
-  AsLarge& operator=(const AsLarge&) = delete;
+  AsOfSize(const AsOfSize&) = delete;
+  AsOfSize& operator=(const AsOfSize&) = delete;
 
  private:
-  int64_t most_, least_;
+  int64_t most_, formed_, joint_;
+};
+class AsLarge : public AsOfSize {
+ public:
+  explicit AsLarge(bool large = true) : AsOfSize(large ? Size::large : Size::small) {}
 };
 
 // A problem small enough for sanitizers, whose image (21 x 30) does not fill its canvas (24 x 32).

@@ -11,6 +11,7 @@
 #include "fit_problems.h"
 
 using check::FitProblem;
+using check::Size;
 using dipengine::Arena;
 using dipengine::Graph;
 using dipengine::SlotArrays;
@@ -193,12 +194,18 @@ TEST(arena_without_buffers_is_empty) {
 }
 
 TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
-  std::vector<std::pair<FitProblem, bool>> cases;
+  struct Case {
+    FitProblem problem;
+    bool recomputes;  // as on a device; else as on a CPU
+    Size size;
+  };
+  std::vector<Case> cases;
   for (const FitProblem& problem : check::every_task_and_precision()) {
-    for (const bool recomputes : {false, true}) cases.emplace_back(problem, recomputes);  // as on a CPU, on a device
+    cases.push_back({problem, false, Size::small});
+    for (const Size size : {Size::small, Size::middle, Size::large}) cases.push_back({problem, true, size});
   }
-  const check::AsLarge as_large;
-  for (const auto& [problem, recomputes] : cases) {
+  for (const auto& [problem, recomputes, size] : cases) {
+    const check::AsOfSize as_of_size(size);
     Graph graph = dipengine::make_graph(problem.params, 1, recomputes);
     std::vector<size_t> workspaces;
     for (size_t i = 0; i < graph.steps.size(); ++i) workspaces.push_back(i * i % 5 * 700);
@@ -223,33 +230,40 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
   }
 }
 
-// The outermost 1x1 unit forms the gradient behind it and writes over its own output: nobody else has either, or reads that output later.
+// The outermost 1x1 unit forms the gradient behind it, and of a large image writes over its own output: nobody else has either, or reads
+// that output later.
 TEST(a_gradient_that_is_formed_is_nowhere_and_what_is_written_over_was_read_last) {
   int formed = 0;
   for (const FitProblem& problem : check::every_task_and_precision()) CHECK(dipengine::make_graph(problem.params, 1, true).forms == -1);
-  const check::AsLarge as_large;
-  for (const FitProblem& problem : check::every_task_and_precision()) {
-    const Graph graph = dipengine::make_graph(problem.params, 1, true);
-    CHECK(dipengine::make_graph(problem.params).forms == -1 && (graph.forms >= 0) == (problem.params.generator.one_by_one_up != 0));
-    if (graph.forms < 0) continue;
-    ++formed;
-    const Unit& unit = graph.units[static_cast<size_t>(graph.forms)];
-    const dipengine::Node& out = graph.nodes[static_cast<size_t>(unit.node)];
-    CHECK(unit.name == "level0.point" && unit.parts.size() == 1 && out.gradient == -1);
-    CHECK(graph.nodes[static_cast<size_t>(unit.parts[0].node)].gradient == out.raw);
-    int without = 0, last = 0;
-    for (const dipengine::Node& node : graph.nodes) without += node.gradient < 0;
-    for (size_t i = 0; i < graph.steps.size(); ++i) {
-      const Step& step = graph.steps[i];
-      if (step.unit < 0) continue;
-      const Unit& of = graph.units[static_cast<size_t>(step.unit)];
-      bool reads = of.node == unit.node;
-      for (const auto& part : of.parts) reads = reads || part.node == unit.node;
-      if (reads) last = static_cast<int>(i);
+  for (const Size size : {Size::middle, Size::large}) {
+    const check::AsOfSize as_of_size(size);
+    for (const FitProblem& problem : check::every_task_and_precision()) {
+      const Graph graph = dipengine::make_graph(problem.params, 1, true);
+      const bool forms = problem.params.generator.one_by_one_up != 0 &&
+                         (size == Size::large || (problem.params.dtype == DIPENGINE_BFLOAT16 && problem.params.generator.channels_up[0] % 8 == 0));
+      CHECK(dipengine::make_graph(problem.params).forms == -1 && (graph.forms >= 0) == forms);
+      CHECK(graph.over_raw == (forms && size == Size::large));
+      if (graph.forms < 0) continue;
+      ++formed;
+      const Unit& unit = graph.units[static_cast<size_t>(graph.forms)];
+      const dipengine::Node& out = graph.nodes[static_cast<size_t>(unit.node)];
+      CHECK(unit.name == "level0.point" && unit.parts.size() == 1 && out.gradient == -1);
+      CHECK((graph.nodes[static_cast<size_t>(unit.parts[0].node)].gradient == out.raw) == graph.over_raw);
+      int without = 0, last = 0;
+      for (const dipengine::Node& node : graph.nodes) without += node.gradient < 0;
+      for (size_t i = 0; i < graph.steps.size(); ++i) {
+        const Step& step = graph.steps[i];
+        if (step.unit < 0) continue;
+        const Unit& of = graph.units[static_cast<size_t>(step.unit)];
+        bool reads = of.node == unit.node;
+        for (const auto& part : of.parts) reads = reads || part.node == unit.node;
+        if (reads) last = static_cast<int>(i);
+      }
+      CHECK(without == 2 && graph.steps[static_cast<size_t>(last)].name == "level0.point backward");
     }
-    CHECK(without == 2 && graph.steps[static_cast<size_t>(last)].name == "level0.point backward");
   }
   CHECK(formed > 0);
+  const check::AsLarge as_large;
   dipengine_fit_params params = check::small_params(DIPENGINE_BFLOAT16);
   for (int which = 0; which < 3; ++which) {  // more channels than a block has, than a head has; a head behind a 3x3 unit
     dipengine_fit_params other = params;

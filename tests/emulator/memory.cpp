@@ -56,9 +56,9 @@ void check_access(const void* pointer, size_t bytes, bool write, const Moment& n
   Region* region = region_of(address);
   if (region == nullptr) {
     if (address - reinterpret_cast<uintptr_t>(body) < sizeof(*body)) return;  // the call of the kernel
-    if (write) return complain("writes outside of every buffer", "the host's", address, now);
-    if (!constant(address)) complain("reads outside of every buffer", "the host's", address, now);
-    return;
+    if (!write && constant(address)) return;
+    complain(write ? "writes outside of every buffer" : "reads outside of every buffer", "the host's", address, now);
+    abandon();  // before it does: this program lives there
   }
   (write ? counted.written : counted.read) += static_cast<int64_t>(bytes);
   if (!me().behind_launches) complain("does not wait for the launches before", "global", address - region->begin, now);

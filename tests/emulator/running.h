@@ -110,6 +110,7 @@ dipengine_status keep(const char* name, void* stream, const std::function<dipeng
 
 // scheduling.cpp
 void run_block(int64_t index);
+[[noreturn]] void abandon();  // gives up the block and the launch: no thread of it runs on
 // An operation of a whole warp; done by the last lane that comes, for all.
 void together(Operation operation, void* arguments, const char* file, int line);
 

@@ -9,15 +9,6 @@ Context host;
 
 Warp& my_warp() { return block.warps[static_cast<size_t>(current / kLanes)]; }
 
-// Gives up the block: no thread of it runs on.
-[[noreturn]] void abandon() {
-  aborted = true;
-  const int thread = current;
-  current = -1;
-  switch_fiber(block.threads[static_cast<size_t>(thread)].context, host);
-  std::abort();
-}
-
 void report_stuck() {
   for (const Thread& t : block.threads) {
     if (t.done) continue;
@@ -121,6 +112,14 @@ bool last_block_to_come(uint32_t* ticket, int count, const char* file, int line)
 }
 
 }  // namespace
+
+void abandon() {
+  aborted = true;
+  const int thread = current;
+  current = -1;
+  switch_fiber(block.threads[static_cast<size_t>(thread)].context, host);
+  std::abort();
+}
 
 void together(Operation operation, void* arguments, const char* file, int line) {
   Warp& w = my_warp();

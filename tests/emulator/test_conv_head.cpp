@@ -1,6 +1,6 @@
 // A 1x1 convolution whose raw one head alone reads: the head leaves sums and no gradient, which the convolution in front of it forms
-// while loading, and its data gradient takes the place of its raw. Against plain loops in float64; in place and apart, alone and among
-// other fits with the same bits.
+// while loading, and its data gradient takes the place of its raw; by a launch for each gradient, or one for both. Against plain loops in
+// float64; in place and apart, alone and among other fits with the same bits.
 #include <algorithm>
 #include <cstring>
 
@@ -44,8 +44,8 @@ class HeadProblem {
     weights_ = numbers_.template vector<float>(parameters_ * of.fits, 0.5);
   }
 
-  // Of fits first, first + 1, ...: with d_x in raw's place or apart from it.
-  Left<Stored> run(int64_t first, int64_t fits, bool over_raw) {
+  // Of fits first, first + 1, ...: with d_x in raw's place or apart from it; both gradients by one launch, or each by its own.
+  Left<Stored> run(int64_t first, int64_t fits, bool over_raw, bool at_once) {
     Array<Stored> x(slice(images_[0], first, fits, pixels_ * apart_[0])), raw(slice(images_[1], first, fits, pixels_ * apart_[1]));
     Array<Stored> formed(raw.size()), other(raw.size());
     Array<float> h(slice(h_, first, fits, pixels_ * c_.heads)), weights(slice(weights_, first, fits, parameters_));
@@ -102,7 +102,7 @@ class HeadProblem {
     q.gradient_shift = number(kC);
     q.head = {p.weight, c_.heads, kSlope, {number(kRawScale), number(kRawShift)}};
     q.d_weight = d_weight.data();
-    left.ok = left.ok && run_gradient(&q, true) && run_gradient(&q, false) && formed.intact() && raw.intact() && other.intact() &&
+    left.ok = left.ok && (at_once ? run_both(&q) : run_gradient(&q, true) && run_gradient(&q, false)) && formed.intact() && raw.intact() && other.intact() &&
               sums.intact() && d_weight.intact();
     left.sum.assign(total(2), total(3));
     left.product.assign(total(3), total(4));
@@ -261,6 +261,25 @@ class HeadProblem {
     return (packed.intact() && workspace.intact()) || emulator::wrong("written outside");
   }
 
+  // With tickets, and so one launch, and one more for the weights.
+  static bool run_both(dipengine_conv_cuda_params* p) {
+    int64_t tickets = 0;
+    if (dipengine_conv_cuda_joint_gradients_workspace(p, &p->workspace_bytes) != DIPENGINE_OK ||
+        dipengine_conv_cuda_tickets(p, &tickets) != DIPENGINE_OK)
+      return emulator::wrong("%s", dipengine_last_error());
+    if (p->workspace_bytes == 0) return emulator::wrong("no launch has both gradients of this layer");
+    Array<uint8_t> workspace(static_cast<int64_t>(p->workspace_bytes));
+    Array<uint32_t> counters(std::vector<uint32_t>(static_cast<size_t>(tickets), 0));
+    p->workspace = workspace.data();
+    p->tickets = counters.data();
+    if (dipengine_conv_cuda_joint_gradients(p) != DIPENGINE_OK || dipengine_conv_cuda_joint_weight_sum(p) != DIPENGINE_OK)
+      return emulator::wrong("%s", dipengine_last_error());
+    for (const uint32_t count : counters.copy()) {
+      if (count != 0) return emulator::wrong("a ticket is left at %u", count);
+    }
+    return (workspace.intact() && counters.intact()) || emulator::wrong("written outside");
+  }
+
   HeadCase c_;
   int64_t pixels_, apart_[2], parameters_;
   check::Numbers numbers_;
@@ -270,9 +289,9 @@ class HeadProblem {
 };
 
 template <typename Stored>
-bool head_case(const HeadCase& of) {
+bool head_case(const HeadCase& of, bool at_once) {
   HeadProblem<Stored> problem(of);
-  const Left<Stored> left = problem.run(0, of.fits, true);
+  const Left<Stored> left = problem.run(0, of.fits, true, at_once);
   if (!left.ok) return emulator::wrong("the run failed");
   for (int64_t f = 0; f < of.fits; ++f) {
     if (f == 1) {
@@ -280,10 +299,10 @@ bool head_case(const HeadCase& of) {
       continue;
     }
     if (!problem.matches(left, f)) return false;
-    const Left<Stored> alone = problem.run(f, 1, true);
+    const Left<Stored> alone = problem.run(f, 1, true, at_once);
     if (!alone.ok || !problem.same(alone, left, f)) return false;
   }
-  const Left<Stored> apart = problem.run(0, 1, false);
+  const Left<Stored> apart = problem.run(0, 1, false, at_once);
   const auto channels = [&](const Left<Stored>& of_run) {  // without the gaps, which raw fills where it was
     std::vector<Stored> values;
     const int64_t each = of.channels + of.gap;
@@ -295,10 +314,10 @@ bool head_case(const HeadCase& of) {
 }
 
 template <typename Stored>
-bool all(std::initializer_list<HeadCase> cases) {
+bool all(std::initializer_list<HeadCase> cases, bool at_once = false) {
   int index = 0;
   for (const HeadCase& of : cases) {
-    if (!head_case<Stored>(of)) return emulator::wrong("in case %d of the scenario", index);
+    if (!head_case<Stored>(of, at_once)) return emulator::wrong("in case %d of the scenario", index);
     ++index;
   }
   return true;
@@ -308,6 +327,10 @@ bool all(std::initializer_list<HeadCase> cases) {
 
 SCENARIO(conv_head_few_channels) { return all<uint16_t>({{1, 1, 3, 3, 1}, {19, 9, 12, 12, 3, 3}, {5, 11, 16, 16, 4, 1, 8}}); }
 SCENARIO(conv_head_all_channels) { return all<uint16_t>({{18, 9, 128, 128, 3}}); }
+SCENARIO(conv_head_both_gradients) {
+  return all<uint16_t>({{1, 1, 8, 8, 1}, {19, 17, 24, 16, 3, 3, 8}, {21, 9, 64, 64, 4}, {16, 8, 40, 64, 2}}, true);
+}
+SCENARIO(conv_head_both_gradients_of_many_channels) { return all<uint16_t>({{19, 17, 128, 128, 3, 3}, {9, 9, 72, 128, 2, 1, 16}}, true); }
 SCENARIO(conv_head_tf32) { return all<float>({{19, 9, 12, 12, 3, 3}, {5, 11, 40, 40, 1}}); }
 SCENARIO(conv_head_tf32_in_chunks) { return all<float>({{18, 9, 72, 72, 2}}); }
 

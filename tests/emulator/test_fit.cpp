@@ -12,6 +12,7 @@
 #include "fit/cuda_plan.h"
 
 using check::FitProblem;
+using check::Size;
 using check::TestFit;
 using check::changed;
 using check::distance;
@@ -47,9 +48,8 @@ std::vector<float> gradients(const TestFit& fit, const FitProblem& problem) {
 }  // namespace
 
 TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
-  for (const int which : {0, 1, 2}) {  // the small one also as if it were large
-    const bool other = which == 1;
-    const check::AsLarge as_large(which == 2);
+  for (const auto& [other, size] : {std::pair{false, Size::small}, {true, Size::small}, {false, Size::middle}, {false, Size::large}}) {
+    const check::AsOfSize as_of_size(size);
     for (const int32_t dtype : {DIPENGINE_FLOAT32, DIPENGINE_BFLOAT16}) {
       const FitProblem problem = other ? other_problem(dtype) : small_problem(dtype);
       const bool bfloat16 = dtype == DIPENGINE_BFLOAT16;
@@ -75,8 +75,9 @@ TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
 }
 
 TEST(fit_in_company_has_the_bits_that_it_has_alone) {
-  for (const auto& [dtype, large] : {std::pair{DIPENGINE_FLOAT32, false}, {DIPENGINE_BFLOAT16, false}, {DIPENGINE_BFLOAT16, true}}) {
-    const check::AsLarge as_large(large);
+  for (const auto& [dtype, size] : {std::pair{DIPENGINE_FLOAT32, Size::small}, {DIPENGINE_BFLOAT16, Size::small},
+                                    {DIPENGINE_BFLOAT16, Size::middle}, {DIPENGINE_BFLOAT16, Size::large}}) {
+    const check::AsOfSize as_of_size(size);
     FitProblem problem = small_problem(dtype);
     problem.params.iterations = 4;
     const FitProblem device = on_device(problem);
@@ -271,11 +272,16 @@ TEST(fit_with_and_without_branches_gives_the_same_bits) {
     for (int32_t level = 0; level < problem.params.generator.levels; ++level) problem.params.generator.channels_skip[level] = 0;
     problems.push_back(std::move(problem));
   }
-  for (FitProblem problem : problems) {
-    problem = on_device(check::resized(problem, 22, 29, 5));
+  for (size_t which = 0; which < 2 * problems.size(); ++which) {
+    const check::AsOfSize as_of_size(which % 2 == 0 ? Size::small : Size::middle);
+    const FitProblem problem = on_device(check::resized(problems[which / 2], 22, 29, 5));
     TestFit branched(problem, 3);
-    const int64_t most = dipengine::most_branched_pixels;
-    dipengine::most_branched_pixels = 0;
+#ifndef DIPENGINE_SILICON
+    int joint = 0;
+    for (const dipengine::emulator::Recorded& launch : dipengine::emulator::last_recorded()) joint += launch.name == std::string("conv_joint_gradients_64");
+    CHECK(joint == (which % 2 == 1 && problem.params.generator.one_by_one_up != 0));
+#endif
+    const int64_t most = std::exchange(dipengine::most_branched_pixels, 0);
     TestFit straight(problem, 3);
     dipengine::most_branched_pixels = most;
     branched.run(3);

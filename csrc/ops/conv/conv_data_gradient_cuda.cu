@@ -18,6 +18,7 @@
 #include "ops/conv/conv_bias_gradient_cuda.h"
 #include "ops/conv/conv_data_work_cuda.h"
 #include "ops/conv/conv_inputs_cuda.h"
+#include "ops/conv/conv_joint_gradients_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "ops/norm/parts_merge_cuda.h"
 #include "platform/cuda/launch.h"
@@ -439,7 +440,9 @@ dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* p
     data = source.tickets_at + tickets_of(source.tree, params->fits);
     return DIPENGINE_OK;
   }));
-  *count = std::max({tickets_of(part_tree_of(forward), params->fits), data, bias_gradient_tickets(*params)});
+  JointPlan both;
+  const int64_t joint = make_joint_plan(*params, SIZE_MAX, &both) ? tickets_of(part_tree_of(both), params->fits) : 0;
+  *count = std::max({tickets_of(part_tree_of(forward), params->fits), data, joint, bias_gradient_tickets(*params)});
   return DIPENGINE_OK;
 }
 

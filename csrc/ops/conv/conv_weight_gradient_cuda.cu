@@ -14,6 +14,7 @@
 // In bfloat16, with 9 taps: 4.7 M multiply-adds a tile against 23 + 16 KB from the second-level cache; bound by the tensor cores.
 #include "ops/conv/conv_bias_gradient_cuda.h"
 #include "ops/conv/conv_inputs_cuda.h"
+#include "ops/conv/conv_weight_sum_cuda.h"
 #include "platform/cuda/launch.h"
 
 namespace dipengine {
@@ -271,6 +272,7 @@ DIPENGINE_KERNEL(kThreads, 4) conv_weight_sum_kernel(DIPENGINE_PARAMS(SumLaunch)
     const int tap =
         tap_of(nearest, phase / p.phases, raw / p.kernel) * s.taps + tap_of(nearest, phase % p.phases, raw % p.kernel);
     const int64_t row = (static_cast<int64_t>(phase) * s.taps * s.taps + tap) * s.channels + input;
+    DIPENGINE_UNROLL_BY_8  // so many loads on their way at a time
     for (int split = 0; split < l.splits; ++split) sum += static_cast<double>(parts[(split * rows + row) * p.channels + out]);
   }
   l.d_weight[fit * l.parameters_fit_stride +
@@ -353,14 +355,20 @@ dipengine_status launch_source(const dipengine_conv_cuda_params& q, const ConvPl
   DIPENGINE_TRY(cuda::with_element(
       q.dtype, [&](auto element) { return launch_product<decltype(element)>(l, c.taps, grid, q.stream); }));
   if (single) return DIPENGINE_OK;
-  const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * s.channels * plan.channels;
-  const SumLaunch sum = {
-      plan, source, c.splits, q.active, l.parts, l.fit_parts, q.d_weight, q.fits == 1 ? 0 : q.parameters_fit_stride, elements};
-  return cuda::launch(conv_weight_sum_kernel, "conv_weight_sum", {(elements + kThreads - 1) / kThreads, q.fits, 1, kThreads, 0},
-                      sum, q.stream);
+  return launch_weight_sum(q, plan, source, c.splits, l.parts, l.fit_parts);
 }
 
 }  // namespace
+
+dipengine_status launch_weight_sum(const dipengine_conv_cuda_params& p, const ConvPlan& plan, int source, int splits, const float* parts,
+                                   int64_t fit_parts) {
+  const int64_t elements = static_cast<int64_t>(plan.kernel) * plan.kernel * plan.sources[source].channels * plan.channels;
+  const SumLaunch sum = {
+      plan, source, splits, p.active, parts, fit_parts, p.d_weight, p.fits == 1 ? 0 : p.parameters_fit_stride, elements};
+  return cuda::launch(conv_weight_sum_kernel, "conv_weight_sum", {(elements + kThreads - 1) / kThreads, p.fits, 1, kThreads, 0}, sum,
+                      p.stream);
+}
+
 }  // namespace dipengine
 
 extern "C" {
