@@ -39,6 +39,28 @@ def test_the_noise_that_was_added_is_found(height, width, within, channels, sigm
         assert estimated_sigma(pixels) == pytest.approx(added, rel=within)
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("height, width", [(96, 80), (24, 30)])
+def test_grey_images_stored_in_colour_have_the_noise_of_grey_ones(channels, height, width):
+    pixels, added = noisy(20, height, width, 1)
+    known = np.ones((height, width), bool)
+    known[5, 7] = False
+    for of in (None, known):
+        colour = np.repeat(pixels, channels, axis=2)
+        if of is not None:
+            colour[5, 7] = np.nan
+        expected = estimated_noise(np.nan_to_num(pixels), of)
+        assert estimated_noise(colour, of) == expected and expected.white
+        assert expected.sigma == pytest.approx(added, rel=0.15)
+    colour += np.random.default_rng(1).normal(0, 1, colour.shape)  # not grey any more
+    assert not estimated_noise(colour, known).white
+    whole = estimated_noise(np.repeat(pixels, channels, axis=2))
+    middle = height // 2
+    parts = [(np.repeat(pixels[: middle + 8], channels, axis=2), None, slice(0, middle)),
+             (np.repeat(pixels[middle:], channels, axis=2), None, slice(0, height - middle))]
+    assert estimated_noise_of_parts((height, width), parts).sigma == pytest.approx(whole.sigma, rel=0.01)
+
+
 def test_units_and_offsets_are_nothing_to_it():
     pixels, _ = noisy(20)
     expected = estimated_sigma(pixels)
@@ -166,9 +188,10 @@ def test_what_lies_in_some_directions_alone_is_not_taken_for_white():
     tinted = np.rint(np.clip(grey * (1.0, 0.8, 0.6), 0, 255))
     level = estimated_noise(tinted)
     assert level.sigma < 1 and level.spread[0] < 1.5 and level.spread[1] < 4 and level.evenness < 0.2 and not level.white
-    with pytest.raises(InputError, match="shows no noise"):  # in two directions of three there is nothing at all
-        estimated_noise(tinted[:, :, [0, 0, 0]])
-    assert dipengine.denoise(np.uint8(tinted[:, :, [0, 0, 0]]), **TINY).record["parameters"]["noise"] is None
+    with pytest.raises(InputError, match="shows no noise"):  # in one direction of three there is nothing at all
+        estimated_noise(tinted[:, :, [0, 0, 1]])
+    assert dipengine.denoise(np.uint8(tinted[:, :, [0, 0, 1]]), **TINY).record["parameters"]["noise"] is None
+    assert dipengine.denoise(np.uint8(tinted[:, :, [0, 0, 0]]), **TINY).record["parameters"]["noise"] == "gaussian"
     between = grey.copy()
     between[1:-1:2] = (between[:-2:2] + between[2::2]) / 2
     between[:, 1:-1:2] = (between[:, :-2:2] + between[:, 2::2]) / 2

@@ -13,7 +13,7 @@ smallest one; of noise smeared by half a pixel or more, of resampled and of most
 (bench/noise_level.py). Where interpolation leaves nothing in some directions, as demosaicking does, the smallest are those of the
 rounding to 8 bits, which is white: then those at the half are tens of times larger, where white noise has less than 4. And noise that
 is the same in all channels (a tinted grey image), or much stronger in one than in another, is told too low by the patches of all
-channels together: they are compared with each channel's own.
+channels together: they are compared with each channel's own. An image whose channels are all the same is grey.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
     `rows` belong to the part and those beyond to its neighbours."""
     stride = max(1, math.ceil(math.sqrt(shape[0] * shape[1] / _MOST)))
     found: dict[tuple[int, int, int], _Moments] = {}  # of patches by side, first and last channel
+    grey, grey_side = True, _side(shape, 1)
     for pixels, known, rows in parts:
         channels = pixels.shape[2]
         # More than four are no colours: each is an image of its own.
@@ -76,13 +77,16 @@ def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
         kinds = [(_side(shape, last - first), first, last) for first, last in groups]
         if 1 < channels and channels in _SIDES:
             kinds += [(_SMALL_SIDES[1], c, c + 1) for c in range(channels)]
+            grey = grey and _channels_are_the_same(pixels, known)
+            if grey and grey_side != _SMALL_SIDES[1]:
+                kinds.append((grey_side, 0, 1))
         for side, first, last in kinds:
             moments = found.setdefault((side, first, last), _Moments(side * side * (last - first)))
             for patches in _patches(pixels[:, :, first:last], known, rows, side, stride):
                 moments.add(patches)
     together, alone = list(found.values()), []
-    if together and channels in _SIDES:
-        together, alone = together[:1], together[1:]
+    if together and 1 < channels and channels in _SIDES:
+        together, alone = ([found[grey_side, 0, 1]], []) if grey else (together[:1], together[1 : 1 + channels])
     if not together or min(moments.count for moments in together + alone) < _LEAST:
         raise InputError(
             "The image is too small, or too little of it is known, to tell how strong its noise is; give sigma, its standard deviation "
@@ -98,6 +102,12 @@ def estimated_noise_of_parts(shape: tuple[int, int], parts: Iterable[tuple[Any, 
     channels_own = float(np.mean(by_channel))  # rounding may bring that of a clean one below 0
     evenness = math.sqrt(variance / channels_own) if channels_own > 0 else math.inf
     return NoiseLevel(float(f"{math.sqrt(variance):.4g}"), (quarter, half), evenness)
+
+
+def _channels_are_the_same(pixels: Any, known: Any) -> bool:
+    xp = namespace(pixels)
+    same = pixels[:, :, 1:] == pixels[:, :, :1]
+    return bool(xp.all(same if known is None else same | ~known[..., None]))
 
 
 def _over_smallest(values: np.ndarray, part: int) -> float:
