@@ -10,10 +10,12 @@
 # PYTHON       interpreter that creates the environment (3.11 or newer)
 # TORCH_INDEX  package index for PyTorch; by default its CPU wheels where there is no GPU, else the default index
 # VENV         folder of the environment
+# TESTERS      processes that share the tests
 # GPU_VENV     folder of that of gpu-acceptance, where $(PYTHON) lacks something for it
 
 PYTHON ?= python3
 VENV ?= .venv
+TESTERS ?= 2
 GPU_VENV ?= .venv-gpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -27,7 +29,7 @@ demo: $(VENV)/built
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/tested-with
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder tests
 
 # The core is built beside its sources with what the environment has, by no installer: no network, and whatever checkout the
 # environment was made in.

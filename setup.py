@@ -74,7 +74,7 @@ setup(
         "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],
         "render": ["onnx", "onnxruntime"],
         "astro": ["astropy"],
-        "test": ["pytest", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja",
+        "test": ["pytest", "pytest-xdist>=3.7", "hypothesis", "array-api-strict>=2.3", "astropy", "pillow", "scikit-image>=0.22", "cmake", "ninja",
                  "pybind11", 'nvidia-cuda-cuobjdump; sys_platform == "linux"', 'nvidia-cuda-nvdisasm; sys_platform == "linux"'],
     },
     zip_safe=False,

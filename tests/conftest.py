@@ -11,6 +11,32 @@ import pytest
 TINY = {"channels": 8, "levels": 2, "iterations": 12, "stop": "fixed", "threads": 1}
 
 
+# What is built once for all tests that stand on it, and by which: those of a file, or those that use a fixture.
+BUILDS = {
+    "emulator": {"test_cuda_bindings.py", "test_cuda_network.py", "test_cuda_plan.py", "test_emulator.py", "test_gpu_plan.py"},
+    "gates": {"test_cuda_gates.py"},
+    "core": {"test_native_example.py", "test_native_render.py", "core", "prefix"},
+}
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run one after the other in one process, where there are several: those of a build, or of a file."""
+    builds = [name for name, users in BUILDS.items() if item.path.name in users or users & set(item.fixturenames)]
+    if builds:
+        return builds[0]
+    return item.nodeid if item.path.name == "test_native_build.py" else item.path.name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    # What takes longest first: the builds, and the sanitizers', beside the many short tests.
+    ranks = {group: rank for rank, group in enumerate(BUILDS)}
+    items.sort(key=lambda item: ranks.get(group_of(item), len(ranks) + (item.path.name != "test_native_build.py")))
+
+
 def synthetic_picture(height: int, width: int, channels: int = 3) -> np.ndarray:
     """Smooth shades with an edge and a disc, float64 [H, W, C] in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)

@@ -37,8 +37,9 @@ REGISTERS = {
     "conv_input_operand_kernel": 128,
     "conv_gradient_operand_kernel": 128,
     "census_kernel": 64,
-    "conv_joint_gradients_kernel<64>": 128,
-    "conv_joint_gradients_kernel<128>": 128,
+    "conv_joint_gradients_kernel<64,128>": 192,
+    "conv_joint_gradients_kernel<128,64>": 255,
+    "conv_joint_gradients_kernel<128,128>": 255,
     "turn_begin_kernel": 64,
     "turn_judge_kernel": 64,
     "turn_end_kernel": 72,
@@ -79,7 +80,8 @@ PRODUCT_LOOPS = {
     "conv_forward_kernel<4,1,2,2,3>": 9, "conv_forward_kernel<2,2,4,2,1>": 5.5, "conv_forward_kernel<2,2,4,4,1>": 3.5,
     "conv_data_gradient_kernel<4,1,2,1,1>": 33, "conv_data_gradient_kernel<4,1,2,1,3>": 34, "conv_data_gradient_kernel<4,1,2,2,1>": 22,
     "conv_data_gradient_kernel<4,1,2,2,3>": 18, "conv_data_gradient_kernel<2,2,4,2,1>": 13, "conv_data_gradient_kernel<2,2,4,4,1>": 7,
-    "conv_head_gradient_kernel": 7, "conv_joint_gradients_kernel<64>": 25, "conv_joint_gradients_kernel<128>": 5, "conv_weight_gradient_kernel<4>": 5.5, "conv_weight_gradient_kernel<9>": 5,
+    "conv_head_gradient_kernel": 7, "conv_joint_gradients_kernel<64,128>": 20, "conv_joint_gradients_kernel<128,64>": 10.5,
+    "conv_joint_gradients_kernel<128,128>": 8.5, "conv_weight_gradient_kernel<4>": 5.5, "conv_weight_gradient_kernel<9>": 5,
 }  # but of weights' gradients of one tap, whose products are no loop of their own
 
 

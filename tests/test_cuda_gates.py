@@ -75,7 +75,7 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
     else:
         words = {"bf16": "HMMA.16816.F32.BF16", "float32": "HMMA.1688.F32.TF32", "rounding": "TF32", "matrices": "LDSM.16.M",
                  "copy": "LDGSTS.E.BYPASS.128", "load": "LDG.E.128"}
-    for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient"):
+    for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient", "conv_joint_gradients"):
         if disassembler is None:
             run(NVCC, *FLAGS, "-arch=compute_80", "-ptx", ROOT / f"csrc/ops/conv/{name}_cuda.cu", "-o", tmp_path / "code.ptx")
             codes = {"compute_80": (tmp_path / "code.ptx").read_text().split(".entry")[1:]}

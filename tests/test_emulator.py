@@ -103,7 +103,6 @@ SHARED = {
     "census_kernel": 256,
     "conv_bias_gradient_kernel": 7 * 1024,  # merges its parts: 28 bytes a thread, as norms do
     "conv_few_gradient_kernel": 64 * 1024,  # 192 places and 48 columns of 272 bytes: three blocks on sm_90
-    "conv_joint_gradients_kernel": 96 * 1024,  # less than a block may have on sm_86 and sm_89
     "deviance_kernel": 512,
     "deviance_finish_kernel": 512,
     "masked_mse_kernel": 256,
@@ -113,7 +112,8 @@ SHARED = {
     "norm_backward_kernel": 7 * 1024,
     "sums_kernel": 4 * 1024,
 }  # others: none
-BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_head_gradient_kernel", "conv_weight_gradient_kernel")
+BY_LAYER = ("conv_forward_kernel", "conv_data_gradient_kernel", "conv_head_gradient_kernel", "conv_weight_gradient_kernel",
+            "conv_joint_gradients_kernel")  # the last: a block a multiprocessor, and as much as the device has
 
 
 @pytest.mark.slow
@@ -209,9 +209,9 @@ FIFTEEN_MEGAPIXELS = 9 << 30  # bytes of the largest image in float32, and more;
 
 
 def launches_of_fifteen_megapixels(folder, dtype):
-    from cuda_launches import LayerLaunches, SampledDevice, rest
+    from cuda_launches import BFLOAT16, LayerLaunches, SampledDevice, rest
 
-    from dipengine.bench.operations import layers_of
+    from dipengine.bench.operations import Layer, Part, layers_of
     from dipengine.generators.architecture import Hourglass
 
     architecture, device = Hourglass.regular(upsample="nearest"), SampledDevice(folder, 227 * 1024, FIFTEEN_MEGAPIXELS)
@@ -221,6 +221,10 @@ def launches_of_fifteen_megapixels(folder, dtype):
             layer_launches = LayerLaunches(device, layer, dtype)
             found += layer_launches.forward()
             found += device.launches(layer.name, "data", "dipengine_conv_cuda_data_gradient", layer_launches.params)
+    if dtype == BFLOAT16:  # whose blocks go over the whole image, too: few pixels, in rows as far apart as may be
+        joint = LayerLaunches(device, Layer("level0.point", (Part(64, 8, 128),), 128, 64, 8, 1), dtype, heads=3)
+        joint.params.raw.row_stride = joint.sources[0].x.row_stride = joint.sources[0].d_x.row_stride = (2**31 - 1) // 64 // 8 * 8
+        found += joint.backward()
     return found + rest(device, architecture, 3904, 3968, dtype)
 
 

@@ -377,6 +377,7 @@ dipengine_status CudaPlan::joint_gradients(int step, dipengine_conv_cuda_params 
   c.tickets = tickets(step, kMain);
   DIPENGINE_TRY(dipengine_conv_cuda_joint_gradients(&c));
   DIPENGINE_TRY(put_behind(kWeights, kMain));
+  ++on_weights_[0];
   c.stream = streams_[kWeights];
   return dipengine_conv_cuda_joint_weight_sum(&c);
 }

@@ -105,13 +105,14 @@ extern int64_t most_stored_pixels;
 extern int64_t least_formed_pixels;
 
 // Canvas pixels from which on one launch has both gradients of the outermost 1x1 unit, in bfloat16 on a CUDA device, and forms the gradient
-// behind it, which then is nowhere. Bits are others. A variable for tests.
+// behind it, which then is nowhere (two launches do, where the device has little shared memory). Bits are others. A variable for tests.
 extern int64_t least_joint_pixels;
 
 // The graph of valid params, with every buffer but workspaces: `copies` of each, where so many fits run at once. `recomputes`, as a
 // CUDA device does: z is not kept from the forward pass to the end of the backward one, but drawn anew there by a second step
-// "perturb"; and of a large canvas the largest gradient of all, of its size with all channels, is never there. A 1x1 unit in front of
-// the head forms it from that of the logits, and leaves its own data gradient in the place of its raw output, read for the last time.
+// "perturb"; and the largest gradient of all, of the canvas' size with all channels, is nowhere on canvases of which one launch has both
+// gradients of the 1x1 unit in front of the head, and on large ones: that unit forms it from that of the logits. On a large canvas it leaves
+// its own data gradient in the place of its raw output, read for the last time.
 Graph make_graph(const dipengine_fit_params& params, int64_t copies = 1, bool recomputes = false);
 
 }  // namespace dipengine

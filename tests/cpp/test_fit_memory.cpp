@@ -233,9 +233,9 @@ TEST(every_buffer_is_written_before_it_is_read_and_kept_until_then) {
 // The outermost 1x1 unit forms the gradient behind it, and of a large image writes over its own output: nobody else has either, or reads
 // that output later.
 TEST(a_gradient_that_is_formed_is_nowhere_and_what_is_written_over_was_read_last) {
-  int formed = 0;
   for (const FitProblem& problem : check::every_task_and_precision()) CHECK(dipengine::make_graph(problem.params, 1, true).forms == -1);
   for (const Size size : {Size::middle, Size::large}) {
+    int formed = 0;
     const check::AsOfSize as_of_size(size);
     for (const FitProblem& problem : check::every_task_and_precision()) {
       const Graph graph = dipengine::make_graph(problem.params, 1, true);
@@ -261,8 +261,8 @@ TEST(a_gradient_that_is_formed_is_nowhere_and_what_is_written_over_was_read_last
       }
       CHECK(without == 2 && graph.steps[static_cast<size_t>(last)].name == "level0.point backward");
     }
+    CHECK(formed > 0);
   }
-  CHECK(formed > 0);
   const check::AsLarge as_large;
   dipengine_fit_params params = check::small_params(DIPENGINE_BFLOAT16);
   for (int which = 0; which < 3; ++which) {  // more channels than a block has, than a head has; a head behind a 3x3 unit

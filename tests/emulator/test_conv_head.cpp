@@ -16,6 +16,7 @@ namespace {
 struct HeadCase {
   int height, width, inputs, channels, heads;
   int fits = 1, gap = 0;  // gap: elements between pixels of all images
+  bool tickets = true;    // where one launch has both gradients: it merges their sums itself; else they are of x, not of its difference
 };
 
 constexpr float kSlope = 0.25f;
@@ -40,7 +41,7 @@ class HeadProblem {
         numbers_(static_cast<uint64_t>(of.height * 131 + of.channels)) {
     for (const int64_t apart : apart_) images_.push_back(image(pixels_ * apart));
     for (int which = 0; which < kKinds; ++which) per_channel_.push_back(on_grid(kNumbers * of.fits, which < kShifts ? 0.25 : 0));
-    h_ = on_grid(pixels_ * of.heads * of.fits, 0);
+    for (int64_t i = 0; i < pixels_ * of.heads * of.fits; ++i) h_.push_back(static_cast<float>(numbers_.next()));  // no bfloat16
     weights_ = numbers_.template vector<float>(parameters_ * of.fits, 0.5);
   }
 
@@ -88,6 +89,7 @@ class HeadProblem {
     source.d_x = {over_raw ? raw.data() : other.data(), apart_[1] * c_.width, apart_[1]};
     source.d_x_fit_stride = pixels_ * apart_[1];
     source.over_raw = over_raw;
+    if (!c_.tickets) source.centre = nullptr;
     dipengine_conv_cuda_params q = params_of(fits, c_.channels, &source);
     q.active = p.active;
     q.raw_dtype = q.dtype;
@@ -102,7 +104,7 @@ class HeadProblem {
     q.gradient_shift = number(kC);
     q.head = {p.weight, c_.heads, kSlope, {number(kRawScale), number(kRawShift)}};
     q.d_weight = d_weight.data();
-    left.ok = left.ok && (at_once ? run_both(&q) : run_gradient(&q, true) && run_gradient(&q, false)) && formed.intact() && raw.intact() && other.intact() &&
+    left.ok = left.ok && (at_once ? run_both(&q, c_.tickets) : run_gradient(&q, true) && run_gradient(&q, false)) && formed.intact() && raw.intact() && other.intact() &&
               sums.intact() && d_weight.intact();
     left.sum.assign(total(2), total(3));
     left.product.assign(total(3), total(4));
@@ -150,7 +152,7 @@ class HeadProblem {
                                  static_cast<long long>(at), static_cast<long long>(i), got, expected.value);
         }
         of_d[static_cast<size_t>(i)].add(got);
-        of_d_x[static_cast<size_t>(i)].add(got * (x - number(kMean, f, i)));
+        of_d_x[static_cast<size_t>(i)].add(got * (x - (c_.tickets ? number(kMean, f, i) : 0)));
       }
     }
     const auto near = [&](const char* what, const std::vector<float>& got, int64_t first, const std::vector<check::Sum>& expected,
@@ -261,8 +263,8 @@ class HeadProblem {
     return (packed.intact() && workspace.intact()) || emulator::wrong("written outside");
   }
 
-  // With tickets, and so one launch, and one more for the weights.
-  static bool run_both(dipengine_conv_cuda_params* p) {
+  // In one launch, or two without tickets, and one more for the weights.
+  static bool run_both(dipengine_conv_cuda_params* p, bool merges) {
     int64_t tickets = 0;
     if (dipengine_conv_cuda_joint_gradients_workspace(p, &p->workspace_bytes) != DIPENGINE_OK ||
         dipengine_conv_cuda_tickets(p, &tickets) != DIPENGINE_OK)
@@ -271,7 +273,7 @@ class HeadProblem {
     Array<uint8_t> workspace(static_cast<int64_t>(p->workspace_bytes));
     Array<uint32_t> counters(std::vector<uint32_t>(static_cast<size_t>(tickets), 0));
     p->workspace = workspace.data();
-    p->tickets = counters.data();
+    p->tickets = merges ? counters.data() : nullptr;
     if (dipengine_conv_cuda_joint_gradients(p) != DIPENGINE_OK || dipengine_conv_cuda_joint_weight_sum(p) != DIPENGINE_OK)
       return emulator::wrong("%s", dipengine_last_error());
     for (const uint32_t count : counters.copy()) {
@@ -328,11 +330,18 @@ bool all(std::initializer_list<HeadCase> cases, bool at_once = false) {
 SCENARIO(conv_head_few_channels) { return all<uint16_t>({{1, 1, 3, 3, 1}, {19, 9, 12, 12, 3, 3}, {5, 11, 16, 16, 4, 1, 8}}); }
 SCENARIO(conv_head_all_channels) { return all<uint16_t>({{18, 9, 128, 128, 3}}); }
 SCENARIO(conv_head_both_gradients) {
-  return all<uint16_t>({{1, 1, 8, 8, 1}, {19, 17, 24, 16, 3, 3, 8}, {21, 9, 64, 64, 4}, {16, 8, 40, 64, 2}}, true);
+  return all<uint16_t>({{1, 1, 8, 8, 1}, {35, 17, 24, 16, 3, 3, 8}, {21, 9, 64, 64, 4}, {16, 8, 40, 64, 2, 1, 0, false}}, true);
 }
 SCENARIO(conv_head_both_gradients_of_many_channels) { return all<uint16_t>({{19, 17, 128, 128, 3, 3}, {9, 9, 72, 128, 2, 1, 16}}, true); }
 SCENARIO(conv_head_tf32) { return all<float>({{19, 9, 12, 12, 3, 3}, {5, 11, 40, 40, 1}}); }
 SCENARIO(conv_head_tf32_in_chunks) { return all<float>({{18, 9, 72, 72, 2}}); }
+
+// More blocks than one group of a tree has, and three tiles of most.
+TEST(plans_of_both_gradients_go_over_many_tiles) {
+  HeadProblem<uint16_t> problem({16 * 53, 40, 8, 8, 3});
+  const Left<uint16_t> left = problem.run(0, 1, true, true);
+  CHECK(left.ok && problem.matches(left, 0) && emulator::faults().empty());
+}
 
 TEST(plans_refuse_heads_and_gradients_in_place_that_no_kernel_has) {
   static uint16_t memory[8];
@@ -370,4 +379,81 @@ TEST(plans_refuse_heads_and_gradients_in_place_that_no_kernel_has) {
   CHECK(sizes() == DIPENGINE_OK);
   s.d_x.data = nullptr;  // nothing wanted
   CHECK(sizes() == DIPENGINE_OK && packed == 0);
+}
+
+TEST(plans_have_both_gradients_of_some_layers_by_one_launch_and_refuse_those_of_others) {
+  static float numbers[256];
+  static uint16_t images[2][128];
+  dipengine_conv_cuda_source s{};
+  dipengine_conv_cuda_params p{};
+  size_t bytes = 0;
+  const auto begin = [&] {
+    s = {};
+    s.height = s.width = 4;
+    s.channels = 8;
+    s.x = {images[0], 32, 8};
+    s.slope = 1;
+    s.sum = s.product = numbers;
+    p = {};
+    p.struct_size = sizeof(p);
+    p.source_size = sizeof(s);
+    p.fits = 1;
+    p.sources = &s;
+    p.sources_count = 1;
+    p.dtype = p.raw_dtype = DIPENGINE_BFLOAT16;
+    p.kernel = p.stride = 1;
+    p.height = p.width = 4;
+    p.channels = 8;
+    p.weight = numbers;
+    p.d_weight = numbers;
+    p.raw = s.d_x = {images[1], 32, 8};
+    s.over_raw = 1;
+    p.gradient = {numbers, 12, 3};
+    p.gradient_dtype = DIPENGINE_FLOAT32;
+    p.gradient_scale = p.raw_scale = p.gradient_shift = numbers;
+    p.head = {numbers, 3, 0.2f, {numbers, numbers}};
+  };
+  const auto workspace = [&] { return dipengine_conv_cuda_joint_gradients_workspace(&p, &bytes); };
+  const auto has_none = [&] { return workspace() == DIPENGINE_OK && bytes == 0; };
+  begin();
+  CHECK(workspace() == DIPENGINE_OK && bytes > 0);
+  CHECK(dipengine_conv_cuda_joint_gradients(&p) == DIPENGINE_INVALID_ARGUMENT);  // no workspace
+  CHECK(dipengine_conv_cuda_joint_gradients_workspace(&p, nullptr) == DIPENGINE_INVALID_ARGUMENT);
+  const auto settings = emulator::settings();
+  emulator::settings().shared_limit = 48 * 1024;
+  CHECK(has_none());
+  emulator::settings() = settings;
+  s.over_raw = 0;
+  s.accumulate = 1;
+  CHECK(has_none() && dipengine_conv_cuda_joint_gradients(&p) == DIPENGINE_INVALID_ARGUMENT);
+  CHECK(dipengine_conv_cuda_joint_weight_sum(&p) == DIPENGINE_INVALID_ARGUMENT);
+  begin();
+  p.dtype = p.raw_dtype = DIPENGINE_FLOAT32;
+  CHECK(has_none());
+  begin();
+  s.x = {images[0], 36, 9};
+  CHECK(has_none());
+  begin();
+  s.x.row_stride = INT32_MAX / 8 * 8;
+  CHECK(has_none());
+  begin();
+  p.head.weight = nullptr;
+  p.gradient_dtype = DIPENGINE_BFLOAT16;
+  p.gradient = p.raw;
+  s.over_raw = 0;
+  CHECK(has_none());
+  begin();
+  s.over_raw = 0;
+  s.channels = 136;
+  s.x = s.d_x = {images[0], 4 * 136, 136};
+  CHECK(has_none());
+  begin();
+  s.d_x.pixel_stride = 4;  // pixels that overlap
+  CHECK(workspace() == DIPENGINE_INVALID_ARGUMENT);
+  begin();
+  s.d_x.row_stride = 40;  // over raw, and not where that is
+  CHECK(workspace() == DIPENGINE_INVALID_ARGUMENT);
+  begin();
+  s.sum = nullptr;
+  CHECK(workspace() == DIPENGINE_INVALID_ARGUMENT);
 }

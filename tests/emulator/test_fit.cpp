@@ -45,6 +45,18 @@ std::vector<float> gradients(const TestFit& fit, const FitProblem& problem) {
   return values;
 }
 
+// Whether the plan made last has one launch for both gradients of a layer, or none, where that is `expected`.
+bool joint_launches(bool expected) {
+#ifdef DIPENGINE_SILICON
+  return true;
+#else
+  int64_t joint = 0;
+  for (const dipengine::emulator::Recorded& launch : dipengine::emulator::last_recorded())
+    joint += launch.name == std::string("conv_joint_gradients");
+  return joint == (expected ? 1 : 0);
+#endif
+}
+
 }  // namespace
 
 TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
@@ -54,6 +66,7 @@ TEST(fit_one_step_from_recorded_states_agrees_with_the_plan_on_a_cpu) {
       const FitProblem problem = other ? other_problem(dtype) : small_problem(dtype);
       const bool bfloat16 = dtype == DIPENGINE_BFLOAT16;
       TestFit cpu(problem, 7), device(on_device(problem), 7);
+      CHECK(joint_launches(bfloat16 && size != Size::small));
       // Later the loss of an image this small is next to nothing, a percent of which is bf16's rounding of the output.
       for (const int64_t iterations : {0, 1, 6, 12, 14}) {
         cpu.run(iterations);
@@ -85,6 +98,7 @@ TEST(fit_in_company_has_the_bits_that_it_has_alone) {
     unmasked.mask.clear();
     const FitProblem tasks[] = {device, unmasked, device.with_data(5)};
     TestFit company(device, nullptr, 3);
+    CHECK(joint_launches(size != Size::small));
     std::vector<std::string> alone;
     for (int32_t slot = 0; slot < 3; ++slot) {
       TestFit one(tasks[slot], static_cast<uint64_t>(slot) + 1);
@@ -276,11 +290,7 @@ TEST(fit_with_and_without_branches_gives_the_same_bits) {
     const check::AsOfSize as_of_size(which % 2 == 0 ? Size::small : Size::middle);
     const FitProblem problem = on_device(check::resized(problems[which / 2], 22, 29, 5));
     TestFit branched(problem, 3);
-#ifndef DIPENGINE_SILICON
-    int joint = 0;
-    for (const dipengine::emulator::Recorded& launch : dipengine::emulator::last_recorded()) joint += launch.name == std::string("conv_joint_gradients_64");
-    CHECK(joint == (which % 2 == 1 && problem.params.generator.one_by_one_up != 0));
-#endif
+    CHECK(joint_launches(which % 2 == 1 && problem.params.generator.one_by_one_up != 0));
     const int64_t most = std::exchange(dipengine::most_branched_pixels, 0);
     TestFit straight(problem, 3);
     dipengine::most_branched_pixels = most;
@@ -290,6 +300,38 @@ TEST(fit_with_and_without_branches_gives_the_same_bits) {
     CHECK(dipengine_fit_arena_bytes(straight.get()) < dipengine_fit_arena_bytes(branched.get()));
     no_faults();
   }
+}
+
+// What is formed where no launch has both gradients, as on a device of little shared memory: with branches and without.
+TEST(fit_forms_a_gradient_for_two_launches_where_none_has_both) {
+  const check::AsOfSize as_of_size(Size::middle);
+  dipengine_fit_params p = check::small_params(DIPENGINE_BFLOAT16);
+  p.generator.channels_up[0] = 72;  // more than 64 take more of it
+  const FitProblem problem = on_device(check::problem_with("wide", p, false));
+  TestFit joint(problem, 3);
+  CHECK(joint_launches(true));
+  joint.run(1);
+#ifndef DIPENGINE_SILICON
+  dipengine::emulator::settings().shared_limit = 72 * 1024;
+#endif
+  std::vector<std::string> states;
+  for (const int64_t most_branched : {int64_t{0}, dipengine::most_branched_pixels}) {
+    const int64_t branched = std::exchange(dipengine::most_branched_pixels, most_branched);
+    TestFit apart(problem, 3);
+    dipengine::most_branched_pixels = branched;
+#ifndef DIPENGINE_SILICON
+    CHECK(joint_launches(false));
+#endif
+    apart.run(1);
+    CHECK(distance(gradients(apart, problem), gradients(joint, problem)) <= 0.02);
+    apart.run(2);
+    states.push_back(apart.state());
+  }
+  CHECK(states[0] == states[1]);
+  no_faults();
+#ifndef DIPENGINE_SILICON
+  dipengine::emulator::settings() = dipengine::emulator::Settings{};
+#endif
 }
 
 // What large images do: operands that many blocks read are made once.

@@ -144,7 +144,7 @@ DIPENGINE_API dipengine_status dipengine_conv_cuda_data_gradient(const dipengine
 /* Both gradients of a layer with a head in one launch, for which d_raw is formed once: d_x with its sums, and parts of d_weight, which
  * joint_weight_sum adds up, of the same params and workspace; on another stream, if that waits for this one. Nothing is packed. For bfloat16
  * images of up to 128 channels on either side, multiples of 8, whose pixels begin at multiples of 16 bytes, and a d_x that adds to nothing;
- * for other layers the workspace is 0 bytes. g is not rounded there, and so neither d_x nor d_weight has the bits of the two ops above. */
+ * for other layers the workspace is 0 bytes. h and g are not rounded there, and so neither d_x nor d_weight has the bits of the two ops above. */
 DIPENGINE_API dipengine_status dipengine_conv_cuda_joint_gradients_workspace(const dipengine_conv_cuda_params* params, size_t* bytes);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_joint_gradients(const dipengine_conv_cuda_params* params);
 DIPENGINE_API dipengine_status dipengine_conv_cuda_joint_weight_sum(const dipengine_conv_cuda_params* params);

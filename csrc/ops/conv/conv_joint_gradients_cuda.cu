@@ -2,7 +2,7 @@
 //
 //   d_W[c, o] = sum over pixels  u[c] d_raw[o]        d_x[c] = leaky_relu'(inner(x[c])) sum over o  W[c, o] d_raw[o]
 //
-// with d_raw of a head as in conv_gradient_cuda.h, but for g, which is not rounded here, and the sums of d_x. A block goes over some tiles
+// with d_raw of a head as in conv_gradient_cuda.h, but that h and g are not rounded here, and the sums of d_x. A block goes over some tiles
 // of 8 columns: x and raw of a tile are copied into shared memory, where each thread makes u and d_raw of its own sixteen bytes in their
 // place; warps multiply u's transpose by d_raw, whose sums they keep for all tiles, and d_raw by the weights, which are there for all
 // tiles. While they store d_x of a tile, the next one is copied. The parts of d_W are added up by the kernel that adds those of other layers.
@@ -10,6 +10,7 @@
 // Rows of shared memory are pixels or input channels.
 #include "ops/conv/conv_joint_gradients_cuda.h"
 
+#include "ops/conv/conv_data_gradient_cuda.h"
 #include "ops/conv/conv_gradient_cuda.h"
 #include "ops/conv/conv_inputs_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
@@ -23,7 +24,7 @@ namespace {
 
 using Element = cuda::Bfloat16;
 
-constexpr int kThreads = 512, kWarps = kThreads / cuda::kWarp;
+constexpr int kThreads = 256, kWarps = kThreads / cuda::kWarp;
 constexpr int kWhole = 8;  // values in sixteen bytes: a group
 static_assert(kWhole == Element::kEach, "a group");
 
@@ -32,21 +33,21 @@ static_assert(kWhole == Element::kEach, "a group");
 enum Number { kWeight, kRawScale = kWeight + DIPENGINE_CONV_CUDA_HEAD, kRawShift, kB, kC, kScale, kShift, kCentre, kNumbers };
 constexpr int kNumberBytes = 4 * kWhole, kNumberPitch = kNumbers * kNumberBytes + 16;  // 16 more against bank conflicts
 
-// Of blocks for up to so many channels on either side.
-template <int channels>
+// Of blocks for up to so many channels on either side, and so many pixels at a time.
+template <int channels, int pixels>
 struct Joint {
   static constexpr int kChannels = channels, kGroups = channels / kWhole, kRowBytes = channels * Element::kBytes + kPitchMargin;
-  static constexpr int kPixels = kThreads * 2 / kGroups, kRows = kPixels / kTileColumns;  // of a tile: a thread has two groups
-  static constexpr int kOwnStep = kThreads / kGroups;                                     // pixels between these, whole rows
-  static_assert(kOwnStep % kTileColumns == 0, "whole rows");
-  // The data gradient: warps of 16 pixels and 32 channels.
-  static constexpr int kWarpsN = channels / 32, kWarpsM = kWarps / kWarpsN;
-  static_assert(kWarpsM * 16 == kPixels, "all pixels");
-  // The weights': 4 x 4 warps, of so many products of 16 inputs and 8 outputs.
-  static constexpr int kInputs = channels / 64, kOutputs = channels / 32;
+  static constexpr int kPixels = pixels, kRows = pixels / kTileColumns;  // of a tile
+  static constexpr int kOwnStep = kThreads / kGroups, kOwn = pixels / kOwnStep;  // a thread's groups: of one pixel in so many
+  static_assert(kOwnStep % kTileColumns == 0 && kOwn % 2 == 0, "whole rows, in twos");
+  // The data gradient: warps of 32 pixels and the rest of the channels.
+  static constexpr int kWarpsM = pixels / 32, kWarpsN = kWarps / kWarpsM, kWarpChannels = channels / kWarpsN;
+  static constexpr int kProducts = kWarpChannels / 8, kWarpGroups = kWarpChannels / 32;  // of 8 channels; of those of a lane's sixteens
+  // The weights': 4 x 2 warps, of so many products of 16 inputs and 8 outputs.
+  static constexpr int kInputs = channels / 64, kOutputs = channels / 16;
 
   static constexpr int kTileBytes = kPixels * kRowBytes, kWeightBytes = channels * kRowBytes;
-  static constexpr int kSumsBytes = kThreads * kWhole * 4;
+  static constexpr int kSumsBytes = kThreads * kWarpGroups * kWhole * 4;
   static constexpr int kSharedBytes =
       kWeightBytes + 2 * kTileBytes + kSumsBytes + kGroups * kNumberPitch + kPixels * 4 * DIPENGINE_CONV_CUDA_HEAD;
 };
@@ -64,6 +65,7 @@ struct JointLaunch {
   dipengine_affine_cuda inner;
   float slope;
   const float* centre;
+  int32_t ahead;  // bytes from where a tile is formed to where it is copied, while the one before is multiplied; 0: in its place
   float* weight_parts;  // [fits, splits, inputs, channels]
   int64_t fit_parts;
   PartSums* parts;
@@ -171,7 +173,7 @@ DIPENGINE_DEVICE Tile tile_behind(const JointPlan& p, const Tile& t) {
   return {last ? t.row + Shape::kRows : t.row, last ? 0 : t.column + kTileColumns};
 }
 
-// The groups that are the thread's to copy and to form: one of a pixel, and of that kOwnStep further on.
+// The groups that are the thread's to copy and to form: all of one group, number i of a pixel kOwnStep behind that of the one before.
 template <typename Shape>
 DIPENGINE_DEVICE int own_group() {
   return cuda::thread_index() % Shape::kGroups;
@@ -181,8 +183,13 @@ DIPENGINE_DEVICE int own_pixel(int i) {
   return cuda::thread_index() / Shape::kGroups + i * Shape::kOwnStep;
 }
 template <typename Shape>
+DIPENGINE_DEVICE int own_place(int i) {
+  return place<Shape>(own_pixel<Shape>(0), own_group<Shape>()) + i * Shape::kOwnStep * Shape::kRowBytes;
+}
+template <typename Shape>
 DIPENGINE_DEVICE bool own_is_there(const JointPlan& p, const Tile& t, int i) {
-  return t.row + own_pixel<Shape>(i) / kTileColumns < p.height && t.column + own_pixel<Shape>(i) % kTileColumns < p.width;
+  const int first = own_pixel<Shape>(0);
+  return t.row + first / kTileColumns + i * (Shape::kOwnStep / kTileColumns) < p.height && t.column + first % kTileColumns < p.width;
 }
 
 // Elements from a tile's first pixel to pixel (row, column) of it: strides are such that these are 31 bits.
@@ -190,99 +197,115 @@ DIPENGINE_DEVICE int within_tile(int row, int64_t row_stride, int column, int64_
   return row * static_cast<int32_t>(row_stride) + column * static_cast<int32_t>(pixel_stride);
 }
 
-// Begins to copy a group of both of the thread's pixels; zeros outside of the image, and behind the last channel.
+// Begins to copy the thread's groups of an image; zeros outside of it, and behind the last channel.
 template <typename Shape>
 DIPENGINE_DEVICE void begin_image(const JointPlan& p, const Tile& t, const void* image, int64_t fit_at, int64_t row_stride,
                                   int64_t pixel_stride, int channels, unsigned char* to) {
-  const int group = own_group<Shape>(), first = own_pixel<Shape>(0);
+  const int channel = kWhole * own_group<Shape>(), first = own_pixel<Shape>(0);
   const auto* const tile = static_cast<const Element::Stored*>(image) + fit_at + pixel_at(t.row, row_stride, t.column, pixel_stride);
-  const auto* const from =
-      tile + within_tile(first / kTileColumns, row_stride, first % kTileColumns, pixel_stride) + kWhole * group;
+  const auto* from = tile + within_tile(first / kTileColumns, row_stride, first % kTileColumns, pixel_stride) + channel;
   DIPENGINE_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    cuda::copy_async16(to + place<Shape>(own_pixel<Shape>(i), group),
-                       from + i * (Shape::kOwnStep / kTileColumns) * static_cast<int64_t>(row_stride),
-                       own_is_there<Shape>(p, t, i) && kWhole * group < channels);
+  for (int i = 0; i < Shape::kOwn; ++i, from += Shape::kOwnStep / kTileColumns * row_stride) {
+    cuda::copy_async16(to + own_place<Shape>(i), from, own_is_there<Shape>(p, t, i) && channel < channels);
   }
 }
 template <typename Shape>
 DIPENGINE_DEVICE void begin_tile(const JointLaunch& l, int64_t fit, const Tile& t, const Kept& k) {
-  begin_image<Shape>(l.plan, t, l.x, fit * l.x_fit_stride, l.x_row_stride, l.x_pixel_stride, l.plan.inputs, k.inputs);
+  begin_image<Shape>(l.plan, t, l.x, fit * l.x_fit_stride, l.x_row_stride, l.x_pixel_stride, l.plan.inputs, k.inputs + l.ahead);
   begin_image<Shape>(l.plan, t, l.d_raw.raw, fit * l.d_raw.raw_fit_stride, l.d_raw.raw_row_stride, l.d_raw.raw_pixel_stride,
-                     l.plan.channels, k.outputs);
+                     l.plan.channels, k.outputs + l.ahead);
   cuda::copy_commit();
 }
 
-// The thread's value of the head's gradient: of a pixel, and one of its channels.
+// The thread's values of the head's gradient, of a tile: each of a pixel, and one of its channels.
 template <typename Shape>
-DIPENGINE_DEVICE float head_gradient(const JointLaunch& l, int64_t fit, const Tile& t) {
-  const int pixel = cuda::thread_index() / DIPENGINE_CONV_CUDA_HEAD, channel = cuda::thread_index() % DIPENGINE_CONV_CUDA_HEAD;
-  const int y = t.row + pixel / kTileColumns, x = t.column + pixel % kTileColumns;
-  if (pixel >= Shape::kPixels || channel >= l.d_raw.head.channels || y >= l.plan.height || x >= l.plan.width) return 0;
-  return static_cast<const float*>(
-      l.d_raw.gradient)[fit * l.d_raw.gradient_fit_stride + pixel_at(y, l.d_raw.gradient_row_stride, x, l.d_raw.gradient_pixel_stride) +
-                        channel];
+struct OwnGradients {
+  static constexpr int kCount = Shape::kPixels * DIPENGINE_CONV_CUDA_HEAD / kThreads;
+  static_assert(kCount * kThreads == Shape::kPixels * DIPENGINE_CONV_CUDA_HEAD, "all pixels");
+  float of[kCount];
+};
+template <typename Shape>
+DIPENGINE_DEVICE OwnGradients<Shape> own_gradients(const JointLaunch& l, int64_t fit, const Tile& t) {
+  OwnGradients<Shape> own;
+  const int first = cuda::thread_index() / DIPENGINE_CONV_CUDA_HEAD, channel = cuda::thread_index() % DIPENGINE_CONV_CUDA_HEAD;
+  const auto* const from = static_cast<const float*>(l.d_raw.gradient) + fit * l.d_raw.gradient_fit_stride + channel;
+  DIPENGINE_UNROLL
+  for (int i = 0; i < OwnGradients<Shape>::kCount; ++i) {
+    const int pixel = first + i * (kThreads / DIPENGINE_CONV_CUDA_HEAD);
+    const int y = t.row + pixel / kTileColumns, x = t.column + pixel % kTileColumns;
+    const bool there = channel < l.d_raw.head.channels && y < l.plan.height && x < l.plan.width;
+    own.of[i] = there ? from[pixel_at(y, l.d_raw.gradient_row_stride, x, l.d_raw.gradient_pixel_stride)] : 0.0f;
+  }
+  return own;
 }
 template <typename Shape>
-DIPENGINE_DEVICE void keep_head_gradient(float value, const Kept& k) {
-  if (cuda::thread_index() < Shape::kPixels * DIPENGINE_CONV_CUDA_HEAD) k.gradients[cuda::thread_index()] = value;
+DIPENGINE_DEVICE void keep_gradients(const OwnGradients<Shape>& own, const Kept& k) {
+  DIPENGINE_UNROLL
+  for (int i = 0; i < OwnGradients<Shape>::kCount; ++i) k.gradients[cuda::thread_index() + i * kThreads] = own.of[i];
 }
 
-// u of the thread's groups, in the place of x; zeros outside of the image.
+// u of the thread's groups, of x as it was copied; zeros outside of the image.
 template <typename Shape>
 DIPENGINE_DEVICE void form_inputs(const JointLaunch& l, const Tile& t, const Kept& k) {
   const unsigned char* const numbers = k.numbers + own_group<Shape>() * kNumberPitch;
   float scale[kWhole], shift[kWhole];
   kept_eight<16>(numbers + kNumberBytes * kScale, scale);
   kept_eight<16>(numbers + kNumberBytes * kShift, shift);
-  DIPENGINE_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    unsigned char* const own = k.inputs + place<Shape>(own_pixel<Shape>(i), own_group<Shape>());
-    const cuda::Bytes16 x = cuda::load16(own);
-    float value[kWhole];
+  DIPENGINE_NO_UNROLL
+  for (int first = 0; first < Shape::kOwn; first += 2) {
     DIPENGINE_UNROLL
-    for (int e = 0; e < kWhole; ++e) {
-      const float inner = fma(Element::widen(Element::get(x, e)), scale[e], shift[e]);
-      value[e] = greater_of(inner, inner * l.slope);  // slopes are 1 at most
+    for (int i = first; i < first + 2; ++i) {
+      unsigned char* const own = k.inputs + own_place<Shape>(i);
+      const cuda::Bytes16 x = cuda::load16(own + l.ahead);
+      float value[kWhole];
+      DIPENGINE_UNROLL
+      for (int e = 0; e < kWhole; ++e) {
+        const float inner = fma(Element::widen(Element::get(x, e)), scale[e], shift[e]);
+        value[e] = greater_of(inner, inner * l.slope);  // slopes are 1 at most
+      }
+      const cuda::Bytes16 u = Element::pack_operands(value);
+      cuda::store16(own, own_is_there<Shape>(l.plan, t, i) ? u : cuda::Bytes16{});
     }
-    const cuda::Bytes16 u = Element::pack_operands(value);
-    cuda::store16(own, own_is_there<Shape>(l.plan, t, i) ? u : cuda::Bytes16{});
   }
 }
 
-// The same of d_raw, in the place of raw.
+// The same of d_raw.
 template <typename Shape>
 DIPENGINE_DEVICE void form_outputs(const JointLaunch& l, const Tile& t, const Kept& k) {
   const unsigned char* const numbers = k.numbers + own_group<Shape>() * kNumberPitch;
-  float value[2][kWhole];  // A times the gradient behind the leaky ReLU in front of the head
+  float weight[DIPENGINE_CONV_CUDA_HEAD][kWhole], scale[kWhole], shift[kWhole], b[kWhole], c[kWhole];
   DIPENGINE_UNROLL
-  for (int h = 0; h < DIPENGINE_CONV_CUDA_HEAD; ++h) {
-    if (h > 0 && h >= l.d_raw.head.channels) continue;
-    float weight[kWhole];
-    kept_eight<16>(numbers + kNumberBytes * (kWeight + h), weight);
-    DIPENGINE_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const float gradient = k.gradients[own_pixel<Shape>(i) * DIPENGINE_CONV_CUDA_HEAD + h];
-      DIPENGINE_UNROLL
-      for (int e = 0; e < kWhole; ++e) value[i][e] = h == 0 ? weight[e] * gradient : fma(weight[e], gradient, value[i][e]);
-    }
-  }
-  float scale[kWhole], shift[kWhole], b[kWhole], c[kWhole];
+  for (int h = 0; h < DIPENGINE_CONV_CUDA_HEAD; ++h) kept_eight<16>(numbers + kNumberBytes * (kWeight + h), weight[h]);
   kept_eight<16>(numbers + kNumberBytes * kRawScale, scale);
   kept_eight<16>(numbers + kNumberBytes * kRawShift, shift);
   kept_eight<16>(numbers + kNumberBytes * kB, b);
   kept_eight<16>(numbers + kNumberBytes * kC, c);
-  DIPENGINE_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    unsigned char* const own = k.outputs + place<Shape>(own_pixel<Shape>(i), own_group<Shape>());
-    const cuda::Bytes16 bytes = cuda::load16(own);
+  const bool four = l.d_raw.head.channels == DIPENGINE_CONV_CUDA_HEAD;  // else the last of the head's weights are zeros
+  DIPENGINE_NO_UNROLL
+  for (int first = 0; first < Shape::kOwn; first += 2) {
     DIPENGINE_UNROLL
-    for (int e = 0; e < kWhole; ++e) {
-      const float raw = Element::widen(Element::get(bytes, e)), slope = fma(raw, scale[e], shift[e]) > 0 ? 1.0f : l.d_raw.head.slope;
-      value[i][e] = fma(value[i][e], slope, fma(b[e], raw, c[e]));
+    for (int i = first; i < first + 2; ++i) {
+      unsigned char* const own = k.outputs + own_place<Shape>(i);
+      const cuda::Bytes16 bytes = cuda::load16(own + l.ahead);
+      const cuda::Bytes16 of_head = cuda::load16(k.gradients + own_pixel<Shape>(i) * DIPENGINE_CONV_CUDA_HEAD);
+      float value[kWhole];  // A times the gradient behind the leaky ReLU in front of the head
+      DIPENGINE_UNROLL
+      for (int e = 0; e < kWhole; ++e) value[e] = weight[0][e] * float_from_bits(of_head.word[0]);
+      DIPENGINE_UNROLL
+      for (int h = 1; h < DIPENGINE_CONV_CUDA_HEAD; ++h) {
+        if (h == 3 && !four) continue;
+        DIPENGINE_UNROLL
+        for (int e = 0; e < kWhole; ++e) value[e] = fma(weight[h][e], float_from_bits(of_head.word[h]), value[e]);
+      }
+      DIPENGINE_UNROLL
+      for (int e = 0; e < kWhole; ++e) {
+        const float raw = Element::widen(Element::get(bytes, e));
+        const float slope = fma(raw, scale[e], shift[e]) > 0 ? 1.0f : l.d_raw.head.slope;
+        value[e] = fma(value[e], slope, fma(b[e], raw, c[e]));
+      }
+      const cuda::Bytes16 d_raw = Element::pack_operands(value);
+      cuda::store16(own, own_is_there<Shape>(l.plan, t, i) ? d_raw : cuda::Bytes16{});
     }
-    const cuda::Bytes16 d_raw = Element::pack_operands(value[i]);
-    cuda::store16(own, own_is_there<Shape>(l.plan, t, i) ? d_raw : cuda::Bytes16{});
   }
 }
 
@@ -317,66 +340,81 @@ DIPENGINE_DEVICE void multiply_weights(const Kept& k, WeightSums<Shape>* sums) {
   }
 }
 
-// d_raw of the warp's 16 pixels by the weights of its 32 channels.
+// d_raw of the warp's 32 pixels by the weights of its channels.
 template <typename Shape>
-DIPENGINE_DEVICE void multiply_data(const Kept& k, int warp_m, int warp_n, float (&du)[4][4]) {
+struct DataSums {
+  float of[2][Shape::kProducts][4];
+};
+template <typename Shape>
+DIPENGINE_DEVICE void multiply_data(const Kept& k, int warp_m, int warp_n, DataSums<Shape>* du) {
   const int lane = cuda::lane_index();
-  const int a_row = 16 * warp_m + lane % 16, b_row = 32 * warp_n + lane / 16 * 8 + lane % 8;
-  DIPENGINE_NO_UNROLL
-  for (int first = 0; first < Shape::kChannels / Element::kDepth; first += 4) {  // all at once would be a register too many on sm_120
+  const int a_row = 32 * warp_m + lane % 16, b_row = Shape::kWarpChannels * warp_n + lane / 16 * 8 + lane % 8;
+  DIPENGINE_UNROLL
+  for (int step = 0; step < Shape::kChannels / Element::kDepth; ++step) {
+    uint32_t a[2][4];
     DIPENGINE_UNROLL
-    for (int step = first; step < first + 4; ++step) {
-      uint32_t a[4];
-      cuda::load_matrices(a, k.outputs + place<Shape>(a_row, 2 * step + lane / 16));
+    for (int m = 0; m < 2; ++m) cuda::load_matrices(a[m], k.outputs + place<Shape>(a_row + 16 * m, 2 * step + lane / 16));
+    DIPENGINE_UNROLL
+    for (int n = 0; n < Shape::kProducts; n += 2) {
+      uint32_t b[4];  // of two products
+      cuda::load_matrices(b, k.weights + place<Shape>(b_row + 8 * n, 2 * step + lane / 8 % 2));
       DIPENGINE_UNROLL
-      for (int n = 0; n < 4; n += 2) {
-        uint32_t b[4];
-        cuda::load_matrices(b, k.weights + place<Shape>(b_row + 8 * n, 2 * step + lane / 8 % 2));
-        Element::multiply(du[n], a, b[0], b[1]);
-        Element::multiply(du[n + 1], a, b[2], b[3]);
+      for (int m = 0; m < 2; ++m) {
+        Element::multiply(du->of[m][n], a[m], b[0], b[1]);
+        Element::multiply(du->of[m][n + 1], a[m], b[2], b[3]);
       }
     }
   }
 }
 
-// Where a lane's d_x lies: two rows of a tile, a column, eight channels.
+// Where a lane's d_x lies: four rows of a tile, a column, eight channels of each 32 of the warp's.
+constexpr int kOwnRows = 4;
 struct OwnPixels {
   int row, column, channel;  // within the tile
-  bool there[2];
+  bool there[kOwnRows];      // the pixel
+};
+struct OwnX {
+  cuda::Bytes16 of[kOwnRows];
 };
 
-DIPENGINE_DEVICE void load_x(const JointLaunch& l, int64_t fit, const Tile& t, const OwnPixels& own, cuda::Bytes16 (&x)[2]) {
+DIPENGINE_DEVICE OwnX load_x(const JointLaunch& l, int64_t fit, const Tile& t, const OwnPixels& own, int channel) {
   const auto* const tile =
       static_cast<const Element::Stored*>(l.x) + fit * l.x_fit_stride + pixel_at(t.row, l.x_row_stride, t.column, l.x_pixel_stride);
-  const auto* const from = tile + within_tile(own.row, l.x_row_stride, own.column, l.x_pixel_stride) + own.channel;
+  const auto* from = tile + within_tile(own.row, l.x_row_stride, own.column, l.x_pixel_stride) + channel;
+  OwnX x;
   DIPENGINE_UNROLL
-  for (int i = 0; i < 2; ++i) x[i] = own.there[i] ? cuda::load16_global(from + i * l.x_row_stride) : cuda::Bytes16{};
+  for (int i = 0; i < kOwnRows; ++i, from += l.x_row_stride) {
+    x.of[i] = own.there[i] && channel < l.plan.inputs ? cuda::load16_global(from) : cuda::Bytes16{};
+  }
+  return x;
 }
 
-// d_x; and to the thread's sums of the tiles before, which are of d_x in the lower half of a warp and of products in the upper one.
-DIPENGINE_DEVICE void store_d_x(const JointLaunch& l, int64_t fit, const Tile& t, const OwnPixels& own, const unsigned char* numbers,
-                                const cuda::Bytes16 (&x)[2], const float (&du)[4][4], unsigned char* sums) {
+// d_x of eight channels, of sums du[rows][4 products][4]; and to the thread's sums of the tiles before, which are of d_x in the lower half
+// of a warp and of products in the upper one.
+template <typename Sums>
+DIPENGINE_DEVICE void store_d_x(const JointLaunch& l, int64_t fit, const Tile& t, const OwnPixels& own, int channel,
+                                const unsigned char* numbers, const OwnX& x, const Sums& du, unsigned char* sums) {
   auto* const tile =
       static_cast<Element::Stored*>(l.d_x) + fit * l.d_x_fit_stride + pixel_at(t.row, l.d_x_row_stride, t.column, l.d_x_pixel_stride);
-  auto* const to = tile + within_tile(own.row, l.d_x_row_stride, own.column, l.d_x_pixel_stride) + own.channel;
+  auto* to = tile + within_tile(own.row, l.d_x_row_stride, own.column, l.d_x_pixel_stride) + channel;
   float scale[kWhole], shift[kWhole], centre[kWhole], sum[kWhole], product[kWhole];
   kept_eight<16>(numbers + kNumberBytes * kScale, scale);
   kept_eight<16>(numbers + kNumberBytes * kShift, shift);
   kept_eight<16>(numbers + kNumberBytes * kCentre, centre);
   DIPENGINE_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kOwnRows; ++i, to += l.d_x_row_stride) {
     float value[kWhole];
     DIPENGINE_UNROLL
     for (int e = 0; e < kWhole; ++e) {
-      const float inner = fma(Element::widen(Element::get(x[i], e)), scale[e], shift[e]);
-      value[e] = du[e / 2][2 * i + e % 2] * (inner > 0 ? 1.0f : l.slope);  // zero outside of the image
+      const float inner = fma(Element::widen(Element::get(x.of[i], e)), scale[e], shift[e]);
+      value[e] = du(i, e) * (inner > 0 ? 1.0f : l.slope);  // zero outside of the image
     }
     const cuda::Bytes16 stored = Element::pack(value);
-    if (own.there[i]) cuda::store16(to + i * l.d_x_row_stride, stored);
+    if (own.there[i] && channel < l.plan.inputs) cuda::store16(to, stored);
     DIPENGINE_UNROLL
     for (int e = 0; e < kWhole; ++e) {
       const float d_x = Element::widen(Element::get(stored, e));
-      const float apart = Element::widen(Element::get(x[i], e)) - centre[e];
+      const float apart = Element::widen(Element::get(x.of[i], e)) - centre[e];
       sum[e] = i == 0 ? d_x : sum[e] + d_x;
       product[e] = i == 0 ? d_x * apart : fma(d_x, apart, product[e]);
     }
@@ -425,25 +463,28 @@ DIPENGINE_DEVICE void leave_weights(const JointLaunch& l, int64_t fit, const Wei
   }
 }
 
-template <int channels>
+template <int channels, int pixels>
 DIPENGINE_KERNEL(kThreads, 1)
 conv_joint_gradients_kernel(DIPENGINE_PARAMS(JointLaunch) l) {
-  using Shape = Joint<channels>;
+  using Shape = Joint<channels, pixels>;
   const JointPlan& p = l.plan;
   const int64_t fit = cuda::block_y();
   const int lane = cuda::lane_index(), warp_m = cuda::warp_index() % Shape::kWarpsM, warp_n = cuda::warp_index() / Shape::kWarpsM;
   const int tiles = p.tiles_y * p.tiles_x, begin = cuda::block_x() * p.each, end = begin + p.each < tiles ? begin + p.each : tiles;
+  constexpr int kGroupSums = 32 * kThreads;  // bytes of the threads' sums of one of their groups
   const Kept k = places<Shape>();
+  unsigned char* const sums = k.sums + 16 * cuda::thread_index();
   OwnPixels own;
-  own.row = 2 * warp_m;
+  own.row = kOwnRows * warp_m;
   own.column = lane / 4;
-  own.channel = 32 * warp_n + kWhole * (lane % 4);
-  keep_eight<16 * kThreads>({}, k.sums + 16 * cuda::thread_index());
+  own.channel = Shape::kWarpChannels * warp_n + kWhole * (lane % 4);
+  DIPENGINE_UNROLL
+  for (int g = 0; g < Shape::kWarpGroups; ++g) keep_eight<16 * kThreads>({}, sums + g * kGroupSums);
   cuda::wait_for_launches();
   if (l.active != nullptr && l.active[fit] == 0) return;
   Tile next = tile_at<Shape>(p, begin);
   begin_tile<Shape>(l, fit, next, k);
-  keep_head_gradient<Shape>(head_gradient<Shape>(l, fit, next), k);
+  keep_gradients<Shape>(own_gradients<Shape>(l, fit, next), k);
   keep_numbers<Shape>(l, fit, k);
   keep_weights<Shape>(l, fit, k);
   cuda::sync_threads();  // what does not change is there, and the head's gradient
@@ -457,22 +498,36 @@ conv_joint_gradients_kernel(DIPENGINE_PARAMS(JointLaunch) l) {
     cuda::sync_threads();  // all groups are formed
     const bool more = tile + 1 < end;
     next = tile_behind<Shape>(p, t);
-    const float of_head = more ? head_gradient<Shape>(l, fit, next) : 0.0f;
+    if (more && l.ahead != 0) begin_tile<Shape>(l, fit, next, k);
+    OwnGradients<Shape> of_head{};
+    if (more) of_head = own_gradients<Shape>(l, fit, next);
     DIPENGINE_UNROLL
-    for (int i = 0; i < 2; ++i) own.there[i] = own.channel < p.inputs && t.row + own.row + i < p.height && t.column + own.column < p.width;
+    for (int i = 0; i < kOwnRows; ++i) own.there[i] = t.row + own.row + i < p.height && t.column + own.column < p.width;
     multiply_weights<Shape>(k, &weight_sums);
-    cuda::Bytes16 x[2];
-    load_x(l, fit, t, own, x);
-    float du[4][4] = {};
-    multiply_data<Shape>(k, warp_m, warp_n, du);
-    keep_head_gradient<Shape>(of_head, k);
+    OwnX x[Shape::kWarpGroups];
+    DIPENGINE_UNROLL
+    for (int g = 0; g < Shape::kWarpGroups; ++g) x[g] = load_x(l, fit, t, own, own.channel + 32 * g);
+    DataSums<Shape> du{};
+    multiply_data<Shape>(k, warp_m, warp_n, &du);
+    keep_gradients<Shape>(of_head, k);
     cuda::sync_threads();  // all have read the operands; the head's next gradient is there
-    if (more) begin_tile<Shape>(l, fit, next, k);
-    store_d_x(l, fit, t, own, k.numbers + own.channel / kWhole * kNumberPitch, x, du, k.sums + 16 * cuda::thread_index());
+    if (more && l.ahead == 0) begin_tile<Shape>(l, fit, next, k);
+    DIPENGINE_UNROLL
+    for (int g = 0; g < Shape::kWarpGroups; ++g) {
+      const int channel = own.channel + 32 * g;
+      store_d_x(
+          l, fit, t, own, channel, k.numbers + channel / kWhole * kNumberPitch, x[g],
+          [&](int row, int e) { return du.of[row / 2][4 * g + e / 2][row % 2 * 2 + e % 2]; }, sums + g * kGroupSums);
+    }
   }
   cuda::let_next_begin();
   leave_weights<Shape>(l, fit, weight_sums);
-  leave_sums(k.sums + 16 * cuda::thread_index(), own.channel < p.inputs, l.parts + ((fit * p.splits + cuda::block_x()) * Shape::kWarpsM + warp_m) * p.inputs + own.channel);
+  PartSums* const part = l.parts + ((fit * p.splits + cuda::block_x()) * Shape::kWarpsM + warp_m) * p.inputs;
+  DIPENGINE_UNROLL
+  for (int g = 0; g < Shape::kWarpGroups; ++g) {
+    const int channel = own.channel + 32 * g;
+    leave_sums(sums + g * kGroupSums, channel < p.inputs, part + channel);
+  }
   if (l.tree.tickets == nullptr) return;
   merge_by_blocks<kThreads, channels>(l.tree, SumsMerge{l.add}, fit, 0, cuda::block_x());
 }
@@ -490,6 +545,10 @@ void cut(JointPlan* plan) {
   if (plan->each < 2) plan->each = 2;
   plan->splits = (tiles + plan->each - 1) / plan->each;
   plan->warps_m = Shape::kWarpsM;
+  plan->tile_channels = Shape::kChannels;
+  plan->tile_pixels = Shape::kPixels;
+  plan->tile_bytes = 2 * Shape::kTileBytes;
+  plan->ahead = Shape::kSharedBytes - Shape::kWeightBytes;
   plan->shared_bytes = Shape::kSharedBytes;
   static_assert(Shape::kSharedBytes >= static_cast<int>(merge_shared_bytes(kThreads)), "parts are merged there");
 }
@@ -504,6 +563,7 @@ size_t workspace_bytes(const JointPlan& plan, int64_t fits) {
 
 dipengine_status plan_of(const Params* params, const char* op, ConvPlan* weights, JointPlan* plan, bool* is) {
   DIPENGINE_TRY(make_weight_gradient_plan(params, op, weights));  // for its checks, too
+  DIPENGINE_TRY(for_data_sources(params, op, [](const DataSource&) { return DIPENGINE_OK; }));
   DIPENGINE_TRY(check_gradient(*params, op));
   size_t limit = 0;
   DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
@@ -548,9 +608,11 @@ bool make_joint_plan(const Params& p, size_t shared_limit, JointPlan* plan) {
   plan->inputs = s.channels;
   plan->channels = p.channels;
   if (s.channels <= 64 && p.channels <= 64) {
-    cut<Joint<64>>(plan);
+    cut<Joint<64, 128>>(plan);
+  } else if (Joint<128, 128>::kSharedBytes <= shared_limit) {
+    cut<Joint<128, 128>>(plan);
   } else {
-    cut<Joint<128>>(plan);
+    cut<Joint<128, 64>>(plan);
   }
   return plan->shared_bytes <= shared_limit;
 }
@@ -592,10 +654,20 @@ dipengine_status dipengine_conv_cuda_joint_gradients(const dipengine_conv_cuda_p
   l.add = {static_cast<int64_t>(tree.blocks) * tree.parts, l.plan.inputs, l.parts, p.active, single ? 0 : p.numbers_fit_stride, s.sum,
            s.product, 0, {}};
   DIPENGINE_TRY(set_fold(s.fold, op, &l.add));
-  const cuda::Grid grid = {l.plan.splits, p.fits, 1, kThreads, l.plan.shared_bytes};
-  DIPENGINE_TRY(l.plan.inputs <= 64 && l.plan.channels <= 64
-                    ? cuda::launch(conv_joint_gradients_kernel<64>, "conv_joint_gradients_64", grid, l, p.stream)
-                    : cuda::launch(conv_joint_gradients_kernel<128>, "conv_joint_gradients_128", grid, l, p.stream));
+  size_t limit = 0, shared = l.plan.shared_bytes;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  if (shared + l.plan.tile_bytes <= limit) {
+    l.ahead = l.plan.ahead;
+    shared += l.plan.tile_bytes;
+  }
+  const cuda::Grid grid = {l.plan.splits, p.fits, 1, kThreads, shared};
+  if (l.plan.tile_channels == 64) {
+    DIPENGINE_TRY(cuda::launch(conv_joint_gradients_kernel<64, 128>, "conv_joint_gradients", grid, l, p.stream));
+  } else if (l.plan.tile_pixels == 128) {
+    DIPENGINE_TRY(cuda::launch(conv_joint_gradients_kernel<128, 128>, "conv_joint_gradients", grid, l, p.stream));
+  } else {
+    DIPENGINE_TRY(cuda::launch(conv_joint_gradients_kernel<128, 64>, "conv_joint_gradients", grid, l, p.stream));
+  }
   return merges ? DIPENGINE_OK : launch_sums(l.add, p.fits, p.stream);
 }
 

@@ -1,4 +1,4 @@
-// Both gradients of a 1x1 convolution in front of a head, in one launch: the gradient between them is formed, and x read, once, where the
+// Both gradients of a 1x1 convolution in front of a head, in one launch: the gradient between them is formed, and x formed, once, where the
 // kernels of each (conv_weight_gradient_cuda.cu, conv_data_gradient_cuda.cu) would each bring all of it.
 #pragma once
 
@@ -12,7 +12,9 @@ struct JointPlan {
   int32_t tiles_y, tiles_x;
   int32_t splits, each;  // blocks, and how many tiles each goes over
   int32_t warps_m;       // parts of a block
-  size_t shared_bytes;
+  int32_t tile_channels, tile_pixels;
+  size_t shared_bytes, tile_bytes;  // without room for another tile; of that, which lies behind all else,
+  int32_t ahead;                    // so many bytes behind a tile's own
 };
 
 // Whether it is for that layer: bfloat16, one source of up to 128 channels, as many of raw, both multiples of 8, whose pixels begin at
