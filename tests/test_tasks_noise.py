@@ -141,7 +141,7 @@ def test_contradictions_are_one_sentence(counts, options, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, int, torch.tensor], ids=str)
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, int, torch.tensor], ids=lambda number: number.__name__)
 def test_numbers_of_any_library_go_into_a_record_that_can_be_written(counts, number):
     result = dipengine.denoise(counts, noise="poisson-gaussian", gain=number(2), offset=100, read_noise=number(1), **TINY)
     assert json.loads(json.dumps(result.record))["parameters"]["gain"] == 2.0
