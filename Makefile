@@ -29,7 +29,7 @@ demo: $(VENV)/built
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/tested-with
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadgroup --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder tests
 
 # The core is built beside its sources with what the environment has, by no installer: no network, and whatever checkout the
 # environment was made in.

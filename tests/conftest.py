@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +14,31 @@ import pytest
 TINY = {"channels": 8, "levels": 2, "iterations": 12, "stop": "fixed", "threads": 1}
 
 
-# What is built once for all tests that stand on it, and by which: those of a file, or those that use a fixture.
-BUILDS = {
-    "emulator": {"test_cuda_bindings.py", "test_cuda_network.py", "test_cuda_plan.py", "test_emulator.py", "test_gpu_plan.py"},
-    "gates": {"test_cuda_gates.py"},
-    "core": {"test_native_example.py", "test_native_render.py", "core", "prefix"},
-}
-
-
-def group_of(item: pytest.Item) -> str:
-    """Tests of one group run one after the other in one process, where there are several: those of a build, or of a file."""
-    builds = [name for name, users in BUILDS.items() if item.path.name in users or users & set(item.fixturenames)]
-    if builds:
-        return builds[0]
-    return item.nodeid if item.path.name == "test_native_build.py" else item.path.name
+# Files of the tests that take longest, builds for the most part. Where two processes share the tests, a file at a time, these come first.
+LONGEST = ("test_emulator.py", "test_cuda_gates.py", "test_native_build.py", "test_cuda_bindings.py", "test_cuda_plan.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not hasattr(config, "workerinput"):  # of pytest-xdist
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    # What takes longest first: the builds, and the sanitizers', beside the many short tests.
-    ranks = {group: rank for rank, group in enumerate(BUILDS)}
-    items.sort(key=lambda item: ranks.get(group_of(item), len(ranks) + (item.path.name != "test_native_build.py")))
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """An empty folder, or that of the same name which another process of these tests has begun to fill."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return factory.mktemp(name)
+    folder = factory.getbasetemp().parent / f"shared_{name}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone_in(folder: Path):
+    """One process at a time: the others wait."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def synthetic_picture(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -94,7 +98,7 @@ def noisy(picture: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def emulator_folder(tmp_path_factory) -> Path:
     """Where whatever stands on the emulator is built: it has most of its objects in common."""
-    return tmp_path_factory.mktemp("emulator")
+    return shared_folder(tmp_path_factory, "emulator")
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +108,8 @@ def emulated_module(emulator_folder):
     from emulated import build
     from emulated_arrays import load
 
-    build(emulator_folder, "emulated_native")
+    with alone_in(emulator_folder):
+        build(emulator_folder, "emulated_native")
     return load(emulator_folder)
 
 
@@ -113,7 +118,9 @@ def core(tmp_path_factory) -> Path:
     """The build folder of the core as a C++ host would build it: no Python, no tests."""
     from native_builds import ROOT, build
 
-    return build(ROOT, tmp_path_factory.mktemp("core"))
+    folder = shared_folder(tmp_path_factory, "core")
+    with alone_in(folder):
+        return build(ROOT, folder)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from conftest import alone_in  # noqa: E402
 from conv_problems import FAMILIES, Problem, draw_layer, exact, nearest_tf32  # noqa: E402
 from conv_problems import run as run_on_cpu  # noqa: E402
 from cuda_compiler import REGISTERS, short_name  # noqa: E402
@@ -24,7 +25,8 @@ pytestmark = [*NEEDS, pytest.mark.usefixtures("one_torch_thread")]
 
 @pytest.fixture(scope="module")
 def folder(emulator_folder):
-    return build(emulator_folder)
+    with alone_in(emulator_folder):
+        return build(emulator_folder)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@
 #include "ops/conv/conv_joint_gradients_cuda.h"
 #include "ops/conv/conv_tile_cuda.h"
 #include "ops/norm/parts_merge_cuda.h"
+#include "platform/cuda/device.h"
 #include "platform/cuda/launch.h"
 #include "platform/pixels.h"
 
@@ -441,7 +442,9 @@ dipengine_status dipengine_conv_cuda_tickets(const dipengine_conv_cuda_params* p
     return DIPENGINE_OK;
   }));
   JointPlan both;
-  const int64_t joint = make_joint_plan(*params, SIZE_MAX, &both) ? tickets_of(part_tree_of(both), params->fits) : 0;
+  size_t limit = 0;
+  DIPENGINE_TRY(cuda::shared_memory_limit(&limit));
+  const int64_t joint = make_joint_plan(*params, limit, &both) ? tickets_of(part_tree_of(both), params->fits) : 0;
   *count = std::max({tickets_of(part_tree_of(forward), params->fits), data, joint, bias_gradient_tickets(*params)});
   return DIPENGINE_OK;
 }
