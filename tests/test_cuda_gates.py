@@ -98,13 +98,17 @@ def test_convolutions_use_the_tensor_cores_and_asynchronous_copies(compiled, tmp
                 assert words[other] not in kernel, (architecture, kernel[:120], other)
 
 
+def without_element(kernel: str) -> str:
+    """Its name in bfloat16 and in float32."""
+    return re.sub(r"(bf16|float32),|<(bf16|float32)>", "", kernel)
+
+
 @pytest.mark.slow
 def test_the_loops_of_products_are_short_and_divide_nothing(compiled):
     disassembler = shutil.which("cuobjdump", path=SEARCH_PATH)
     if disassembler is None:
         pytest.skip('needs cuobjdump: pip install "dipengine[test]"')
     found = []
-    without_element = lambda name: re.sub(r"(bf16|float32),|<(bf16|float32)>", "", name)  # noqa: E731
     for name in ("conv_forward", "conv_data_gradient", "conv_weight_gradient", "conv_joint_gradients"):
         for kernel in machine_code(disassembler, 90, compiled["objects", 0] / f"{name}_cuda.o"):
             short = short_name(kernel.split()[0])
