@@ -83,6 +83,7 @@ struct Settings {
     read(d, "rollback_db", p.rollback_db);
     read(d, "stop", p.stop);
     read(d, "iterations", p.iterations);
+    read(d, "hold_out", p.hold_out);
     p.taps = taps.data();
     p.taps_count = static_cast<int32_t>(taps.size());
     p.kernel = kernel.data();
@@ -96,7 +97,7 @@ void check_made(dipengine_status status) {
 }
 
 constexpr const char* kStates[] = {"idle", "running", "done", "failed"};
-constexpr const char* kReasons[] = {"", "iterations", "variance", "discrepancy", "first loss", "diverged"};
+constexpr const char* kReasons[] = {"", "iterations", "variance", "discrepancy", "first loss", "diverged", "held-out"};
 
 py::dict dict_of(const dipengine_fit_progress& progress) {
   py::dict d;
@@ -112,6 +113,7 @@ py::dict dict_of(const dipengine_fit_progress& progress) {
   d["learning_rate"] = progress.learning_rate;
   d["height"] = progress.height;
   d["width"] = progress.width;
+  d["held_out"] = progress.held_out;
   return d;
 }
 

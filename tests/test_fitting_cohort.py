@@ -50,6 +50,8 @@ def problem_of(task: str, size: tuple[int, int]) -> Problem:
     height, width = size
     if task == "masked":
         return Problem("inpaint", picture(*size), size, RECIPE, known=holes(*size))
+    if task == "held out":
+        return Problem("inpaint", picture(*size), size, replace(RECIPE, hold_out=0.3), known=holes(*size))
     if task == "known noise":
         return Problem("denoise", picture(*size), size, RECIPE, sigma=0.02 * (height - 18))  # each image its own
     if task == "downsampled":
@@ -64,7 +66,7 @@ def problem_of(task: str, size: tuple[int, int]) -> Problem:
     return Problem("denoise", picture(*size), size, RECIPE)
 
 
-TASKS = ["identity", "masked", "known noise", "downsampled", "blurred sensor", "image code"]
+TASKS = ["identity", "masked", "held out", "known noise", "downsampled", "blurred sensor", "image code"]
 
 
 def placement(threads=1, precision="fp32") -> Placement:

@@ -193,6 +193,37 @@ def test_the_delivered_image_is_that_of_the_autograd_path(name, monkeypatch):
         assert np.sqrt(np.square(outcome.image - expected.image).mean()) < 0.05
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["identity", "masked", "grey", "by its ceiling", "too few pixels"])
+def test_pixels_held_out_stop_a_plan_where_they_stop_autograd(name, precision, monkeypatch):
+    """The same pixels, the same return to the best state, the same iterations with all of them behind it."""
+    share = 0.05 if name == "too few pixels" else 0.3
+    recipe = replace(RECIPE, iterations=100 if name == "by its ceiling" else 400, average_decay=0.8, hold_out=share)
+    problem = PROBLEMS["masked" if name in ("by its ceiling", "too few pixels") else name]
+    noise = np.random.default_rng(0).normal(0, 0.25, problem.target.shape)  # which no fit finds where it is not shown
+    problem = replace(problem, target=np.clip(problem.target + noise, 0, 1).astype(np.float32))
+    fit, outcome = run(problem, recipe, stop="auto", seed=1, placement=placement(precision))
+    assert isinstance(fit, NativeFit)
+    monkeypatch.setattr(native_fit, "supports", lambda *_: False)
+    twin, expected = run(problem, recipe, stop="auto", seed=1, placement=placement(precision))
+    assert fit.held_out == twin.held_out and (fit.held_out >= 64) == (name != "too few pixels")
+    assert (outcome.stop_reason, outcome.iterations) == (expected.stop_reason, expected.iterations)
+    reason = {"by its ceiling": "iterations", "too few pixels": "variance"}.get(name, "held-out")
+    assert outcome.stop_reason == reason
+    assert np.allclose(outcome.history.loss, expected.history.loss, rtol=1e-6)  # the sum's order is each path's own
+    assert outcome.history.variance == expected.history.variance and np.array_equal(outcome.image, expected.image)
+    assert all(np.array_equal(outcome.weights[name], expected.weights[name]) for name in expected.weights)
+
+
+def test_a_fit_of_fixed_length_and_one_that_knows_its_noise_hold_nothing_out():
+    recipe = replace(RECIPE, hold_out=0.3)
+    assert native(PROBLEMS["masked"], recipe, stop="fixed").held_out == 0
+    assert native(replace(PROBLEMS["masked"], sigma=0.1), recipe, stop="auto").held_out == 0
+    assert native(PROBLEMS["sensor"], recipe, stop="auto").held_out == 0
+    with pytest.raises(InputError, match="a share of 0 to 0.5"):
+        replace(RECIPE, hold_out=0.51)
+
+
 @pytest.mark.parametrize("noisy", [0.03, 0.2])
 def test_known_noise_stops_a_plan_where_it_stops_autograd(noisy, monkeypatch):
     target = np.clip(TARGET + np.random.default_rng(0).normal(0, noisy, TARGET.shape), 0, 1).astype(np.float32)

@@ -32,6 +32,9 @@ KNOWN[3:9, 5:20] = False
 PROBLEMS = {
     "by variance": Problem("denoise", NOISIER, NOISY.shape[:2], RECIPE),
     "known noise": Problem("denoise", NOISY, NOISY.shape[:2], RECIPE, sigma=0.1, known=KNOWN),
+    "held out": Problem(
+        "inpaint", NOISIER, NOISY.shape[:2], replace(RECIPE, iterations=250, average_decay=0.8, hold_out=0.2), known=KNOWN
+    ),
     "operator": Problem("superres", NOISY, (48, 60), replace(RECIPE, average_decay=None, iterations=60), operator=Downsampling(2)),
     # So small a jump counts as a failure that roll-backs, halved steps and new levels all come to pass.
     "rolled back": Problem("denoise", NOISY, NOISY.shape[:2], replace(RECIPE, rollback_db=1e-3, iterations=250)),
@@ -92,9 +95,14 @@ def test_a_continued_fit_gives_the_bits_of_an_uninterrupted_one(name, path):
         assert whole.stop_reason == "variance" and 0 < whole.outcome().best_iteration < whole.iteration < whole.ceiling
     if name == "known noise":
         assert whole.stop_reason == "discrepancy"
+    moments = [1, 29, whole.iteration - 1, whole.iteration]
+    if name == "held out":
+        # Just before the pixels were shown, at that iteration, behind the next, and on the way to the end.
+        assert whole.stop_reason == "held-out" and whole.iteration < whole.ceiling
+        moments += [whole.iteration - ago for ago in (26, 25, 24, 7)]
     if name == "rolled back":
         assert whole.outcome().rollbacks > 20
-    for first in (1, 29, whole.iteration - 1, whole.iteration):
+    for first in moments:
         run = start(name)
         run.advance(first)
         state = through_json(run.state())

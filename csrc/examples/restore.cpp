@@ -24,7 +24,7 @@ const char* const kUsage =
     "restore denoise IN OUT, or restore inpaint IN OUT --mask MASK, where IN, OUT and MASK are binary PPM or PGM files\n"
     "  --mask FILE        PGM of the image's size: white = known, black = missing\n"
     "  --sigma S          standard deviation of the noise, in units of the file's samples (unknown)\n"
-    "  --iterations N     length of the fit at most (1800 to denoise, 11000 to inpaint)\n"
+    "  --iterations N     length of the fit at most (1800 to denoise, 6000 to inpaint)\n"
     "  --stop auto|fixed  by itself (default), or after all iterations\n"
     "  --seed S           the same seed gives the same pixels (0)\n"
     "  --threads N        of the CPU (all); they do not change a pixel\n"
@@ -160,9 +160,9 @@ dipengine_fit_params params_of(const Options& o, const Pnm& image, dipengine_poo
     if (p.sigma >= 37.5 / 255) p.perturbation = 1.0 / 20;  // half-way between the noises that the paper perturbs by 1/30 and 1/20
   }
   if (o.verb == "inpaint") {
-    p.learning_rate = 0.001;
     p.perturbation = 0.03;
-    p.iterations = 11000;
+    p.iterations = 6000;
+    p.hold_out = 0.05;  // with all pixels again at the end
   }
   if (o.iterations > 0) p.iterations = static_cast<int64_t>(std::min<uint64_t>(o.iterations, INT64_MAX));
   if (o.stop == "fixed") p.stop = DIPENGINE_STOP_FIXED;

@@ -150,13 +150,15 @@ dipengine_status CpuPlan::size_data_term(int step) {
   return DIPENGINE_OK;
 }
 
-// The loss of `data` against x0 and, where `d_data` is given, its gradient; for a sensor the discrepancy on demand. Squares
+// Of x0, what the fit sees; NULL: all.
+static const float* mask_of(const Slot& slot) { return slot.state().has_mask ? slot.array(SlotArrays::mask) : nullptr; }
+
+// The loss of `data` against x0, where `mask` is 1, and, where `d_data` is given, its gradient; for a sensor the discrepancy on demand. Squares
 // are divided by `normaliser`, deviances always by what is known.
-dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
-                                  double* discrepancy) {
+dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* mask, const float* data, float* d_data,
+                                  double normaliser, double* loss, double* discrepancy) {
   const Extent& extent = slot.state().extent;
   const float* target = slot.array(SlotArrays::target);
-  const float* mask = slot.state().has_mask ? slot.array(SlotArrays::mask) : nullptr;
   if (p_.data_term == DIPENGINE_DATA_SENSOR) {
     dipengine_deviance_params d = deviance(step, extent);
     d.image = dense(data, extent.data_width, channels_);
@@ -185,7 +187,7 @@ dipengine_status CpuPlan::data_term(int step, const Slot& slot) {
   const bool identity = p_.operator_kind == DIPENGINE_OPERATOR_IDENTITY;
   const Extent& extent = slot.state().extent;
   const double all = static_cast<double>(extent.data_height * extent.data_width * channels_);
-  return compare(step, slot, at<float>(identity ? graph_.image : graph_.measured),
+  return compare(step, slot, mask_of(slot), at<float>(identity ? graph_.image : graph_.measured),
                  at<float>(identity ? graph_.d_image : graph_.d_measured), all, &loss_, nullptr);
 }
 
@@ -212,8 +214,9 @@ dipengine_status CpuPlan::discrepancy(const Slot& slot, double* value) {
     data = at<float>(graph_.inspected);
   }
   double loss = 0;
-  if (p_.data_term == DIPENGINE_DATA_SENSOR) return compare(step, slot, data, nullptr, 1, &loss, value);
-  DIPENGINE_TRY(compare(step, slot, data, nullptr, slot.state().known, &loss, nullptr));
+  const float* mask = slot.state().held_out > 0 ? slot.array(SlotArrays::held) : mask_of(slot);
+  if (p_.data_term == DIPENGINE_DATA_SENSOR) return compare(step, slot, mask, data, nullptr, 1, &loss, value);
+  DIPENGINE_TRY(compare(step, slot, mask, data, nullptr, slot.state().known, &loss, nullptr));
   *value = loss / slot.state().noise_variance;
   return DIPENGINE_OK;
 }

@@ -105,7 +105,10 @@ dipengine_status CpuDevice::watch_slot(const Slot& slot) {
   const bool measured = wants_residual(rules_, slot.state());
   double discrepancy = 0;
   if (measured) DIPENGINE_TRY(plan_.discrepancy(slot, &discrepancy));
-  if (watch(rules_, slot.state(), measured, discrepancy)) slot.keep_best();
+  const Ending ending = watch(rules_, slot.state(), measured, discrepancy);
+  if (ending.keeps_best) slot.keep_best();
+  if (ending.returns_to_best) slot.return_to_best();
+  if (ending.shows) slot.show_held();
   return DIPENGINE_OK;
 }
 

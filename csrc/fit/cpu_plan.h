@@ -25,7 +25,7 @@ class CpuPlan {
   double loss() const { return loss_; }
 
   // Mean squared residual of the average in units of the noise's variance: 1 at the clean image. A sensor's is also that of the
-  // bright elements (ops/deviance/deviance.h).
+  // bright elements (ops/deviance/deviance.h). Where pixels are held out it is theirs alone.
   dipengine_status discrepancy(const Slot& slot, double* value);
   // f(z) at the unperturbed z, [height, width, channels] in [0, 1].
   dipengine_status render(const Slot& slot, float* image);
@@ -66,8 +66,8 @@ class CpuPlan {
   dipengine_status size_data_term(int step);
   dipengine_status measure(int step, const Extent& extent, const float* image, float* measured);
   dipengine_status measure_backward(int step, const Extent& extent);
-  dipengine_status compare(int step, const Slot& slot, const float* data, float* d_data, double normaliser, double* loss,
-                           double* discrepancy);
+  dipengine_status compare(int step, const Slot& slot, const float* mask, const float* data, float* d_data, double normaliser,
+                           double* loss, double* discrepancy);
   dipengine_status data_term(int step, const Slot& slot);
   dipengine_status image_backward(const Extent& extent);
 

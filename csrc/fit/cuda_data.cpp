@@ -257,7 +257,8 @@ dipengine_deviance_cuda_params CudaPlan::deviance_params(int step) const {
 }
 
 // `data` against x0: the loss with its gradient into buffer `gradient`; or, inspecting, the residual alone of those fits that look
-// at theirs. Squares are divided by all elements, residuals and deviances by those that are known.
+// at theirs, over the pixels held out where there are any. Squares are divided by all elements, residuals and deviances by those that
+// are known, or held out.
 dipengine_status CudaPlan::compare(int step, bool sizing, const float* data, int64_t data_fit_stride, int gradient,
                                    bool inspecting) {
   size_t bytes = 0;
@@ -290,6 +291,7 @@ dipengine_status CudaPlan::compare(int step, bool sizing, const float* data, int
   }
   m.active = active;
   m.raw = {const_cast<float*>(data), data_fit_stride, 0, m.inner};
+  if (inspecting && rules_.holds_out != 0) m.mask.data = array(SlotArrays::held);
   m.normaliser = inspecting ? fits_.known : fits_.pixels;
   m.loss = inspecting ? fits_.residual : fits_.loss;
   if (!inspecting) m.d_raw = {at<void>(gradient), float_stride(gradient), 0, m.inner};
@@ -302,9 +304,9 @@ dipengine_status CudaPlan::data_term(int step, bool sizing) {
   return compare(step, sizing, at<float>(data), float_stride(data), gradient, false);
 }
 
-// Of the average, for fits that know their noise, every few iterations.
+// Of the average, for fits that know their noise or hold pixels out, every few iterations.
 dipengine_status CudaPlan::residual(int step, bool sizing) {
-  if (rules_.watches == 0 || rules_.knows_noise == 0) return DIPENGINE_OK;
+  if (rules_.watches == 0 || (rules_.knows_noise == 0 && rules_.holds_out == 0)) return DIPENGINE_OK;
   const float* data = array(SlotArrays::average);
   int64_t fit_stride = stride_;
   if (p_.operator_kind != DIPENGINE_OPERATOR_IDENTITY) {

@@ -119,6 +119,9 @@ CudaDevice::Rows CudaDevice::rows_of(SlotArrays::Name name, const Extent& extent
   switch (name) {
     case SlotArrays::target: return {extent.data_height, extent.data_width * channels, largest.data_width * channels};
     case SlotArrays::mask: return {extent.data_height, extent.data_width, largest.data_width};
+    case SlotArrays::held:
+      if (size > 0) return {extent.data_height, extent.data_width, largest.data_width};
+      break;
     case SlotArrays::average:
     case SlotArrays::es_mean:
     case SlotArrays::snapshot_average:

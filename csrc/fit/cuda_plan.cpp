@@ -102,7 +102,8 @@ dipengine_status CudaPlan::launch(int step) {
   DIPENGINE_TRY(launch_end(turn(), stream_));
   if (p_.stop != DIPENGINE_STOP_AUTO) return DIPENGINE_OK;
   return copies(stream_, {{array_at(SlotArrays::parameters), array_at(SlotArrays::best_parameters), layout_.trainable()},
-                 {array_at(SlotArrays::average), array_at(SlotArrays::best_average), places_.sizes[SlotArrays::average]}});
+                 {array_at(SlotArrays::average), array_at(SlotArrays::best_average), places_.sizes[SlotArrays::average]}},
+                rules_.holds_out != 0);
 }
 
 dipengine_status CudaPlan::each(int step, bool sizing) {
@@ -499,12 +500,16 @@ dipengine_status CudaPlan::launch_forward() {
   return DIPENGINE_OK;
 }
 
-dipengine_status CudaPlan::copies(void* stream, std::initializer_list<ArrayPair> pairs) const {
+dipengine_status CudaPlan::copies(void* stream, std::initializer_list<ArrayPair> pairs, bool shows) const {
   CopyLaunch l{};
   for (const ArrayPair& pair : pairs) l.pairs[l.pairs_count++] = pair;
   l.blocks = blocks();
   l.fit_stride = stride_;
   l.copies = fits_.copies;
+  if (shows) {
+    l.shown = {array_at(SlotArrays::mask), array_at(SlotArrays::held), places_.sizes[SlotArrays::held]};
+    l.shows = fits_.shows;
+  }
   return launch_copies(l, p_.slots, stream);
 }
 

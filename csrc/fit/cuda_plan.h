@@ -131,7 +131,7 @@ class CudaPlan {
   dipengine_status adam();
   dipengine_conv_mean_cuda_params mean_params(const Unit& unit, int wide, float* narrow, const uint8_t* active) const;
   TurnLaunch turn() const { return {rules_, fits_, p_.slots, channels_}; }
-  dipengine_status copies(void* stream, std::initializer_list<ArrayPair> pairs) const;
+  dipengine_status copies(void* stream, std::initializer_list<ArrayPair> pairs, bool shows = false) const;
 
   // cuda_data.cpp: what knows the task
   bool sensor() const { return p_.data_term == DIPENGINE_DATA_SENSOR; }

@@ -6,9 +6,16 @@
 
 #include "fit/cpu_device.h"
 #include "fit/params.h"
+#include "ops/philox/philox.h"
 #include "platform/error.h"
 
 namespace dipengine {
+namespace {
+
+constexpr uint32_t kHeldStream = 5;
+constexpr int64_t kLeastHeld = 64;  // as in engine/dipengine/fitting/held_out.py
+
+}  // namespace
 
 dipengine_status Fit::make(const dipengine_fit_params& params, bool allocate, std::unique_ptr<Fit>* fit) {
   fit->reset(new Fit(params));
@@ -113,9 +120,46 @@ dipengine_status Fit::start(int32_t index, const dipengine_fit_start_params& s) 
   state.known = given.known * static_cast<double>(p_.generator.output_channels);
   state.has_mask = s.mask != nullptr;
   state.status = DIPENGINE_FIT_RUNNING;
+  const bool holds_out = rules_.holds_out != 0;
+  if (holds_out && !given.mask_there) DIPENGINE_TRY(hold_out(at));
   DIPENGINE_TRY(device_->store(index));
   if (given.target_there) DIPENGINE_TRY(device_->bring(index, SlotArrays::target, s.target));
-  return given.mask_there ? device_->bring(index, SlotArrays::mask, s.mask) : DIPENGINE_OK;
+  if (given.mask_there) DIPENGINE_TRY(device_->bring(index, SlotArrays::mask, s.mask));
+  if (!holds_out || !given.mask_there) return DIPENGINE_OK;
+  DIPENGINE_TRY(device_->fetch(index));
+  DIPENGINE_TRY(hold_out(slot(index)));
+  return device_->store(index);
+}
+
+// Some of the known pixels go from the slot's mask to those held out, where that leaves enough on either side.
+dipengine_status Fit::hold_out(const Slot& at) const {
+  SlotState& state = at.state();
+  const bool masked = state.has_mask != 0;
+  const int64_t pixels = at.size(SlotArrays::held);
+  float* const mask = at.array(SlotArrays::mask);
+  float* const held = at.array(SlotArrays::held);
+  dipengine_philox_params draw{sizeof(draw), p_.pool, state.seed, kHeldStream, 0, pixels, held};
+  DIPENGINE_TRY(dipengine_philox_uniform(&draw));
+  int64_t count = 0, left = 0;
+  for (int64_t i = 0; i < pixels; ++i) {
+    const bool known = !masked || mask[i] == 1.0f, out = known && static_cast<double>(held[i]) < p_.hold_out;
+    mask[i] = known && !out ? 1.0f : 0.0f;
+    held[i] = out ? 1.0f : 0.0f;
+    count += out ? 1 : 0;
+    left += known && !out ? 1 : 0;
+  }
+  if (count >= kLeastHeld && left > 0) {
+    state.held_out = count;
+    state.has_mask = 1;
+    state.known = static_cast<double>(count * p_.generator.output_channels);
+    state.noise_variance = 1;
+    return DIPENGINE_OK;
+  }
+  for (int64_t i = 0; i < pixels; ++i) {
+    mask[i] = masked ? mask[i] + held[i] : 0.0f;
+    held[i] = 0.0f;
+  }
+  return DIPENGINE_OK;
 }
 
 dipengine_status Fit::set_code_seed(int32_t index, uint64_t seed) {

@@ -50,6 +50,7 @@ class Fit {
     bool target_there, mask_there;  // in the device's own memory
   };
   dipengine_status check_start(int32_t index, const dipengine_fit_start_params& start, Start* found) const;
+  dipengine_status hold_out(const Slot& at) const;
   dipengine_status look(const float* values, int64_t count, bool there, Census* found) const;
   dipengine_status give(int32_t index, SlotArrays::Name name, bool there, float* image) const;
   const SlotState& state(int32_t index) const { return device_->state(index); }

@@ -31,7 +31,7 @@ DIPENGINE_KERNEL(kThreads, 1) turn_begin_kernel(DIPENGINE_PARAMS(TurnLaunch) l) 
     const SlotState& s = of.states[f];
     const bool active = more && of.wanted[f] != 0 && s.status == DIPENGINE_FIT_RUNNING;
     of.active[f] = active;
-    of.learns[f] = of.looks[f] = 0;
+    of.learns[f] = of.looks[f] = of.shows[f] = 0;
     of.copies[f] = kCopyNothing;
     if (!active) return;
     of.seeds[f] = s.seed;
@@ -75,14 +75,15 @@ DIPENGINE_KERNEL(kThreads, 1) turn_end_kernel(DIPENGINE_PARAMS(TurnLaunch) l) {
   each_fit(l.fits, [&](int64_t f) {
     if (of.active[f] == 0) return;
     SlotState& s = of.states[f];
-    bool best = false;
+    Ending ending{false, false, false};
     if (of.learns[f] != 0) {
       ++s.step;
       of.learnt[f] = total + 1;
       const bool measured = of.looks[f] != 0;
-      best = watch(l.rules, s, measured, measured ? of.residual[f] / s.noise_variance : 0.0);
+      ending = watch(l.rules, s, measured, measured ? of.residual[f] / s.noise_variance : 0.0);
     }
-    of.copies[f] = best ? kKeep : kCopyNothing;
+    of.copies[f] = ending.keeps_best ? kKeep : ending.returns_to_best ? kReturn : kCopyNothing;
+    of.shows[f] = ending.shows;
     // Nothing ends a fit that has failed, or stopped, a second time.
     end_turn(l.rules, s);
     of.losses[f * kHistory + turn % kHistory] = s.loss;
@@ -100,8 +101,16 @@ DIPENGINE_KERNEL(kCopyThreads, 4) turn_copy_kernel(DIPENGINE_PARAMS(CopyLaunch) 
   cuda::wait_for_launches();
   cuda::let_next_begin();
   const int32_t copies = l.copies[fit];
-  if (copies == kCopyNothing) return;
   float* const block = l.blocks + fit * l.fit_stride;
+  if (l.shows != nullptr && l.shows[fit] != 0) {
+    float* const mask = block + l.shown.live;
+    const float* held = block + l.shown.kept;
+    const int64_t step = static_cast<int64_t>(cuda::grid_x()) * kCopyThreads;
+    for (int64_t e = static_cast<int64_t>(cuda::block_x()) * kCopyThreads + cuda::thread_index(); e < l.shown.count; e += step) {
+      mask[e] += held[e];
+    }
+  }
+  if (copies == kCopyNothing) return;
   for (int i = 0; i < l.pairs_count; ++i) {
     const ArrayPair& pair = l.pairs[i];
     const float* from = block + (copies == kKeep ? pair.live : pair.kept);
@@ -147,7 +156,7 @@ unsigned char* place_all(FitNumbers* n, unsigned char* base, int64_t fits) {
   for (int64_t** a : {&n->painted, &n->measured}) place(a, &at, fits * 2);
   place(&n->iterations, &at, fits);
   place(&n->copies, &at, fits);
-  for (uint8_t** a : {&n->wanted, &n->active, &n->learns, &n->looks}) place(a, &at, fits);
+  for (uint8_t** a : {&n->wanted, &n->active, &n->learns, &n->looks, &n->shows}) place(a, &at, fits);
   return at;
 }
 

@@ -27,7 +27,7 @@ struct FitNumbers {
   int64_t *painted, *measured;            // [fits, 2]: rows and elements of a row, of the slot's image and of its x0
   uint32_t* iterations;                   // the perturbation's step
   int32_t* copies;                        // dipengine::Copies
-  uint8_t *wanted, *active, *learns, *looks;
+  uint8_t *wanted, *active, *learns, *looks, *shows;
 };
 
 // Bytes of all of them, and where they lie from `base` on, a multiple of 64.
@@ -44,7 +44,7 @@ struct TurnLaunch {
 dipengine_status launch_begin(const TurnLaunch& launch, void* stream);
 // Behind the loss: learns, looks, and copies of the arrays that a snapshot or a return to one asks for.
 dipengine_status launch_judge(const TurnLaunch& launch, void* stream);
-// Behind the update and the residual: stops, copies of the best state, history; the next turn.
+// Behind the update and the residual: stops, copies of the best state and returns to it, history; the next turn.
 dipengine_status launch_end(const TurnLaunch& launch, void* stream);
 
 enum Copies : int32_t { kCopyNothing, kKeep, kReturn };
@@ -60,6 +60,8 @@ struct CopyLaunch {
   float* blocks;
   int64_t fit_stride;
   const int32_t* copies;
+  ArrayPair shown;       // the mask, and what is added to it where `shows` says so
+  const uint8_t* shows;  // NULL: nowhere
 };
 dipengine_status launch_copies(const CopyLaunch& launch, int64_t fits, void* stream);
 

@@ -11,7 +11,8 @@ struct LoopRules {
   double jump;               // see judge_loss
   int64_t iterations;
   int32_t watches;      // STOP_AUTO
-  int32_t knows_noise;  // then by the residual, else by the outputs' variance
+  int32_t knows_noise;  // then by the residual, else by the outputs' variance or, in slots that hold some out, by pixels held out
+  int32_t holds_out;    // slots do, where they have enough of them
 };
 
 LoopRules loop_rules(const dipengine_fit_params& params);
@@ -20,7 +21,8 @@ LoopRules loop_rules(const dipengine_fit_params& params);
 dipengine_fit_progress progress_of(const LoopRules& rules, int32_t index, const SlotState& state);
 
 DIPENGINE_HD dipengine_stop_rule rule_of(const LoopRules& r, const SlotState& s) {
-  return {r.rule.ceiling, s.patience, r.rule.warm_up, r.rule.lag};
+  const int64_t patience = s.held_out > 0 && s.patience > kHeldPatience ? kHeldPatience : s.patience;
+  return {r.rule.ceiling, patience, r.rule.warm_up, r.rule.lag};
 }
 
 // A later minimum may have overtaken the kept state, and the run ended before that one had settled.
@@ -69,29 +71,58 @@ DIPENGINE_HD Turn judge(const LoopRules& r, SlotState& s, double loss) {
 
 // Behind an update: whether the residual of the average is to be measured.
 DIPENGINE_HD bool wants_residual(const LoopRules& r, const SlotState& s) {
-  return r.watches != 0 && r.knows_noise != 0 && s.at_noise == 0 && s.iteration % kResidualInterval == 0;
+  const bool wanted = (s.held_out > 0 && s.shown == 0) || (r.knows_noise != 0 && s.at_noise == 0);
+  return r.watches != 0 && wanted && s.iteration % kResidualInterval == 0;
 }
 
-// The end of an iteration in which something was learnt: whether the fit stops. `discrepancy`: where it was wanted. True where
-// weights and average are to be kept as the best.
-DIPENGINE_HD bool watch(const LoopRules& r, SlotState& s, bool measured, double discrepancy) {
+// Iterations with all pixels, of a slot that held some out.
+DIPENGINE_HD int64_t shown_for(const LoopRules& r) {
+  const int64_t share = r.iterations / 10;
+  return share < 1 ? 1 : share < kShownFor ? share : kShownFor;
+}
+
+// What becomes of weights and average, and of the mask, at the end of an iteration.
+struct Ending {
+  bool keeps_best, returns_to_best;
+  bool shows;  // pixels that were held out go back to the mask
+};
+
+// What was held out is shown to the fit, which goes on from its best state. A fit at its ceiling that has none goes on as it is.
+DIPENGINE_HD Ending show(const LoopRules& r, SlotState& s, bool is_best) {
+  const Ending ending{false, !is_best && delivers_best(r, s), true};
+  s.shown = s.iteration;
+  s.best_iteration = 0;
+  forget_level(s.rollback);
+  return ending;
+}
+
+// The end of an iteration in which something was learnt: whether the fit stops. `discrepancy`: where it was wanted.
+DIPENGINE_HD Ending watch(const LoopRules& r, SlotState& s, bool measured, double discrepancy) {
   const dipengine_stop_rule rule = rule_of(r, s);
   const int64_t iteration = s.iteration;
   int32_t reason = DIPENGINE_REASON_NONE;
-  bool best = false;
+  Ending ending{false, false, false};
   if (r.watches != 0 && r.knows_noise != 0) {
     // Known noise needs no variance, whose early minima would stop a fit that has not come down to the noise.
     if (measured && discrepancy <= 1) s.at_noise = iteration;
     if (s.at_noise != 0 && iteration >= s.at_noise + rule.lag) reason = DIPENGINE_REASON_DISCREPANCY;
+  } else if (s.shown > 0) {
+    if (iteration >= s.shown + shown_for(r) && iteration < r.iterations) reason = DIPENGINE_REASON_HELD_OUT;
   } else if (r.watches != 0) {
-    note_variance(s.watch, rule, iteration, s.outputs.es_variance);
+    const bool held = s.held_out > 0;
+    if (!held || measured) note_variance(s.watch, rule, iteration, held ? discrepancy : s.outputs.es_variance);
     const int64_t minimum = s.watch.minimum;
-    best = minimum > 0 && iteration == minimum + settling(rule);
-    if (best) s.best_iteration = iteration;
-    if (minimum > 0 && iteration - s.watch.low >= rule.patience) reason = DIPENGINE_REASON_VARIANCE;
+    ending.keeps_best = minimum > 0 && iteration == minimum + settling(rule);
+    if (ending.keeps_best) s.best_iteration = iteration;
+    const bool over = minimum > 0 && iteration - s.watch.low >= rule.patience;
+    if (held && (over || iteration >= r.iterations - shown_for(r))) {
+      ending = show(r, s, ending.keeps_best);
+    } else if (over) {
+      reason = DIPENGINE_REASON_VARIANCE;
+    }
   }
   if (reason != DIPENGINE_REASON_NONE) finish(s, DIPENGINE_FIT_DONE, reason);
-  return best;
+  return ending;
 }
 
 // Behind every iteration, whatever came of it.

@@ -121,6 +121,9 @@ dipengine_status check_params(const Params* params) {
   DIPENGINE_REQUIRE(within(p.rollback_db, 0, 1e3), "The fit's roll-back threshold is %g dB; give 0 to 1000.", p.rollback_db);
   DIPENGINE_REQUIRE(p.stop == DIPENGINE_STOP_FIXED || p.stop == DIPENGINE_STOP_AUTO,
                     "The fit's stop is %d; it takes fixed (0) or auto (1).", p.stop);
+  DIPENGINE_REQUIRE(within(p.hold_out, 0, 0.5), "The fit holds out %g of its known pixels; give a share of 0 to 0.5.", p.hold_out);
+  DIPENGINE_REQUIRE(p.hold_out == 0 || (p.sigma == 0 && p.data_term == DIPENGINE_DATA_SQUARED),
+                    "The fit knows its noise and holds out %g of its known pixels; one of both says when to stop.", p.hold_out);
   DIPENGINE_REQUIRE(p.iterations >= 1 && p.iterations < (int64_t{1} << 32), "The fit has %lld iterations; give 1 to 2^32 - 1.",
                     static_cast<long long>(p.iterations));
   return DIPENGINE_OK;

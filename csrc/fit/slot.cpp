@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "fit/loop.h"
 #include "ops/philox/philox.h"
 #include "platform/error.h"
 
@@ -32,6 +33,7 @@ Extent extent_of(const dipengine_fit_params& params, int64_t height, int64_t wid
 SlotLayout::SlotLayout(const dipengine_fit_params& params, const Graph& graph)
     : channels_(params.generator.output_channels),
       stops_(params.stop == DIPENGINE_STOP_AUTO),
+      holds_out_(loop_rules(params).holds_out != 0),
       largest_(extent_of(params, params.height, params.width, params.data_height, params.data_width)) {
   offsets_.resize(graph.specs.size());
   for (const bool dead : {false, true}) {
@@ -60,6 +62,7 @@ SlotLayout::Places SlotLayout::places(const Extent& extent) const {
   p.sizes[SlotArrays::target] = data * channels_;
   p.sizes[SlotArrays::mask] = data;
   p.sizes[SlotArrays::code] = code_;
+  p.sizes[SlotArrays::held] = holds_out_ ? data : 0;
   p.bytes = Arena::aligned(sizeof(SlotState));
   for (int name = 0; name < SlotArrays::count; ++name) {
     p.offsets[name] = p.bytes;
@@ -100,6 +103,18 @@ void Slot::restore() const {
 void Slot::keep_best() const {
   copy(SlotArrays::best_parameters, SlotArrays::parameters);
   copy(SlotArrays::best_average, SlotArrays::average);
+}
+
+void Slot::return_to_best() const {
+  memcpy(array(SlotArrays::parameters), array(SlotArrays::best_parameters),
+         static_cast<size_t>(layout_->trainable()) * sizeof(float));
+  copy(SlotArrays::average, SlotArrays::best_average);
+}
+
+void Slot::show_held() const {
+  float* const mask = array(SlotArrays::mask);
+  const float* held = array(SlotArrays::held);
+  for (int64_t i = 0; i < size(SlotArrays::held); ++i) mask[i] += held[i];
 }
 
 void parameters_to_slot(const std::vector<ParameterSpec>& specs, const SlotLayout& layout, const float* from, float* flat) {

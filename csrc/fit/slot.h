@@ -17,6 +17,7 @@ struct SlotArrays {
     parameters, m, v, average, es_mean,                                              // the fit itself
     snapshot_parameters, snapshot_m, snapshot_v, snapshot_average, snapshot_es_mean,  // for roll-back
     best_parameters, best_average, target, mask, code,
+    held,  // mask of the known pixels that are held out of the fit, and of `mask`; nothing where the fit holds none out
     count
   };
 };
@@ -43,7 +44,7 @@ class SlotLayout {
   std::vector<int64_t> offsets_;
   int64_t trainable_ = 0, parameter_count_ = 0;
   int64_t channels_, code_ = 0;  // of the image; elements of the code
-  bool stops_;
+  bool stops_, holds_out_;
   Extent largest_;
   size_t bytes_;
 };
@@ -67,6 +68,8 @@ class Slot {
   void snapshot() const;
   void restore() const;
   void keep_best() const;
+  void return_to_best() const;
+  void show_held() const;
 
  private:
   void copy(SlotArrays::Name to, SlotArrays::Name from) const {

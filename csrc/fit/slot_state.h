@@ -31,12 +31,14 @@ struct SlotState {
   int64_t patience;        // of the watch
   int64_t best_iteration;  // of the kept state; 0: none
   int64_t at_noise;        // iteration at which the residual came down to the noise's; 0: not yet
-  double noise_variance;   // what a residual is measured in, where the noise is known; else 0
-  double known;            // elements of x0 that are known
+  double noise_variance;   // what a residual is measured in: the noise's where it is known, 1 where pixels are held out; else 0
+  double known;            // elements of x0 that a residual is taken over: those that are known or, where some are held out, these
   double loss;
   int32_t status, reason;  // dipengine_fit_state, dipengine_fit_reason
   int32_t has_mask, rolled_back;
+  int64_t held_out;  // pixels of x0: the watch follows their error in place of the outputs' variance; 0: none
+  int64_t shown;     // iteration behind which the fit sees them, too; 0: not yet
 };
-static_assert(sizeof(SlotState) == 30 * 8, "Padding would make states of equal fits differ.");
+static_assert(sizeof(SlotState) == 32 * 8, "Padding would make states of equal fits differ.");
 
 }  // namespace dipengine

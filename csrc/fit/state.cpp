@@ -1,5 +1,6 @@
 #include "fit/state.h"
 
+#include "fit/loop.h"
 #include "fit/params.h"
 #include "platform/error.h"
 
@@ -7,7 +8,7 @@ namespace dipengine {
 namespace {
 
 constexpr uint64_t kMagic = 0x0a74696670696444;  // "Ddipfit\n" in memory, in the byte order of the machine that wrote it
-constexpr uint32_t kFormat = 5;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
+constexpr uint32_t kFormat = 6;  // of SlotState and SlotArrays: grows whenever either changes in layout or meaning
 
 struct Header {
   uint64_t magic;
@@ -91,6 +92,7 @@ uint64_t params_fingerprint(const dipengine_fit_params& p) {
   for (int64_t value : {int64_t{p.average_warm_up != 0}, int64_t{p.deliver_average != 0}, int64_t{p.stop}, p.iterations}) {
     hash.integer(value);
   }
+  if (loop_rules(p).holds_out != 0) hash.real(p.hold_out);
   return hash.value();
 }
 
@@ -125,7 +127,7 @@ static dipengine_status read_scalars(const Header& header, const void* state, Sl
   const bool room = bytes >= sizeof(*scalars) && bytes % sizeof(uint64_t) == 0;
   if (room) memcpy(scalars, block, sizeof(*scalars));
   const bool known = room && scalars->status >= DIPENGINE_FIT_RUNNING && scalars->status <= DIPENGINE_FIT_FAILED &&
-                     scalars->reason >= DIPENGINE_REASON_NONE && scalars->reason <= DIPENGINE_REASON_DIVERGED;
+                     scalars->reason >= DIPENGINE_REASON_NONE && scalars->reason <= DIPENGINE_REASON_HELD_OUT;
   DIPENGINE_REQUIRE(known && header.checksum == checksum(block, bytes),
                     "The state is damaged: its bytes are not those that were saved; load another copy.");
   return DIPENGINE_OK;

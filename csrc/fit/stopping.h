@@ -1,16 +1,21 @@
 // When a fit stops, and which state it delivers: the twin of engine/dipengine/fitting/stopping.py and rollback.py.
 //
 // ES-EMV (H. Wang et al., "Early Stopping for Deep Image Prior", TMLR 2023): the exponentially weighted variance of the
-// outputs has its minimum near the best output. Known noise: the discrepancy principle (Morozov 1966).
+// outputs has its minimum near the best output. Known noise: the discrepancy principle (Morozov 1966). Pixels held out: their error
+// in the delivered average takes the variance's place; behind it the best state goes on for a while with all pixels.
 // Plain data, so that a slot's state can be saved as bytes; its functions run on a host and on a device.
 #pragma once
+
+#include <cmath>
 
 #include "dipengine/fit.h"
 #include "math/host_device.h"
 
 namespace dipengine {
 
-constexpr int64_t kResidualInterval = 5;  // iterations between looks at the residual, when the noise is known
+constexpr int64_t kResidualInterval = 5;  // iterations between looks at the residual, when the noise is known or pixels are held out
+constexpr int64_t kHeldPatience = 200;    // at most, with pixels held out
+constexpr int64_t kShownFor = 150;        // iterations with all pixels behind that
 
 dipengine_stop_rule stop_rule(int64_t iterations, double average_decay);
 
@@ -57,6 +62,9 @@ struct Rollback {
 
   static Rollback begin();
 };
+
+// The loss is about to be another one.
+DIPENGINE_HD void forget_level(Rollback& r) { r.mean = r.snapshot_mean = static_cast<double>(NAN); }
 
 DIPENGINE_HD Rollback::Verdict take_snapshot(Rollback& r, double loss) {
   r.taken = 1;

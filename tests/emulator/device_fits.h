@@ -46,11 +46,17 @@ inline double distance(const std::vector<float>& a, const std::vector<float>& b)
   return std::sqrt(apart / size);
 }
 
-// The same fit with some of its scalars changed, as a state.
-inline std::string changed(const FitProblem& problem, const std::string& state, void (*change)(dipengine::SlotState&)) {
+// A fit in that state, to be looked into.
+inline std::unique_ptr<dipengine::Fit> loaded(const FitProblem& problem, const std::string& state) {
   std::unique_ptr<dipengine::Fit> fit;
   CHECK(dipengine::Fit::make(problem.params, true, &fit) == DIPENGINE_OK);
   CHECK(fit->load_state(0, state.data(), state.size()) == DIPENGINE_OK);
+  return fit;
+}
+
+// The same fit with some of its scalars changed, as a state.
+inline std::string changed(const FitProblem& problem, const std::string& state, void (*change)(dipengine::SlotState&)) {
+  const std::unique_ptr<dipengine::Fit> fit = loaded(problem, state);
   change(fit->slot(0).state());
   std::string bytes(fit->state_bytes(0), '\0');
   CHECK(fit->save_state(0, bytes.data(), bytes.size()) == DIPENGINE_OK);

@@ -136,6 +136,7 @@ TEST(fit_slots_have_images_of_their_own_sizes) {
   const check::AsLarge as_large;
   FitProblem problem = small_problem(DIPENGINE_FLOAT32);
   problem.params.stop = DIPENGINE_STOP_AUTO;  // so that best states have places, too
+  problem.params.hold_out = 0.5;              // and pixels held out, in those with a mask that leaves enough
   const FitProblem largest = on_device(check::resized(problem, 16, 16, 1));
   const FitProblem images[] = {on_device(check::resized(problem, 13, 16, 2)), largest, on_device(check::resized(problem, 14, 13, 3))};
   TestFit company(largest, nullptr, 3);
@@ -163,6 +164,7 @@ TEST(fit_takes_and_gives_images_in_the_memory_of_its_device) {
   FitProblem problem = small_problem(DIPENGINE_BFLOAT16);
   problem.params.stop = DIPENGINE_STOP_AUTO;
   problem.params.iterations = 3;
+  problem.params.hold_out = 0.5;
   const FitProblem own = on_device(check::resized(problem, 13, 16, 2));  // rows of its own length in a block for a larger image
   const FitProblem largest = on_device(check::resized(problem, 16, 16, 1)), other = on_device(other_problem(DIPENGINE_FLOAT32));
   for (const auto& [shape, image] : {std::array<const FitProblem*, 2>{&largest, &own}, {&other, &other}}) {
@@ -435,9 +437,10 @@ TEST(fit_loop_on_a_device_decides_as_that_on_a_cpu) {
   no_faults();
 }
 
-TEST(fit_stops_on_a_device_by_variance_and_by_known_noise) {
-  for (const double sigma : {0.0, 0.2}) {
+TEST(fit_stops_on_a_device_by_variance_by_known_noise_and_by_pixels_held_out) {
+  for (const auto& [sigma, hold_out] : {std::array{0.0, 0.0}, {0.2, 0.0}, {0.0, 0.5}}) {
     FitProblem problem = small_problem(DIPENGINE_FLOAT32);
+    problem.params.hold_out = hold_out;
     problem.params.stop = DIPENGINE_STOP_AUTO;
     problem.params.iterations = 400;
     problem.params.es_alpha = 0.5;  // the variance wavers, and the patience is short
@@ -456,7 +459,8 @@ TEST(fit_stops_on_a_device_by_variance_and_by_known_noise) {
     while (cpu.progress().state == DIPENGINE_FIT_RUNNING) cpu.run(1);
     const int64_t end = cpu.progress().iteration;
     const int32_t reason = cpu.progress().reason;
-    CHECK(reason == (sigma > 0 ? DIPENGINE_REASON_DISCREPANCY : DIPENGINE_REASON_VARIANCE));
+    CHECK(reason == (hold_out > 0 ? DIPENGINE_REASON_HELD_OUT : sigma > 0 ? DIPENGINE_REASON_DISCREPANCY : DIPENGINE_REASON_VARIANCE));
+    CHECK((device.progress().held_out >= 64) == (hold_out > 0));
     cpu.start(0, problem, 2);
     hurry();
     cpu.run(end - 6);
@@ -467,6 +471,28 @@ TEST(fit_stops_on_a_device_by_variance_and_by_known_noise) {
     CHECK(b.state == DIPENGINE_FIT_DONE && b.reason == reason && b.iteration == end && a.iteration == end);
     CHECK(a.delivered_iteration == b.delivered_iteration);
     CHECK(distance(device.delivered(), cpu.delivered()) < 1e-2);
+    no_faults();
+    if (hold_out == 0) continue;
+    // Both go back to the best state, and see all pixels from there on.
+    cpu.start(0, problem, 2);
+    hurry();
+    cpu.run(end - problem.params.iterations / 10 - 2);
+    device.load(cpu.state());
+    const std::vector<float> before = cpu.parameters();
+    cpu.run(2);
+    device.run(2);
+    const std::unique_ptr<dipengine::Fit> on_host = loaded(problem, cpu.state()), on_device = loaded(problem, device.state());
+    const dipengine::Slot x = on_host->slot(0), y = on_device->slot(0);
+    CHECK(x.state().shown == x.state().iteration && y.state().shown == x.state().shown && y.state().best_iteration == 0);
+    const auto of = [](const dipengine::Slot& slot, dipengine::SlotArrays::Name name) {
+      return std::vector<float>(slot.array(name), slot.array(name) + slot.size(name));
+    };
+    using Arrays = dipengine::SlotArrays;
+    CHECK(of(x, Arrays::mask) == problem.mask && of(y, Arrays::mask) == problem.mask);
+    const std::vector<float> best = of(y, Arrays::best_parameters);
+    CHECK(!best.empty() && std::equal(best.begin(), best.end(), y.array(Arrays::parameters)));
+    CHECK(of(y, Arrays::average) == of(y, Arrays::best_average) && of(x, Arrays::average) == of(x, Arrays::best_average));
+    CHECK(cpu.parameters() != before);
     no_faults();
   }
 }

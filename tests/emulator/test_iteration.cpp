@@ -8,10 +8,11 @@ using emulator::Array;
 
 namespace {
 
-constexpr LoopRules kByVariance{{60, 12, 5, 10}, 3.0, 60, 1, 0}, kByNoise{{60, 12, 5, 10}, 3.0, 60, 1, 1};
+constexpr LoopRules kByVariance{{60, 12, 5, 10}, 3.0, 60, 1, 0, 0}, kByNoise{{60, 12, 5, 10}, 3.0, 60, 1, 1, 0},
+    kByPixelsHeldOut{{60, 12, 5, 10}, 3.0, 60, 1, 0, 1};
 
 // Fits at every stage of their lives.
-std::vector<SlotState> some_states(int64_t fits) {
+std::vector<SlotState> some_states(int64_t fits, bool hold_out) {
   check::Numbers numbers(static_cast<uint64_t>(fits));
   const auto below = [&](int64_t n) { return static_cast<int64_t>((numbers.next() + 1) / 2 * static_cast<double>(n)); };
   std::vector<SlotState> states(static_cast<size_t>(fits));
@@ -29,6 +30,11 @@ std::vector<SlotState> some_states(int64_t fits) {
     s.noise_variance = 0.2 + 0.02 * static_cast<double>(below(6));
     s.at_noise = below(3) == 0 ? below(60) : 0;
     s.known = 100;
+    if (hold_out) {
+      s.held_out = below(4) == 0 ? 0 : 70;
+      s.shown = s.held_out > 0 && below(3) == 0 ? std::max<int64_t>(1, s.iteration - below(8)) : 0;
+      s.best_iteration = s.shown == 0 && s.watch.minimum > 0 && below(2) == 0 ? s.watch.minimum + 5 : 0;
+    }
     s.extent = {below(9), below(9), below(9), below(9)};
     s.status = below(4) == 0 ? DIPENGINE_FIT_DONE : DIPENGINE_FIT_RUNNING;
   }
@@ -45,7 +51,7 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
   Array<unsigned char> memory(static_cast<int64_t>(fit_numbers_bytes(fits)));
   const FitNumbers of = fit_numbers_at(memory.data(), fits);
   const TurnLaunch launch{rules, of, fits, 3};
-  std::vector<SlotState> expected = some_states(fits);
+  std::vector<SlotState> expected = some_states(fits, rules.holds_out != 0);
   std::memcpy(of.states, expected.data(), expected.size() * sizeof(SlotState));
   check::Numbers numbers(static_cast<uint64_t>(fits) + 1);
   for (int64_t f = 0; f < fits; ++f) {
@@ -92,14 +98,16 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
     const size_t i = static_cast<size_t>(f);
     SlotState& s = expected[i];
     if (of.active[f] == 0) continue;
-    bool best = false;
+    Ending ending{};
     if (learns[i]) {
       ++s.step;
-      best = watch(rules, s, looks[i], looks[i] ? of.residual[f] / s.noise_variance : 0.0);
+      ending = watch(rules, s, looks[i], looks[i] ? of.residual[f] / s.noise_variance : 0.0);
     }
     end_turn(rules, s);
     if (!same("state at the end", f, of.states[f], s) ||
-        !same("copies at the end", f, of.copies[f], int32_t{best ? kKeep : kCopyNothing}) ||
+        !same("copies at the end", f, of.copies[f],
+              int32_t{ending.keeps_best ? kKeep : ending.returns_to_best ? kReturn : kCopyNothing}) ||
+        !same("shows", f, of.shows[f], static_cast<uint8_t>(ending.shows)) ||
         !same("history", f, of.losses[f * kHistory + 5], s.loss) ||
         !same("variance", f, of.variances[f * kHistory + 5], s.outputs.es_variance) ||
         !same("learnt", f, of.learnt[f], learns[i] ? int64_t{41} : int64_t{0})) {
@@ -114,8 +122,8 @@ bool turns_case(int64_t fits, const LoopRules& rules) {
   return memory.intact() || emulator::wrong("written outside");
 }
 
-bool copies_case(int64_t fits, int64_t count) {
-  const int64_t room = (count + 3) / 4 * 4 + 4, stride = 4 * room;
+bool copies_case(int64_t fits, int64_t count, bool shows = false) {
+  const int64_t room = (count + 3) / 4 * 4 + 4, stride = 6 * room;
   check::Numbers numbers(static_cast<uint64_t>(count));
   const std::vector<float> before = numbers.vector<float>(fits * stride);
   std::vector<float> expected = before;
@@ -124,7 +132,14 @@ bool copies_case(int64_t fits, int64_t count) {
   for (int64_t f = 0; f < fits; ++f) what.push_back(static_cast<int32_t>((f + 1) % 3));
   Array<int32_t> copies(what);
   const ArrayPair pairs[] = {{0, room, count}, {3 * room, 2 * room, count / 2}};
-  const CopyLaunch launch{{pairs[0], pairs[1]}, 2, blocks.data(), stride, copies.data()};
+  CopyLaunch launch{{pairs[0], pairs[1]}, 2, blocks.data(), stride, copies.data(), {}, nullptr};
+  std::vector<uint8_t> shown;
+  for (int64_t f = 0; f < fits; ++f) shown.push_back(shows && (f + 1) % 2 != 0 ? 1 : 0);
+  Array<uint8_t> flags(shown);
+  if (shows) {
+    launch.shown = {4 * room, 5 * room, count};
+    launch.shows = flags.data();
+  }
   if (launch_copies(launch, fits, nullptr) != DIPENGINE_OK) return emulator::wrong("%s", dipengine_last_error());
   for (int64_t f = 0; f < fits; ++f) {
     for (const ArrayPair& pair : pairs) {
@@ -133,6 +148,12 @@ bool copies_case(int64_t fits, int64_t count) {
         const bool keep = what[static_cast<size_t>(f)] == kKeep;
         expected[keep ? kept : live] = before[keep ? live : kept];
       }
+    }
+  }
+  for (int64_t f = 0; f < fits; ++f) {
+    for (int64_t i = 0; i < count && shown[static_cast<size_t>(f)] != 0; ++i) {
+      const size_t mask = static_cast<size_t>(f * stride + 4 * room + i), held = static_cast<size_t>(f * stride + 5 * room + i);
+      expected[mask] = before[mask] + before[held];
     }
   }
   return emulator::same_bits("blocks", blocks.copy(), expected);
@@ -159,7 +180,9 @@ bool margin_case(int64_t rows, int64_t row, const std::vector<int64_t>& window) 
 
 }  // namespace
 
-SCENARIO(turns_of_one_fit) { return turns_case(1, kByVariance) && turns_case(1, kByNoise); }
-SCENARIO(turns_of_many_fits) { return turns_case(301, kByVariance) && turns_case(300, kByNoise); }
-SCENARIO(copies_between_arrays) { return copies_case(1, 1) && copies_case(4, 1027) && copies_case(5, 2048); }
+SCENARIO(turns_of_one_fit) { return turns_case(1, kByVariance) && turns_case(1, kByNoise) && turns_case(1, kByPixelsHeldOut); }
+SCENARIO(turns_of_many_fits) {
+  return turns_case(301, kByVariance) && turns_case(300, kByNoise) && turns_case(302, kByPixelsHeldOut);
+}
+SCENARIO(copies_between_arrays) { return copies_case(1, 1) && copies_case(4, 1027) && copies_case(5, 2048) && copies_case(5, 1027, true); }
 SCENARIO(zeros_around_an_image) { return margin_case(5, 300, {4, 277, 1, 1, 5, 12}) && margin_case(66000, 1, {65999, 1, 1, 1, 7, 1}); }

@@ -88,7 +88,7 @@ typedef enum dipengine_code {
 
 typedef enum dipengine_stop {
   DIPENGINE_STOP_FIXED = 0,
-  DIPENGINE_STOP_AUTO = 1 /* ES-EMV; the discrepancy principle where the noise is known */
+  DIPENGINE_STOP_AUTO = 1 /* ES-EMV; the discrepancy principle where the noise is known; pixels held out (hold_out) */
 } dipengine_stop;
 
 typedef enum dipengine_device {
@@ -130,6 +130,11 @@ typedef struct dipengine_fit_params {
   double rollback_db;         /* a loss worse by more than this returns to the last good weights */
   int32_t stop;               /* dipengine_stop */
   int64_t iterations;         /* fixed length, or the ceiling of STOP_AUTO */
+  /* Under STOP_AUTO, share of the known pixels (0 to 0.5) that each slot keeps out of its fit, drawn by its seed. Once the average has
+   * been nearest to them, the slot goes on from there for 150 iterations (a tenth of `iterations` at most) with all pixels. For x0
+   * without noise, as in inpainting: a fit is done when it finds no more of what it was not shown. A slot that could hold out no more
+   * than 63 pixels goes by ES-EMV. 0: none; with known noise it has to be. */
+  double hold_out;
 } dipengine_fit_params;
 
 /* The paper's denoising network with nearest upsampling, stopped by itself: fill in height, width, pool. */
@@ -138,7 +143,7 @@ DIPENGINE_API void dipengine_fit_default_params(dipengine_fit_params* params);
 /* Thresholds of STOP_AUTO, in iterations. */
 typedef struct dipengine_stop_rule {
   int64_t ceiling;
-  int64_t patience; /* since the variance was last within 5 % of its minimum, before a fit stops */
+  int64_t patience; /* since variance, or error where pixels were held out, was last within 5 % of its minimum, before a fit stops */
   int64_t warm_up;  /* in which no minimum counts */
   int64_t lag;      /* with known noise, from the residual's coming down to it to the end: what the average looks back */
 } dipengine_stop_rule;
@@ -181,7 +186,8 @@ typedef enum dipengine_fit_reason {
   DIPENGINE_REASON_VARIANCE = 2,
   DIPENGINE_REASON_DISCREPANCY = 3,
   DIPENGINE_REASON_FIRST_LOSS = 4, /* failed: the very first loss is not finite */
-  DIPENGINE_REASON_DIVERGED = 5    /* failed: roll-backs did not help */
+  DIPENGINE_REASON_DIVERGED = 5,   /* failed: roll-backs did not help */
+  DIPENGINE_REASON_HELD_OUT = 6    /* the error of the pixels held out has been at its least, and they were shown */
 } dipengine_fit_reason;
 
 typedef struct dipengine_fit_progress {
@@ -197,6 +203,7 @@ typedef struct dipengine_fit_progress {
   double variance;      /* ES-EMV's V after its output */
   double learning_rate;
   int64_t height, width; /* of the slot's image; 0 before it is started */
+  int64_t held_out;      /* pixels of its x0 that are kept out of the fit */
 } dipengine_fit_progress;
 
 DIPENGINE_API dipengine_status dipengine_fit_get_progress(const dipengine_fit* fit, int32_t slot,
@@ -233,8 +240,9 @@ DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, 
 /* The seed that z is drawn from (CODE_NOISE alone); a start sets it to its own. Weights mean something with the z that they were
  * fitted with: both together, set behind a start, begin a fit with the generator of another one. */
 DIPENGINE_API dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed);
-/* Iterations since the variance was last within 5 % of its minimum before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
- * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it. */
+/* Iterations since the variance (where pixels are held out their error) was last within 5 % of its minimum before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
+ * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it, a slot that holds pixels out
+ * with 200. */
 DIPENGINE_API dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience);
 /* Standard deviation of Gaussian noise on the slot's x0, in [0, 1] units, for a fit that was created with any sigma above 0; a start
  * sets it to that one. STOP_AUTO compares the residual with it. Saved with the slot's state. */

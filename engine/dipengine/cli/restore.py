@@ -188,6 +188,7 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         "iterations": "all iterations run",
         "variance": "stopped where the outputs moved least",
         "discrepancy": "fitted down to the noise",
+        "held-out": "stopped where it was nearest to pixels held out",
         "interrupted": "interrupted: the best so far was written",
         "callback": "stopped by the caller",
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dipengine.errors import InputError
+from dipengine.fitting import held_out
 from dipengine.fitting.device import Placement, threads
 from dipengine.fitting.fit import Fit
 from dipengine.fitting.stopping import RESIDUAL_INTERVAL, StopRule, VarianceWatch
@@ -35,14 +36,18 @@ class AutogradLoop:
     def __init__(
         self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, stop: str, init: WarmStart | None = None
     ) -> None:
-        self.fit = Fit(problem, recipe, seed, placement, init)
+        self.fit = Fit(problem, recipe, seed, placement, init, held_out.draw(problem, recipe, stop, seed))
         self.losses: list[float] = []
         self.variances: list[float] = []
-        self.reason = ""  # why it stopped: "iterations", "variance", "discrepancy"; empty while it has not
+        self.reason = ""  # why it stopped: "iterations", "variance", "discrepancy", "held-out"; empty while it has not
         self._placement = placement
         self._rule = StopRule.for_recipe(self.fit.recipe, warm_start=init is not None) if stop == "auto" else None
+        if self._rule is not None and self.fit.held_out:
+            self._rule = self._rule.with_pixels_held_out()
+        self._holds_out = self.fit.held_out > 0
         self._watch = VarianceWatch(self._rule) if self._rule is not None and not problem.knows_noise else None
         self._best: _Best | None = None
+        self._shown = 0  # iteration behind which the fit sees the pixels that it held out; 0: not yet
         self._at_noise = 0  # iteration at which the residual came down to the noise's; 0: not yet
         self.whole = True  # False within an iteration, and after one that was broken off
 
@@ -82,26 +87,48 @@ class AutogradLoop:
         self.whole = True
 
     def _look(self, variance: float) -> None:
-        iteration, watch = self.iteration, self._watch
-        if watch is not None:
-            watch.note(iteration, variance)
+        iteration, watch, ceiling = self.iteration, self._watch, self.fit.recipe.iterations
+        if self._shown:
+            if self._shown + self._rule.shown_for <= iteration < ceiling:
+                self.reason = "held-out"
+        elif watch is not None:
+            held = self._holds_out
+            if not held or iteration % RESIDUAL_INTERVAL == 0:
+                watch.note(iteration, self.fit.residual() if held else variance)
             if watch.worth_keeping(iteration):
                 self._best = _Best(iteration, self.fit.average(), self.fit.optimizer.parameters.clone())
-            if watch.exhausted(iteration):
+            over = watch.exhausted(iteration)
+            if held and (over or iteration >= ceiling - self._rule.shown_for):
+                self._show()
+            elif over:
                 self.reason = "variance"
-            return
-        # Known noise needs no variance, whose early minima would stop a fit that has not come down to the noise.
-        if not self._at_noise and iteration % RESIDUAL_INTERVAL == 0 and self.fit.discrepancy() <= 1:
-            self._at_noise = iteration
-        if self._at_noise and iteration >= self._at_noise + self._rule.lag:
-            self.reason = "discrepancy"
+        else:
+            # Known noise needs no variance, whose early minima would stop a fit that has not come down to the noise.
+            if not self._at_noise and iteration % RESIDUAL_INTERVAL == 0 and self.fit.discrepancy() <= 1:
+                self._at_noise = iteration
+            if self._at_noise and iteration >= self._at_noise + self._rule.lag:
+                self.reason = "discrepancy"
+
+    def _show(self) -> None:
+        """The fit goes on from its best state with all pixels; one at its ceiling that has none goes on as it is."""
+        if self._delivers_best:
+            self.fit.optimizer.parameters.copy_(self._best.parameters)
+            self.fit.set_average(self._best.image)
+        self.fit.show_held_out()
+        self.fit.guard.forget_level()
+        self._shown, self._best = self.iteration, None
+
+    @property
+    def _delivers_best(self) -> bool:
+        """A later minimum may have overtaken the kept state, and the run ended before that one had settled."""
+        best = self._best
+        return best is not None and best.iteration == self._watch.minimum + self._rule.settling
 
     def deliver(self) -> tuple[Any, dict[str, np.ndarray], int]:
         """The kept state's image, weights and iteration, else the last one's; the fit goes on as if nothing had been asked."""
         fit, best = self.fit, self._best
         with self._threads():
-            # A later minimum may have overtaken the kept state, and the run ended before that one had settled.
-            if best is not None and best.iteration == self._watch.minimum + self._rule.settling:
+            if self._delivers_best:
                 current = fit.optimizer.parameters.clone()
                 fit.optimizer.parameters.copy_(best.parameters)
                 weights = fit.weights()
@@ -122,6 +149,7 @@ class AutogradLoop:
             tensors["best/image"] = on_host(self._best.image)
         numbers["reason"] = self.reason
         numbers["at_noise"] = self._at_noise
+        numbers["shown"] = self._shown
         numbers["best_iteration"] = self._best.iteration if self._best is not None else 0
         numbers["watch"] = self._watch.state() if self._watch is not None else None
         return tensors, numbers
@@ -137,6 +165,7 @@ class AutogradLoop:
 
         fit, best = self.fit, None
         best_iteration, at_noise, reason = int(numbers["best_iteration"]), int(numbers["at_noise"]), str(numbers["reason"])
+        shown = int(numbers["shown"])
         if numbers["iteration"] != iteration:
             raise ValueError(f"it is of iteration {numbers['iteration']}, not {iteration}")
         if best_iteration:
@@ -148,7 +177,9 @@ class AutogradLoop:
             watch = VarianceWatch(watch.rule)
             watch.load_state(numbers["watch"])
         fit_state.load(fit, weights, tensors, numbers)
+        fit.show_held_out(shown > 0)
         self._best, self._watch, self._at_noise, self.reason, self.whole = best, watch, at_noise, reason, True
+        self._shown = shown
 
     def _threads(self):
         return threads(self._placement, torch_is_idle=self.fit.torch_is_idle)

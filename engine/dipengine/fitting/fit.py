@@ -37,8 +37,10 @@ class Fit:
     """
 
     def __init__(
-        self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, init: WarmStart | None = None
+        self, problem: Problem, recipe: Recipe, seed: int, placement: Placement, init: WarmStart | None = None,
+        held: np.ndarray | None = None,
     ) -> None:
+        """held: known pixels that are kept out of the fit, bool [h, w] (fitting.held_out)."""
         import torch
 
         from dipengine.generators.hourglass import HourglassNetwork
@@ -73,9 +75,12 @@ class Fit:
             weight_order="hwio" if self.network.fused else "oihw",
         )
         self._target = _to_tensor(problem.target, device)
-        self._mask = None
+        self._mask = self._held = None
         if problem.known is not None and any_true(~problem.known):
             self._mask = _to_tensor(problem.known[:, :, None], device)
+        if held is not None:
+            self._held = _to_tensor(held[:, :, None], device)
+            self._mask = self._hidden = (1 if self._mask is None else self._mask) - self._held
         decay = recipe.average_decay if recipe.average_decay is not None else 0.0
         self.guard = Rollback(self, recipe.rollback_db)
         self.statistics = OutputStatistics(
@@ -139,13 +144,28 @@ class Fit:
         problem's target, copied."""
         return self._to_array(self.statistics.average)
 
+    @property
+    def held_out(self) -> int:
+        """Known pixels that are kept out of the fit."""
+        return 0 if self._held is None else int(self._held.sum().item())
+
+    def show_held_out(self, shown: bool = True) -> None:
+        """From the next iteration on the fit sees the pixels that were held out, or does not."""
+        if self._held is not None:
+            self._mask = self._hidden + self._held if shown else self._hidden
+
+    def set_average(self, image: Any) -> None:
+        """Go on from an average [H, W, C] that `average` gave."""
+        self.statistics.average.copy_(_to_tensor(image, self.statistics.average.device))
+
     def residual(self) -> float:
-        """Mean squared difference between A(output average) and x0 over the known pixels."""
+        """Mean squared difference between A(output average) and x0 over the known pixels, or over those held out."""
         with self._torch.no_grad():
             squares = (self._measured(self.statistics.average) - self._target).square()
-        if self._mask is None:
+        mask = self._mask if self._held is None else self._held
+        if mask is None:
             return squares.mean().item()
-        return ((squares * self._mask).sum() / (self._mask.sum() * squares.shape[1])).item()
+        return ((squares * mask).sum() / (mask.sum() * squares.shape[1])).item()
 
     def discrepancy(self) -> float | None:
         """Mean squared residual of the output average in standard deviations of the noise, where the problem knows it (by its

@@ -10,6 +10,7 @@ import numpy as np
 
 from dipengine import environment
 from dipengine.errors import FitError, OutOfMemory
+from dipengine.fitting import held_out
 from dipengine.fitting.device import Placement
 from dipengine.fitting.stopping import StopRule, es_alpha
 from dipengine.generators.architecture import Hourglass
@@ -195,8 +196,13 @@ class NativeFit:
 
     @property
     def reason(self) -> str:
-        """Why the fit stopped by itself: "iterations", "variance", "discrepancy"; empty while it has not."""
+        """Why the fit stopped by itself: "iterations", "variance", "discrepancy", "held-out"; empty while it has not."""
         return self._native.progress(self._slot)["reason"]
+
+    @property
+    def held_out(self) -> int:
+        """Known pixels that are kept out of the fit."""
+        return self.progress()["held_out"]
 
     @property
     def rollbacks(self) -> int:
@@ -355,4 +361,5 @@ def _settings(problem: Problem, recipe: Recipe, code: Code, placement: Placement
         "rollback_db": recipe.rollback_db,
         "stop": int(stop == "auto"),
         "iterations": recipe.iterations,
+        "hold_out": held_out.share(problem, recipe, stop),
     }

@@ -26,6 +26,6 @@ class Outcome:
     history: History
     iterations: int  # run
     best_iteration: int  # the one whose state is delivered
-    stop_reason: str  # "iterations", "variance", "discrepancy", "interrupted" or "callback"
+    stop_reason: str  # "iterations", "variance", "discrepancy", "held-out", "interrupted" or "callback"
     rollbacks: int
     seconds: float

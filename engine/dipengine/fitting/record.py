@@ -50,6 +50,7 @@ def make_record(
             "iterations": recipe.iterations,
             "stop": plan.stop,
             "stop_rule": _stop_rule(plan, run),
+            "held_out_pixels": fit.held_out,
             "learning_rate": recipe.learning_rate,
             "perturbation": recipe.perturbation,
             "average_decay": recipe.average_decay,
@@ -105,7 +106,11 @@ def _stop_rule(plan: "Plan", run: FitRun) -> dict[str, Any] | None:
     if plan.stop != "auto":
         return None
     rule = StopRule.for_recipe(run.fit.recipe, warm_start=run.init is not None)
-    return {**asdict(rule), "es_alpha": run.fit.es_alpha}
+    shown = {}
+    if run.fit.held_out:
+        rule = rule.with_pixels_held_out()
+        shown = {"shown_for": rule.shown_for}
+    return {**asdict(rule), **shown, "es_alpha": run.fit.es_alpha}
 
 
 def _finite(value: float | None) -> float | None:

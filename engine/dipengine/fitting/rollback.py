@@ -61,19 +61,22 @@ class Rollback:
 
     def state(self) -> dict[str, float | int | None]:
         """All but the snapshot (JSON-able)."""
-        taken = self._snapshot is not None
         return {
-            "mean": self._mean if taken else None,
-            "snapshot_mean": self._snapshot_mean if taken else None,
+            "mean": None if math.isnan(self._mean) else self._mean,
+            "snapshot_mean": None if math.isnan(self._snapshot_mean) else self._snapshot_mean,
             "failures": self._failures,
             "count": self.count,
         }
 
     def load_state(self, state: Mapping[str, float | int | None], snapshot) -> None:
         """Go on from a saved state and its snapshot (None where there was none)."""
-        means = [float(state[name]) if snapshot is not None else math.nan for name in ("mean", "snapshot_mean")]
+        means = [math.nan if state[name] is None else float(state[name]) for name in ("mean", "snapshot_mean")]
         self._failures, self.count = int(state["failures"]), int(state["count"])
         (self._mean, self._snapshot_mean), self._snapshot = means, snapshot
+
+    def forget_level(self) -> None:
+        """The loss is about to be another one: the next is the mean that it is compared with."""
+        self._mean = self._snapshot_mean = math.nan
 
     def _take(self, mean: float) -> None:
         self._snapshot = self._fit.snapshot()

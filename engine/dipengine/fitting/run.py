@@ -108,7 +108,7 @@ class FitRun:
 
     @property
     def stop_reason(self) -> str:
-        """ "iterations", "variance", "discrepancy" or "callback"; empty while the fit has not finished."""
+        """ "iterations", "variance", "discrepancy", "held-out" or "callback"; empty while the fit has not finished."""
         return self._loop.reason or ("callback" if self._called_off else "")
 
     @property

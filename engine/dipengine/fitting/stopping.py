@@ -14,6 +14,9 @@ some percent of its minimum for hundreds of iterations, in some pictures while t
 patience counts from the last of these, and 0.04 to 1.35 dB were lost in five pictures and 3.8 in the sixth (as with a = 0.1).
 `denoise` therefore estimates noise that nobody has told of, and where it is white takes it for known (noise.estimate).
 
+Where there is no noise but something is missing, a part of the known pixels is held out of the fit, and their error takes the
+variance's place; behind it the best state goes on for a while with all pixels (fitting.held_out).
+
 Known noise needs no such statistic and takes none: by the discrepancy principle (Morozov 1966) the fit is done when the
 delivered image's mean squared residual has come down to the noise's variance, and then goes on for the full look-back, also
 while the average warms up; where the residual never comes down, the fit runs to its ceiling. By a sensor's likelihood the mean
@@ -48,7 +51,10 @@ PLATEAU = 1.05  # times the minimum: where there is little noise, the variance s
 WARM_START_SHARE = 1 / 2  # of the patience, for a fit that begins with another one's generator
 LAG_SHARE = 1 / 5  # of the ceiling, at most
 SETTLING = 5
-RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known
+RESIDUAL_INTERVAL = 5  # iterations between looks at the residual, when the noise is known or pixels are held out
+HELD_PATIENCE = 200  # at most, with pixels held out
+SHOWN_FOR = 150  # iterations with all pixels behind that, at most
+SHOWN_SHARE = 10  # of the ceiling, one in so many
 
 
 def es_alpha(average_decay: float | None) -> float:
@@ -74,6 +80,10 @@ class StopRule:
         patience = max(round(rule.patience * WARM_START_SHARE), MIN_PATIENCE)
         return replace(rule, patience=patience)
 
+    def with_pixels_held_out(self) -> "StopRule":
+        """Their error is followed in place of the variance. It wavers less."""
+        return replace(self, patience=min(self.patience, HELD_PATIENCE))
+
     @staticmethod
     def for_run(ceiling: int, average_decay: float | None) -> "StopRule":
         """The rule for a ceiling and the decay of the delivered average (None: no average)."""
@@ -81,6 +91,11 @@ class StopRule:
         patience = max(round(ceiling * PATIENCE_SHARE), MIN_PATIENCE)
         lag = round(1 / (1 - average_decay)) if average_decay else 0
         return StopRule(ceiling, patience, warm_up, min(lag, max(round(ceiling * LAG_SHARE), 1)))
+
+    @property
+    def shown_for(self) -> int:
+        """Iterations that a fit goes on from its best state with all pixels, where it held some out."""
+        return min(max(self.ceiling // SHOWN_SHARE, 1), SHOWN_FOR)
 
     @property
     def settling(self) -> int:
@@ -92,7 +107,7 @@ class StopRule:
 
 
 class VarianceWatch:
-    """Follows the outputs' variance of one fit, says which states to keep and when to stop."""
+    """Follows the outputs' variance of one fit, or the error of pixels held out, says which states to keep and when to stop."""
 
     def __init__(self, rule: StopRule) -> None:
         self.rule = rule

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Streams: what a sequence is for.
-CODE, PERTURBATION, WEIGHTS, MASK, NOISE = range(5)
+CODE, PERTURBATION, WEIGHTS, MASK, NOISE, HELD = range(6)
 
 _CHUNK = 1 << 18  # blocks that a twin makes at a time, to bound its memory
 _LOW = 0xFFFFFFFF

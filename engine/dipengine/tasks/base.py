@@ -31,12 +31,15 @@ class Recipe:
     average_warm_up: bool = False  # a shorter memory at first; see kernels.statistics
     rollback_db: float = 5.0  # a loss worse by more than this, in dB, returns to the last good weights
     stop: str | None = None  # "auto" or "fixed" where the recipe needs one whatever the preset says
+    hold_out: float = 0.0  # share of the known pixels that say when to stop in place of the outputs' variance (fitting.held_out)
 
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; ask for at least 1.")
         if self.learning_rate <= 0:
             raise InputError(f"learning rate is {self.learning_rate}; it must be above 0.")
+        if not 0 <= self.hold_out <= 0.5:
+            raise InputError(f"hold_out is {self.hold_out}; it is a share of 0 to 0.5.")
 
 
 class ForwardOperator(Protocol):

@@ -6,6 +6,7 @@ has no effect in their code (it rebinds a local name) and is left out.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dipengine.generators.architecture import Hourglass
 from dipengine.images.namespaces import any_true, beside, mean
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption, hourglass_128
 
+SCATTERED = "missing50"
 RECIPES = {
     "text": Recipe(hourglass_128(128, "nearest"), iterations=6000, perturbation=0.03),
     "hole": Recipe(
@@ -34,7 +36,7 @@ RECIPES = {
         iterations=3000,
         perturbation=0.0,
     ),
-    "missing50": Recipe(hourglass_128(4, "bilinear"), learning_rate=0.001, iterations=11000, perturbation=0.03),
+    SCATTERED: Recipe(hourglass_128(4, "bilinear"), learning_rate=0.001, iterations=11000, perturbation=0.03),
     "missing98": Recipe(
         Hourglass(
             channels_down=(16, 32, 64, 128, 128),
@@ -47,6 +49,23 @@ RECIPES = {
         perturbation=0.0,
     ),
 }
+
+
+_HOLDING_OUT = ("text", SCATTERED)  # of what is missing in a whole region, scattered pixels tell nothing
+_HELD_PIXELS = 1000  # or as near to it as these shares of the known ones allow
+_SHARES = 0.05, 0.1
+
+
+def _faster(made: Recipe, name: str, known: Any) -> Recipe:
+    """The recipe for presets that deliver an average and stop by themselves.
+
+    With the average, the step size of all other recipes wins 0.1 to 1.2 dB over the authors' 0.001 for scattered pixels, in fewer
+    iterations; and what is thin or scattered stops by pixels held out (fitting.held_out; bench/inpainting.py).
+    """
+    if name in _HOLDING_OUT:
+        count = int(known.sum())
+        made = replace(made, hold_out=min(max(_HELD_PIXELS / max(count, 1), _SHARES[0]), _SHARES[1]))
+    return replace(made, learning_rate=0.01, iterations=6000) if name == SCATTERED else made
 
 
 NOTHING_MISSING = "Nothing says which pixels are missing; give --mask, --random-missing, an alpha channel, or NaN in floats."
@@ -67,7 +86,7 @@ class Inpaint(Task):
             "recipe",
             "text: thin overlays; hole: a region; large-hole: a big region; missing50, missing98: scattered pixels",
             str,
-            "missing50",
+            SCATTERED,
             choices=tuple(RECIPES),
         ),
         TaskOption(
@@ -87,7 +106,7 @@ class Inpaint(Task):
         mask: np.ndarray | None = None,
         invert_mask: bool = False,
         random_missing: float | None = None,
-        recipe: str = "missing50",
+        recipe: str = SCATTERED,
         known: str | None = None,
     ) -> Problem:
         if recipe not in RECIPES:
@@ -95,12 +114,15 @@ class Inpaint(Task):
         if known not in (None, "keep", "fit"):
             raise InputError(f"known is {known!r}; it takes keep or fit.")
         pixels_known, source = self._known(data, mask, invert_mask, random_missing)
+        made = RECIPES[recipe]
+        if preset != "paper":
+            made = _faster(made, recipe, pixels_known)
         keep = known == "keep" or (known is None and preset != "paper")
         return Problem(
             self.name,
             data.pixels,
             data.pixels.shape[:2],
-            RECIPES[recipe],
+            made,
             known=pixels_known,
             keep_known=keep,
             fills_alpha=source == "alpha",
