@@ -28,7 +28,7 @@ from dipengine.fitting.progress import ProgressBar
 from dipengine.images import read_image
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FITS = {"hill": 300, "house": 300, "vase": 300, "butterfly": 300}  # iterations; the recipes have 1800, 11000, 5000, 2000
+FITS = {"hill": 300, "house": 300, "vase": 300, "butterfly": 300}  # iterations; the published recipes have 1800, 11000, 5000, 2000
 
 
 def fit(name: str, data: Path, preset: str, iterations: int, threads: int | None) -> dipengine.Result:

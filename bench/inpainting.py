@@ -1,6 +1,7 @@
 """What inpainting delivers, how soon, and how far below the best of the run; PSNR over the missing pixels.
 
-    python bench/inpainting.py --data FOLDER [--size 128] [--channels 32] [--pictures hill,boat] [--kind scattered|text] [--workers 2]
+    python bench/inpainting.py --data FOLDER [--size 128] [--channels 32] [--pictures hill,boat] [--kind scattered|text]
+                               [--ways paper,delivered,best] [--workers 2]
 
 FOLDER holds denoise25/, sr4/ and inpaint50/ with *_GT.png. Of each picture a square misses half of its pixels, or a text written over
 it, and is fitted with the same mask, seed and network
@@ -8,7 +9,9 @@ it, and is fitted with the same mask, seed and network
 - `paper`: by the published recipe, its number of iterations through, nothing averaged;
 - `by the variance`: by the published step size, averaged, stopped where the outputs move least (what balanced did before);
 - `delivered`: by the preset balanced as it is, stopped by pixels held out;
-- `best`: by that recipe with all pixels from the beginning, at the best point of `--iterations`, which nobody knows without the truth.
+- `bilinear`: the same with the published network's upsampling;
+- `best`: by the recipe of `delivered` with all pixels from the beginning, at the best point of `--iterations`, which nobody knows
+  without the truth.
 
 Writes bench/results/inpainting_<kind>_<size>_<channels>.json.
 """
@@ -33,7 +36,7 @@ from dipengine.restoration import plan_restoration
 from dipengine.tasks.inpaint import RECIPES
 from stopping import PICTURES, RESULTS, frame
 
-WAYS = ("paper", "by the variance", "delivered", "best")
+WAYS = ("paper", "by the variance", "delivered", "bilinear", "best")
 RECIPE_OF = {"scattered": "missing50", "text": "text"}
 LINE = 13  # pixels from one line of the text to the next
 
@@ -59,7 +62,8 @@ def one(job: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
     options: dict[str, Any] = {"recipe": RECIPE_OF[kind]}
     options |= {"random_missing": 0.5} if kind == "scattered" else {"mask": text_mask(given.size)}
     skips = (given.channels,) if kind == "text" else None  # as many as channels, as in the recipe
-    settings = Settings(preset="paper" if way == "paper" else "balanced", channels=(given.channels,), skips=skips, threads=1)
+    settings = Settings(preset="paper" if way == "paper" else "balanced", channels=(given.channels,), skips=skips, threads=1,
+                        upsample=("bilinear",) if way == "bilinear" else None)
     plan = plan_restoration(from_array(clean)[0], "inpaint", options, settings)
     recipe = plan.recipe
     if way == "by the variance":
@@ -88,7 +92,7 @@ def one(job: tuple[str, str, argparse.Namespace]) -> dict[str, Any]:
 def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     best = {case["picture"]: case["psnr"] for case in cases if case["way"] == "best"}
     found = {}
-    for way in WAYS:
+    for way in dict.fromkeys(case["way"] for case in cases):
         chosen = [case for case in cases if case["way"] == way]
         below = [best[case["picture"]] - case["psnr"] for case in chosen]
         found[way] = {
@@ -107,9 +111,10 @@ def main() -> int:
     parser.add_argument("--pictures", type=lambda text: text.split(","), default=list(PICTURES))
     parser.add_argument("--kind", choices=list(RECIPE_OF), default="scattered")
     parser.add_argument("--iterations", type=int, default=4000)
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    jobs = [(name, way, given) for way in WAYS for name in given.pictures]
+    jobs = [(name, way, given) for way in given.ways for name in given.pictures]
     with ProcessPoolExecutor(given.workers) as pool:
         cases = list(pool.map(one, jobs))
     report = {"kind": given.kind, "size": given.size, "channels": given.channels, "summary": summary(cases), "cases": cases}

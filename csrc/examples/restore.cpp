@@ -162,7 +162,7 @@ dipengine_fit_params params_of(const Options& o, const Pnm& image, dipengine_poo
   if (o.verb == "inpaint") {
     p.perturbation = 0.03;
     p.iterations = 6000;
-    p.hold_out = 0.05;  // with all pixels again at the end
+    p.hold_out = 0.1;  // shown to the fit at its end
   }
   if (o.iterations > 0) p.iterations = static_cast<int64_t>(std::min<uint64_t>(o.iterations, INT64_MAX));
   if (o.stop == "fixed") p.stop = DIPENGINE_STOP_FIXED;

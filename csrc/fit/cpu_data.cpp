@@ -153,8 +153,8 @@ dipengine_status CpuPlan::size_data_term(int step) {
 // Of x0, what the fit sees; NULL: all.
 static const float* mask_of(const Slot& slot) { return slot.state().has_mask ? slot.array(SlotArrays::mask) : nullptr; }
 
-// The loss of `data` against x0, where `mask` is 1, and, where `d_data` is given, its gradient; for a sensor the discrepancy on demand. Squares
-// are divided by `normaliser`, deviances always by what is known.
+// The loss of `data` against x0 where `mask` is 1 and, where `d_data` is given, its gradient; for a sensor the discrepancy on demand.
+// Squares are divided by `normaliser`, deviances always by what is known.
 dipengine_status CpuPlan::compare(int step, const Slot& slot, const float* mask, const float* data, float* d_data,
                                   double normaliser, double* loss, double* discrepancy) {
   const Extent& extent = slot.state().extent;

@@ -87,7 +87,8 @@ struct Ending {
   bool shows;  // pixels that were held out go back to the mask
 };
 
-// What was held out is shown to the fit, which goes on from its best state. A fit at its ceiling that has none goes on as it is.
+// What was held out is shown to the fit, which goes on from its best state; one that has none (at its ceiling, or rolled back when it
+// was to be kept) goes on as it is.
 DIPENGINE_HD Ending show(const LoopRules& r, SlotState& s, bool is_best) {
   const Ending ending{false, !is_best && delivers_best(r, s), true};
   s.shown = s.iteration;

@@ -27,7 +27,7 @@ DIPENGINE_HD int64_t settling(const dipengine_stop_rule& rule) {
   return least < kSettling ? least : kSettling;
 }
 
-// Follows the outputs' variance of one fit.
+// Follows the outputs' variance of one fit, or the error of pixels held out.
 struct VarianceWatch {
   double lowest;
   int64_t minimum;  // iteration of the lowest variance so far; 0: none yet
@@ -63,7 +63,7 @@ struct Rollback {
   static Rollback begin();
 };
 
-// The loss is about to be another one.
+// The loss is about to be another one: the next finite one is its level, and its weights those to return to.
 DIPENGINE_HD void forget_level(Rollback& r) { r.mean = r.snapshot_mean = static_cast<double>(NAN); }
 
 DIPENGINE_HD Rollback::Verdict take_snapshot(Rollback& r, double loss) {
@@ -79,8 +79,8 @@ DIPENGINE_HD Rollback::Verdict judge_loss(Rollback& r, double jump, int64_t iter
   using Verdict = Rollback::Verdict;
   const bool finite = loss - loss == 0;
   bool snapshot = false;
-  if (r.taken == 0) {
-    if (!finite) return Verdict::first_loss;
+  if (r.taken == 0 && !finite) return Verdict::first_loss;
+  if (finite && (r.taken == 0 || r.mean != r.mean)) {
     take_snapshot(r, loss);
     snapshot = true;
   }
@@ -91,7 +91,7 @@ DIPENGINE_HD Rollback::Verdict judge_loss(Rollback& r, double jump, int64_t iter
     jumped = false;
   }
   if (finite && !jumped) {
-    r.mean = r.mean != r.mean ? loss : (1 - Rollback::kSmoothing) * r.mean + Rollback::kSmoothing * loss;
+    r.mean = (1 - Rollback::kSmoothing) * r.mean + Rollback::kSmoothing * loss;
     if (iteration % Rollback::kInterval == 0) return take_snapshot(r, r.mean);
     return snapshot ? Verdict::snapshot : Verdict::go_on;
   }

@@ -102,7 +102,8 @@ def restore(
     truth: the undamaged image (its alpha, if any, unused), to be measured against; it never influences the result.
     progress: called after each iteration with a `Report`; a true return value stops the fit there.
     preset: "paper", "balanced" or "fast". iterations: fixed length, or the ceiling with stop="auto".
-    stop: "auto" (ES-EMV; where the noise is known, or estimated, the discrepancy principle) or "fixed".
+    stop: "auto" (ES-EMV; where the noise is known, or estimated, the discrepancy principle; inpainting of what is thin or scattered
+        by pixels held out of the fit) or "fixed".
     seed: the same seed gives the same bits. device: "auto" (the GPU that the image is on, else the first, else the CPU), "cpu",
         "cuda:0".
     precision: "auto", "fp32", "bf16". kernels: "auto", "native", "torch". threads: of the CPU.

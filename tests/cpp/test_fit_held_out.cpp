@@ -22,7 +22,7 @@ FitProblem holding_out(const char* name, double share = kShare) {
   return problem;
 }
 
-// What the header promises: those of the known pixels whose uniform lies below the share, in rows.
+// What the header says: those of the known pixels whose uniform lies below the share, in rows.
 std::vector<float> held_of(const FitProblem& problem, uint64_t seed) {
   std::vector<float> held(static_cast<size_t>(problem.data_height() * problem.data_width()));
   dipengine_philox_params draw{sizeof(draw), nullptr, seed, 5, 0, static_cast<int64_t>(held.size()), held.data()};
@@ -119,6 +119,22 @@ TEST(a_fit_goes_on_from_where_it_is_nearest_to_the_pixels_that_it_holds_out) {
     // What stood there counts now.
     CHECK(error(problem, held, fit.delivered()) < error(problem, held, best));
   }
+}
+
+// The level of its loss is a new one, and so is the snapshot that it goes back to.
+TEST(a_fit_that_was_shown_all_pixels_goes_back_to_no_earlier_state) {
+  FitProblem problem = holding_out("mask, fp32");
+  problem.params.iterations = 99;
+  TestFit fit(problem, 5);
+  fit.run(90);  // shown behind it, nine before the end
+  const std::vector<float> best = fit.parameters();
+  fit.run(1);
+  CHECK(fit.progress().rollbacks == 0 && fit.parameters() != best);
+  std::vector<float> poisoned = best;
+  poisoned[0] = NAN;
+  fit.set_parameters(poisoned);
+  fit.run(1);
+  CHECK(fit.progress().rollbacks == 1 && fit.parameters() == best);
 }
 
 TEST(a_fit_at_its_ceiling_sees_all_pixels_before_it_ends) {

@@ -132,8 +132,9 @@ typedef struct dipengine_fit_params {
   int64_t iterations;         /* fixed length, or the ceiling of STOP_AUTO */
   /* Under STOP_AUTO, share of the known pixels (0 to 0.5) that each slot keeps out of its fit, drawn by its seed. Once the average has
    * been nearest to them, the slot goes on from there for 150 iterations (a tenth of `iterations` at most) with all pixels. For x0
-   * without noise, as in inpainting: a fit is done when it finds no more of what it was not shown. A slot that could hold out no more
-   * than 63 pixels goes by ES-EMV. 0: none; with known noise it has to be. */
+   * without noise, as in inpainting: a fit is done when it finds no more of what it was not shown. Pixel i, in rows, is drawn where
+   * element i of the Philox uniforms (ops/philox/philox.h) of the slot's seed, stream 5, step 0 lies below the share; a slot of which no
+   * more than 63 were, or no other was left, goes by ES-EMV. 0: none; with known noise it has to be. */
   double hold_out;
 } dipengine_fit_params;
 
@@ -203,7 +204,7 @@ typedef struct dipengine_fit_progress {
   double variance;      /* ES-EMV's V after its output */
   double learning_rate;
   int64_t height, width; /* of the slot's image; 0 before it is started */
-  int64_t held_out;      /* pixels of its x0 that are kept out of the fit */
+  int64_t held_out;      /* pixels of its x0 that are kept out of the fit until it has been nearest to them */
 } dipengine_fit_progress;
 
 DIPENGINE_API dipengine_status dipengine_fit_get_progress(const dipengine_fit* fit, int32_t slot,
@@ -240,9 +241,9 @@ DIPENGINE_API dipengine_status dipengine_fit_set_parameters(dipengine_fit* fit, 
 /* The seed that z is drawn from (CODE_NOISE alone); a start sets it to its own. Weights mean something with the z that they were
  * fitted with: both together, set behind a start, begin a fit with the generator of another one. */
 DIPENGINE_API dipengine_status dipengine_fit_set_code_seed(dipengine_fit* fit, int32_t slot, uint64_t seed);
-/* Iterations since the variance (where pixels are held out their error) was last within 5 % of its minimum before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
- * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it, a slot that holds pixels out
- * with 200. */
+/* Iterations since the variance was last within 5 % of its minimum before STOP_AUTO stops the slot, 1 at least; a start sets it to that of
+ * dipengine_fit_stop_rule. A fit that begins with another one's generator is done with half of it. A slot that holds pixels out counts
+ * from their error, looked at every fifth iteration, and never waits for more than 200. */
 DIPENGINE_API dipengine_status dipengine_fit_set_patience(dipengine_fit* fit, int32_t slot, int64_t patience);
 /* Standard deviation of Gaussian noise on the slot's x0, in [0, 1] units, for a fit that was created with any sigma above 0; a start
  * sets it to that one. STOP_AUTO compares the residual with it. Saved with the slot's state. */

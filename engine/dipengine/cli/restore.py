@@ -62,7 +62,8 @@ def add_fit_options(fit: Any) -> None:
     fit.add_argument("--iterations", type=int, metavar="N", help="length of the fit, or its ceiling with --stop auto")
     fit.add_argument(
         "--stop", choices=STOPS,
-        help="auto: where the outputs move least (ES-EMV) or, with noise known or estimated, where the residual is the noise; "
+        help="auto: where the outputs move least (ES-EMV), with noise known or estimated where the residual is the noise, inpainting "
+        "(text, missing50) where the fit is nearest to pixels held out; "
         "fixed: after N iterations (default: as the preset says; flash: fixed)",
     )
     fit.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same bits (default: 0)")
@@ -188,7 +189,7 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         "iterations": "all iterations run",
         "variance": "stopped where the outputs moved least",
         "discrepancy": "fitted down to the noise",
-        "held-out": "stopped where it was nearest to pixels held out",
+        "held-out": "with all pixels behind where it was nearest to those held out",
         "interrupted": "interrupted: the best so far was written",
         "callback": "stopped by the caller",
     }

@@ -110,7 +110,8 @@ class AutogradLoop:
                 self.reason = "discrepancy"
 
     def _show(self) -> None:
-        """The fit goes on from its best state with all pixels; one at its ceiling that has none goes on as it is."""
+        """The fit goes on from its best state with all pixels; one that has none (at its ceiling, or rolled back when it was to be
+        kept) goes on as it is."""
         if self._delivers_best:
             self.fit.optimizer.parameters.copy_(self._best.parameters)
             self.fit.set_average(self._best.image)

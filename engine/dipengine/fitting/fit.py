@@ -146,7 +146,7 @@ class Fit:
 
     @property
     def held_out(self) -> int:
-        """Known pixels that are kept out of the fit."""
+        """Known pixels that are kept out of the fit until it has been nearest to them."""
         return 0 if self._held is None else int(self._held.sum().item())
 
     def show_held_out(self, shown: bool = True) -> None:

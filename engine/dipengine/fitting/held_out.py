@@ -7,6 +7,8 @@ taken up again and goes on for 150 iterations with all pixels: in these it learn
 photographs of 128x128, half of whose pixels were missing), which leaves it as good as a fit that saw all pixels all the time and was
 stopped at its best. A run that comes to its ceiling before does the same at its end.
 
+A warm start whose first fit ended with the same pixels of the same image has seen them already, and may be stopped sooner for it.
+
 The share is the recipe's (`Recipe.hold_out`), the draw the seed's: pixel i, in rows, is held out where element i of the Philox
 sequence HELD lies below the share. The core does the same (csrc/fit/fit.cpp). What the rule costs and wins: bench/inpainting.py.
 """

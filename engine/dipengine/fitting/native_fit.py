@@ -201,7 +201,7 @@ class NativeFit:
 
     @property
     def held_out(self) -> int:
-        """Known pixels that are kept out of the fit."""
+        """Known pixels that are kept out of the fit until it has been nearest to them."""
         return self.progress()["held_out"]
 
     @property

@@ -38,16 +38,16 @@ class Rollback:
         Raises FitError when the loss is non-finite and no roll-back mends it.
         """
         finite = math.isfinite(loss)
-        if self._snapshot is None:
-            if not finite:
-                raise FitError(f"The first loss of the fit is {loss:g}; check the input's values.")
+        if self._snapshot is None and not finite:
+            raise FitError(f"The first loss of the fit is {loss:g}; check the input's values.")
+        if finite and (self._snapshot is None or math.isnan(self._mean)):
             self._take(loss)
         jumped = finite and iteration > WARM_UP and loss > self._ratio * self._mean
         if jumped and self._failures >= GIVE_UP_AFTER:
             self._take(loss)  # this is no accident but the fit's new level
             jumped = False
         if finite and not jumped:
-            self._mean = loss if math.isnan(self._mean) else (1 - SMOOTHING) * self._mean + SMOOTHING * loss
+            self._mean = (1 - SMOOTHING) * self._mean + SMOOTHING * loss
             if iteration % INTERVAL == 0:
                 self._take(self._mean)
             return False
@@ -75,7 +75,7 @@ class Rollback:
         (self._mean, self._snapshot_mean), self._snapshot = means, snapshot
 
     def forget_level(self) -> None:
-        """The loss is about to be another one: the next is the mean that it is compared with."""
+        """The loss is about to be another one: the next finite one is its level, and its weights those to return to."""
         self._mean = self._snapshot_mean = math.nan
 
     def _take(self, mean: float) -> None:

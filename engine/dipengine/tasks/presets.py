@@ -6,6 +6,8 @@
 | `balanced` | nearest upsampling | 0.99, warmed up | auto |
 | `fast` | nearest upsampling, channels capped at 64 | 0.99, warmed up | auto |
 
+A task may change its recipe for the presets that stop by themselves (`inpaint`: step size, pixels held out).
+
 Nearest upsampling reaches the quality of bilinear in fewer iterations; its convolutions cost the same or less
 (csrc/ops/conv/conv.h).
 """

@@ -29,6 +29,11 @@ def tiled_record(tiled: TiledPlan, measured: Mapping[str, float | None]) -> dict
     iterations = sum(record["iterations"] for record in records.values())
     seconds = sum(record["seconds"] for record in records.values())
     parameters = {**base["parameters"], **tiled.parameters}
+    own = [record["parameters"] for record in records.values()]
+    if own:
+        parameters["held_out_pixels"] = sum(one["held_out_pixels"] for one in own)
+        if any(one["stop_rule"] != own[0]["stop_rule"] for one in own):
+            parameters["stop_rule"] = None  # tiles with too few pixels to hold out have another
     if "code" in parameters:
         parameters["code"] = {**parameters["code"], "seed": None}  # each tile has its own
     description = tiled.description()
