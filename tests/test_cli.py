@@ -303,6 +303,18 @@ def test_the_record_tells_masks_and_stop_rules_apart(folder):
     assert c["parameters"]["stop_rule"]["patience"] > 0
 
 
+def test_inpainting_says_that_it_stopped_by_pixels_held_out(folder, capsys):
+    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # what no fit finds where it is not shown
+    write_image(folder / "random.png", noisy, Image(noisy))
+    assert run("inpaint", folder / "random.png", "-o", folder / "out.png", "--random-missing", "0.5", "--record", folder / "r.json",
+               "--channels", "8", "--levels", "2", "--iterations", "1000") == 0
+    assert "image of iteration" in (said := capsys.readouterr().err) and "behind where it was nearest to those held out" in said
+    record = json.loads((folder / "r.json").read_text())
+    assert record["stop_reason"] == "held-out" and record["iterations"] == record["delivered_iteration"] < 1000
+    assert 100 < record["parameters"]["held_out_pixels"] < 300  # a tenth of some 2048
+    assert record["parameters"]["stop_rule"]["shown_for"] == 100 and record["parameters"]["stop_rule"]["patience"] == 100
+
+
 def test_quiet_silences_progress_but_not_errors(folder, capfd):
     assert run("denoise", folder / "noisy.png", "-o", folder / "out.png", *QUICK) == 0
     captured = capfd.readouterr()

@@ -138,6 +138,15 @@ def test_nan_in_a_float_tiff_is_filled_in(folder):
     record = json.loads((folder / "r.json").read_text())
     assert record["parameters"]["mask"] == "missing values" and record["psnr"] is None  # of what is known nothing has changed
     assert record["ssim"] == pytest.approx(1)
+    assert record["parameters"]["held_out_pixels"] == 0  # of fits of fixed length
+
+    # Tiles that stop by themselves hold pixels out, but those that know too few.
+    values[:36, :36][np.random.default_rng(0).random((36, 36)) < 0.8] = np.nan
+    write_image(folder / "holes.tif", values, Image(values))
+    words = ["--record", folder / "r.json", "--tile", "40,8", *QUICK, "--stop", "auto"]
+    assert run("inpaint", folder / "holes.tif", "-o", folder / "out.tif", *words) == 0
+    parameters = json.loads((folder / "r.json").read_text())["parameters"]
+    assert 64 < parameters["held_out_pixels"] < np.isfinite(values).all(2).sum() / 5 and parameters["stop_rule"] is None
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bits(folder, monkeypatch, capsys):
