@@ -308,7 +308,7 @@ def test_inpainting_says_that_it_stopped_by_pixels_held_out(folder, capsys):
     write_image(folder / "random.png", noisy, Image(noisy))
     assert run("inpaint", folder / "random.png", "-o", folder / "out.png", "--random-missing", "0.5", "--record", folder / "r.json",
                "--channels", "8", "--levels", "2", "--iterations", "1000") == 0
-    assert "image of iteration" in (said := capsys.readouterr().err) and "behind where it was nearest to those held out" in said
+    assert "image of iteration" in (said := capsys.readouterr().err) and "stopped by pixels held out of the fit" in said
     record = json.loads((folder / "r.json").read_text())
     assert record["stop_reason"] == "held-out" and record["iterations"] == record["delivered_iteration"] < 1000
     assert 100 < record["parameters"]["held_out_pixels"] < 300  # a tenth of some 2048

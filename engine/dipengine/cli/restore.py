@@ -189,7 +189,7 @@ def _summary(output: Path, record: dict[str, Any]) -> str:
         "iterations": "all iterations run",
         "variance": "stopped where the outputs moved least",
         "discrepancy": "fitted down to the noise",
-        "held-out": "with all pixels behind where it was nearest to those held out",
+        "held-out": "stopped by pixels held out of the fit",
         "interrupted": "interrupted: the best so far was written",
         "callback": "stopped by the caller",
     }
