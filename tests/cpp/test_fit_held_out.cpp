@@ -1,8 +1,8 @@
 // Fits that keep some known pixels out, whose error says when to stop.
 #include <algorithm>
 
-#include "ops/philox/philox.h"
 #include "fit_problems.h"
+#include "ops/philox/philox.h"
 
 using check::FitProblem;
 using check::TestFit;
@@ -12,7 +12,7 @@ namespace {
 constexpr double kShare = 0.3;
 constexpr int64_t kPatience = 40;  // of 400 iterations and fewer
 
-// By itself after 400 iterations at most, and with no memory in its average, so that the error wavers.
+// By itself after 400 iterations at most; its average looks back over five outputs, so that the error wavers.
 FitProblem holding_out(const char* name, double share = kShare) {
   FitProblem problem = check::problem_named(name);
   problem.params.stop = DIPENGINE_STOP_AUTO;
