@@ -68,7 +68,7 @@ setup(
     ext_modules=[Extension("dipengine._native", sources=[])],
     cmdclass={"build_ext": BuildWithCMake},
     entry_points={"console_scripts": ["dipengine = dipengine.cli.main:main"]},
-    install_requires=["numpy>=1.26", "pyvips[binary]>=3.0", "safetensors>=0.4", "tifffile>=2023.1", "tqdm>=4.60"],
+    install_requires=["numpy>=1.26", "pillow>=10", "pyvips[binary]>=3.0", "safetensors>=0.4", "tifffile>=2023.1", "tqdm>=4.60"],
     extras_require={
         "cpu": [*FITTING, "onnxruntime"],
         "gpu": [*FITTING, "onnxruntime-gpu[cuda,cudnn]", "cupy-cuda13x"],

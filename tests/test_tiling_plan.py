@@ -15,6 +15,7 @@ from dipengine.fitting.settings import Settings
 from dipengine.images import Image, Metadata, ValueMap, read_image, write_image
 from dipengine.images.resizing import enlarge
 from dipengine.restoration import plan_restoration, restore_image
+from dipengine.tasks import quantisation
 from dipengine.tiling import TiledPlan, TileRequest, measuring, needs_tiles, plan_tiles, planning, restore_tile, tiled_record
 from dipengine.tiling.sizes import Fits
 
@@ -354,3 +355,38 @@ def test_a_folder_loses_nothing_but_the_plans_own_files(tmp_path):
     plan(Image(picture()), tmp_path, "deblur", {"kernel": np.ones((3, 3)) / 9})
     planning.remove(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_tiles_know_where_the_blocks_of_a_jpeg_lie(tmp_path, suffix):
+    import PIL.Image
+    from skimage.data import astronaut
+
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    jpeg = tmp_path / "in.jpg"
+    PIL.Image.fromarray(astronaut()[40:240, 150:350]).save(jpeg, quality=25, subsampling="4:2:0", exif=exif)
+    source = tmp_path / f"in.{suffix}"
+    if suffix == "png":
+        PIL.Image.open(jpeg).save(source)  # its pixels as they are stored, nothing said of turning
+    plan(source, tmp_path / "tiles", "dejpeg", tile="88,12")
+    tiled = TiledPlan.load(tmp_path / "tiles")
+    whole = plan_restoration(read_image(source), "dejpeg", {}, SETTINGS).problem
+    wanted = whole.parameters["jpeg"]["steps"]
+    assert wanted[0] is not None
+    noticed = 0
+    for tile in tiled.tiles:
+        image, _, _, made = tiled.tile_plan(tile.index)
+        assert made.problem.parameters["jpeg"]["steps"] == wanted
+        # The tile's own pixels show the steps where the plan says that blocks begin, and nowhere else.
+        unit, coding = made.values.to_unit(image.pixels), image.metadata.jpeg
+        assert quantisation.checked(unit, coding) is not None
+        noticed += quantisation.checked(unit, replace(coding, origin=(coding.origin[0] + 3, coding.origin[1] + 2))) is None
+    assert noticed > len(tiled.tiles) // 2
+    repeat_the_input(tiled)
+    assert (tiled.assemble().read() == read_image(source).pixels).all()
+
+
+def test_an_image_that_shows_no_steps_has_none_in_its_tiles(tmp_path):
+    tiled = plan(Image(picture()), tmp_path, "dejpeg")
+    assert all("jpeg" not in tiled.tile_plan(tile.index)[3].problem.parameters for tile in tiled.tiles)

@@ -177,14 +177,25 @@ def denoise(
     )
 
 
-def dejpeg(image: Any, **common: Any) -> Result:
-    """Remove JPEG artefacts; see `restore`."""
-    return restore(image, "dejpeg", **common)
+def dejpeg(image: Any, *, known: str | None = None, **common: Any) -> Result:
+    """Remove JPEG artefacts.
+
+    image: uint8 as it was decoded, not cut or resized since: the steps by which it was coded are found in its pixels where they are
+        those of a common quality. known: "keep" brings every coefficient near the multiple of its step that the JPEG held, "fit"
+        leaves all as the generator paints it. See `restore`.
+    """
+    return restore(image, "dejpeg", known=known, **common)
 
 
-def super_resolve(image: Any, factor: int, *, downsampler: str = "lanczos2", **common: Any) -> Result:
-    """Enlarge by `factor` 2, 3, 4 or 8; `downsampler`: the filter by which the small image came about; see `restore`."""
-    return restore(image, "superres", factor=factor, downsampler=downsampler, **common)
+def super_resolve(
+    image: Any, factor: int, *, downsampler: str = "lanczos2", known: str | None = None, **common: Any
+) -> Result:
+    """Enlarge by `factor` 2, 3, 4 or 8.
+
+    downsampler: the filter by which the small image came about. known: "keep" delivers an image that is `image` again when it is
+        made small by that filter, "fit" what the generator paints, as noisy images want it. See `restore`.
+    """
+    return restore(image, "superres", factor=factor, downsampler=downsampler, known=known, **common)
 
 
 def inpaint(

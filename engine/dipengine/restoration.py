@@ -83,7 +83,7 @@ def plan_restoration(
         if not any_true(known):
             raise InputError("The mask leaves no pixel known; white means known, --invert-mask turns a mask around.")
     values = values or task_named(task).value_map(image, known, settings.value_range, options)
-    data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed)
+    data = TaskData(values.to_unit(image.pixels), image.known, _unit_alpha(image), values, settings.seed, image.metadata.jpeg)
     problem = task_named(task).problem(data, settings.preset, **options)
     recipe = apply_overrides(
         apply_preset(problem.recipe, settings.preset),

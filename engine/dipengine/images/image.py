@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dipengine.images.jpeg_coding import JpegCoding
 from dipengine.images.namespaces import dtype_name
 
 
@@ -41,6 +42,7 @@ class Metadata:
     resolution: pixels per millimetre of the stored columns and rows, None where unknown.
     fields: libvips's metadata (ICC, EXIF, XMP and IPTC blobs, EXIF entries, comments) by their libvips names.
     fits: the rest of a FITS file, None for the others.
+    jpeg: the coding of a JPEG file, None for the others and where it is not known.
     """
 
     interpretation: str = ""
@@ -48,6 +50,7 @@ class Metadata:
     resolution: tuple[float, float] | None = None
     fields: Mapping[str, bytes | str | int | float] = field(default_factory=dict)
     fits: FitsRecord | None = None
+    jpeg: JpegCoding | None = None
 
     @property
     def icc_profile(self) -> bytes | None:

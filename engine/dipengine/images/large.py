@@ -20,6 +20,7 @@ from dipengine.errors import ImageError
 from dipengine.images.deep_tiff_reading import has_deep_samples, read_deep_tiff
 from dipengine.images.fits_reading import channels_last, is_fits, load_fits, opened_fits, physical
 from dipengine.images.image import Image, Metadata
+from dipengine.images.jpeg_coding import JpegCoding
 from dipengine.images.limits import MAX_PIXELS
 from dipengine.images.missing import check_alpha, check_some_known, known_of
 from dipengine.images.pages import check_pages, file_and_page, page_name
@@ -45,12 +46,15 @@ class LargeImage:
     known: RawPixels | None = None
 
     def window(self, rows: slice = slice(None), columns: slice = slice(None)) -> Image:
-        """The image in a window, in memory; its metadata are the whole image's."""
+        """The image in a window, in memory; its metadata are the whole image's, but for where it lies in the coding of a JPEG."""
         pixels, alpha = self.stored.read(rows, columns), None
         if self.like.alpha is not None:
             pixels, alpha = np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1])
         known = None if self.known is None else self.known.read(rows, columns)[:, :, 0].astype(bool)
-        return replace(self.like, pixels=pixels, alpha=alpha, known=known)
+        metadata, (height, width) = self.like.metadata, self.like.pixels.shape[:2]
+        if metadata.jpeg is not None:
+            metadata = replace(metadata, jpeg=metadata.jpeg.window(rows, columns, height, width))
+        return replace(self.like, pixels=pixels, alpha=alpha, known=known, metadata=metadata)
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` needs to find the image again in its folder; JSON-able."""
@@ -59,11 +63,12 @@ class LargeImage:
             "source": like.source, "format": like.format, "sha256": like.sha256, "dtype": like.dtype.name,
             "shape": list(like.pixels.shape), "alpha": like.alpha is not None, "orientation": self.stored.orientation,
             "stored": self.stored.path.name, "known": None if self.known is None else self.known.path.name,
+            "jpeg": None if like.metadata.jpeg is None else like.metadata.jpeg.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any], folder: Path) -> LargeImage:
-        """The image that `to_dict` described, without its metadata."""
+        """The image that `to_dict` described, of its metadata only the coding of a JPEG."""
         height, width, channels = about["shape"]
         nothing = np.zeros((), about["dtype"])
         turned = about["orientation"] >= 5
@@ -76,6 +81,7 @@ class LargeImage:
             alpha=np.broadcast_to(nothing, about["shape"][:2]) if about["alpha"] else None,
             known=None if known is None else np.broadcast_to(np.False_, about["shape"][:2]),
             source=about["source"], format=about["format"], sha256=about["sha256"],
+            metadata=Metadata(jpeg=None if about["jpeg"] is None else JpegCoding.from_dict(about["jpeg"])),
         )
         bands = (*stored, channels + about["alpha"])
         return cls(like, RawPixels(folder / about["stored"], bands, like.dtype, about["orientation"]), known)
@@ -166,7 +172,7 @@ def _with_known(large: LargeImage, source: str, path: Path) -> LargeImage:
 
 
 def _raster_like(source: str, opened: Any, file_format: str) -> Image:
-    metadata = metadata_of(opened)
+    metadata = metadata_of(opened, file_and_page(source)[0] if file_format == "jpeg" else None)
     height, width = opened.height, opened.width
     if metadata.orientation >= 5:
         height, width = width, height

@@ -11,6 +11,7 @@ import numpy as np
 from dipengine.errors import ImageError
 from dipengine.images.deep_tiff_reading import deep_pages, has_deep_samples, read_deep_tiff
 from dipengine.images.image import Image, Metadata
+from dipengine.images.jpeg_coding import coding_in
 from dipengine.images.limits import check_size
 from dipengine.images.missing import known_in
 from dipengine.images.orientation import upright
@@ -40,7 +41,7 @@ def read_raster(source: str, page: int | None = None, *, sha256: str, max_pixels
         raise undecodable(source, error) from error
     except MemoryError as error:
         raise ImageError(f"{source} does not fit into memory; cut it into parts.") from error
-    metadata = metadata_of(opened)
+    metadata = metadata_of(opened, source if file_format == "jpeg" else None)
     pixels, alpha = _split(upright(stored, metadata.orientation), has_alpha(opened))
     name = source if page is None else page_name(source, page)
     image = Image(pixels=pixels, alpha=alpha, source=name, format=file_format, sha256=sha256, metadata=metadata)
@@ -106,19 +107,21 @@ def _starts_like_an_image(source: str) -> bool:
         return file.read(4).startswith(_SIGNATURES)
 
 
-def metadata_of(opened) -> Metadata:
-    """What is kept of an opened image's metadata."""
+def metadata_of(opened, jpeg: str | None = None) -> Metadata:
+    """What is kept of an opened image's metadata. jpeg: the path of a JPEG file."""
     names = [name for name in opened.get_fields() if name in _KEPT_FIELDS or name.startswith(_KEPT_PREFIXES)]
     if opened.get_n_pages() > 1:  # ImageJ and OME describe the whole stack there
         names = [name for name in names if name != "image-description"]
     fields = {name: opened.get(name) for name in names}
     resolution = (opened.xres, opened.yres)
     orientation = opened.get("orientation") if opened.get_typeof("orientation") else 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
     return Metadata(
         interpretation=str(opened.interpretation),
-        orientation=orientation if 1 <= orientation <= 8 else 1,
+        orientation=orientation,
         resolution=None if resolution == _UNSTATED_RESOLUTION else resolution,
         fields={name: value for name, value in fields.items() if isinstance(value, (bytes, str, int, float))},
+        jpeg=None if jpeg is None else coding_in(jpeg, orientation),
     )
 
 

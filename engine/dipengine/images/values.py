@@ -85,6 +85,11 @@ class ValueMap:
         return dtype in ("uint8", "uint16") and (self.low, self.high) == _whole(dtype)
 
     @property
+    def of_integers(self) -> bool:
+        """Whether 0 and 1 are the ends of what 8 or 16 bits hold, beyond which no value of such an image lies."""
+        return self.curve is None and (self.low, self.high) in (_whole("uint8"), _whole("uint16"))
+
+    @property
     def span(self) -> float:
         """Data units between 0 and 1; without a curve, multiply by it what is a difference (sigma), not a value."""
         return self.high - self.low

@@ -16,6 +16,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.generators.architecture import Hourglass
 from dipengine.images import Image, ValueMap
+from dipengine.images.jpeg_coding import JpegCoding
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recipe:
     average_warm_up: bool = False  # a shorter memory at first; see kernels.statistics
     rollback_db: float = 5.0  # a loss worse by more than this, in dB, returns to the last good weights
     stop: str | None = None  # "auto" or "fixed" where the recipe needs one whatever the preset says
+    own_upsampling: bool = False  # the network's, also under presets that take nearest
     hold_out: float = 0.0  # share of the known pixels that say when to stop in place of the outputs' variance (fitting.held_out)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,15 @@ class DataTerm(Protocol):
         """The model and its parameters for the record (JSON-able)."""
 
 
+class Agreement(Protocol):
+    """What x0 says of the image itself, and a fit that is stopped early has not learnt: a convex set that the truth lies in, so that
+    the nearest of its images is no further from the truth than what the generator painted."""
+
+    def apply(self, image: Any) -> Any:
+        """The nearest image that agrees with x0: float32 [H, W, C] of the delivered shape, in [0, 1] units, an array like the one
+        given."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One inverse problem on one image, in the generator's units ([0, 1] over the value map's range)."""
@@ -92,6 +103,7 @@ class Problem:
     data_term: DataTerm | None = None  # None: squared error
     sigma: float | None = None  # standard deviation of Gaussian noise on x0, when known; same units as target
     guide: np.ndarray | None = None  # float32 [H, W, D] in [0, 1]: the z of a recipe whose code is an image
+    agreement: Agreement | None = None  # what the delivered image is brought to
     keep_known: bool = False  # the delivered image takes the known pixels from the input unchanged
     fills_alpha: bool = False  # transparency said what is missing: the delivered image is opaque
     scale: int = 1  # output size over input size
@@ -113,9 +125,10 @@ class Problem:
         return (*(self.delivered_shape or self.output_shape), self.channels)
 
     def delivered(self, output: Any) -> Any:
-        """The part of an output [H, W, C] that is delivered."""
+        """What is delivered of an output [H, W, C]: its part of the delivered shape, in agreement with x0."""
         (top, left), (height, width, _) = self.origin, self.shape
-        return output[top : top + height, left : left + width, :]
+        part = output[top : top + height, left : left + width, :]
+        return part if self.agreement is None else self.agreement.apply(part)
 
 
 @dataclass(frozen=True)
@@ -127,6 +140,7 @@ class TaskData:
     alpha: Any  # float32 [H, W] in [0, 1] beside it, or None
     values: ValueMap  # between data units and [0, 1]
     seed: int = 0  # for tasks that draw something themselves (a random mask)
+    jpeg: JpegCoding | None = None  # of an image that was decoded from a JPEG
 
 
 @dataclass(frozen=True)

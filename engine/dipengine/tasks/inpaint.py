@@ -15,6 +15,7 @@ from dipengine.errors import InputError
 from dipengine.generators.architecture import Hourglass
 from dipengine.images.namespaces import any_true, beside, mean
 from dipengine.tasks.base import Problem, Recipe, Task, TaskData, TaskOption, hourglass_128
+from dipengine.tasks.known import keeps_known, known_option
 
 SCATTERED = "missing50"
 RECIPES = {
@@ -88,13 +89,7 @@ class Inpaint(Task):
             SCATTERED,
             choices=tuple(RECIPES),
         ),
-        TaskOption(
-            "known",
-            "keep: known pixels are returned as they came; fit: they too are the generator's "
-            "(default: keep, fit under --preset paper)",
-            str,
-            choices=("keep", "fit"),
-        ),
+        known_option("known pixels are returned as they came"),
     )
 
     def problem(
@@ -110,13 +105,11 @@ class Inpaint(Task):
     ) -> Problem:
         if recipe not in RECIPES:
             raise InputError(f"There is no inpainting recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
-        if known not in (None, "keep", "fit"):
-            raise InputError(f"known is {known!r}; it takes keep or fit.")
         pixels_known, source = self._known(data, mask, invert_mask, random_missing)
         made = RECIPES[recipe]
         if preset != "paper":
             made = _faster(made, recipe)
-        keep = known == "keep" or (known is None and preset != "paper")
+        keep = keeps_known(known, preset)
         return Problem(
             self.name,
             data.pixels,

@@ -1,4 +1,4 @@
-"""Which pixels a task may use: those that the file knows and the mask leaves."""
+"""Which pixels a task may use: those that the file knows and the mask leaves; and whether what is known is delivered as it came."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ MASK_OPTIONS = (
     TaskOption("mask", "image of the input's size: white = known, black = missing (ignored and filled in)", "mask"),
     TaskOption("invert-mask", "the mask is white where pixels are missing", bool, False),
 )
+
+
+def known_option(kept: str) -> TaskOption:
+    """`known`; kept: what "keep" keeps."""
+    return TaskOption(
+        "known", f"keep: {kept}; fit: all is as the generator paints it (default: keep, fit under --preset paper)", str,
+        choices=("keep", "fit"),
+    )
+
+
+def keeps_known(known: str | None, preset: str) -> bool:
+    """Whether the option asks for what is known. Raises InputError."""
+    if known not in (None, "keep", "fit"):
+        raise InputError(f"known is {known!r}; it takes keep or fit.")
+    return known == "keep" or (known is None and preset != "paper")
 
 
 def known_pixels(

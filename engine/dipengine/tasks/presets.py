@@ -6,7 +6,8 @@
 | `balanced` | nearest upsampling | 0.99, warmed up | auto |
 | `fast` | nearest upsampling, channels capped at 64 | 0.99, warmed up | auto |
 
-A task may change its recipe for the presets that stop by themselves (`inpaint`: step size, pixels held out).
+A task may change its recipe for the presets that stop by themselves (`inpaint`: step size, pixels held out), and keep its upsampling
+(`superres` by two).
 
 Nearest upsampling reaches the quality of bilinear in fewer iterations; its convolutions cost the same or less
 (csrc/ops/conv/conv.h).
@@ -50,7 +51,7 @@ def apply_preset(recipe: Recipe, name: str) -> Recipe:
     """The recipe under a preset."""
     preset = preset_named(name)
     generator = recipe.generator
-    if preset.nearest:
+    if preset.nearest and not recipe.own_upsampling:
         generator = replace(generator, upsample=("nearest",) * generator.levels)
     if preset.channel_cap is not None:
         cap = preset.channel_cap

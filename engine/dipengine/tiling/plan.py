@@ -33,7 +33,7 @@ from dipengine.tasks import task_named
 from dipengine.tiling.blending import blended
 from dipengine.tiling.grid import Axis, Tile, TileGrid
 
-FORMAT = 1
+FORMAT = 2
 KEPT, UNKNOWN = "kept", "unknown"  # why a tile needs no fit: all of it is delivered as it came; none of it is known
 
 

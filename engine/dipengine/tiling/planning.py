@@ -144,6 +144,8 @@ def _planned(
     max_pixels: int,
 ) -> TiledPlan:
     image = _in_files(source, folder, "image", max_pixels)
+    if task.name == "dejpeg":
+        image = whole.with_coding(image)
     mask = _mask(options.pop("mask", None), options.pop("invert_mask", False), image, folder, max_pixels)
     known, told = whole.known_pixels(task, image, mask, options, settings.seed, folder)
     random_missing = options.pop("random_missing", None)

@@ -34,6 +34,8 @@ def tiled_record(tiled: TiledPlan, measured: Mapping[str, float | None]) -> dict
         parameters["held_out_pixels"] = sum(one["held_out_pixels"] for one in own)
         if any(one["stop_rule"] != own[0]["stop_rule"] for one in own):
             parameters["stop_rule"] = None  # tiles with too few pixels to hold out have another
+    if "jpeg" in parameters:
+        parameters["jpeg"] = tiled.image.like.metadata.jpeg.to_dict()
     if "code" in parameters:
         parameters["code"] = {**parameters["code"], "seed": None}  # each tile has its own
     description = tiled.description()

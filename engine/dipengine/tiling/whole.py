@@ -15,10 +15,13 @@ from dipengine.images.image import opaque
 from dipengine.noise.estimate import PATCH
 from dipengine.noise.light import REACH
 from dipengine.tasks import Task
+from dipengine.tasks.dejpeg import coding_of
 from dipengine.tasks.inpaint import NOTHING_MISSING, random_mask
 from dipengine.tiling.grid import TileGrid
 
 _SAMPLE = 1_000_000  # pixels
+_WINDOW = 1024  # pixels a side, in which a JPEG's coding is looked for
+_UNIT = 16  # pixels a side of what a JPEG with halved colours is coded in
 _BESIDE = max(REACH, PATCH - 1)  # rows beyond those of a part that what is known of its noise looks at
 
 
@@ -55,6 +58,24 @@ def value_map(
 ) -> ValueMap:
     """The whole image's map: its ends are exact, its median (which a black level is checked against) is the sample's."""
     return task.value_map(survey.sample, None, value_range, options)
+
+
+def with_coding(image: LargeImage) -> LargeImage:
+    """The image with the JPEG coding that its middle shows, which all its tiles are given; without any where it shows none."""
+    height, width, channels = image.like.pixels.shape
+    rows, columns = (_middle(side) for side in (height, width))
+    coding = None
+    if image.like.dtype == np.uint8 and not image.like.in_data_units and channels in (1, 3):
+        window, told = image.window(rows, columns), image.like.metadata.jpeg
+        coding = coding_of(ValueMap(0.0, 255.0).to_unit(window.pixels), window.metadata.jpeg)
+        if coding is not None:  # blocks of a picture without a file begin where it begins, and in the window
+            coding = replace(coding, origin=(0, 0) if told is None else told.origin)
+    return replace(image, like=replace(image.like, metadata=replace(image.like.metadata, jpeg=coding)))
+
+
+def _middle(side: int) -> slice:
+    first = max(side - _WINDOW, 0) // 2 // _UNIT * _UNIT
+    return slice(first, min(first + _WINDOW, side))
 
 
 def known_pixels(
