@@ -102,6 +102,9 @@ def test_eight_bits_stay_in_their_range_and_floats_may_leave_it():
     bounded, free = (BackProjection(operator, small, bounded=bound).apply(painted) for bound in (True, False))
     assert bounded.min() == 0 and bounded.max() <= 1
     assert free.min() < -0.01
+    # What was cut off is made up for around it, as far as that goes.
+    away = [np.abs(apply(operator, image) - small).mean() for image in (bounded, np.clip(free, 0, 1))]
+    assert away[0] < 0.8 * away[1]
     planned = [
         plan_restoration(from_array(pixels)[0], "superres", {"factor": 2}, Settings(channels=(4,), levels=1)).problem
         for pixels in (photograph(16, 16), photograph(16, 16) / 7.0)
@@ -116,7 +119,7 @@ def test_eight_bits_stay_in_their_range_and_floats_may_leave_it():
 @pytest.mark.parametrize("quality", [5, 25, 50, 75, 92])
 def test_the_coding_of_a_file_is_read_and_found_in_its_pixels_too(tmp_path, quality, subsampling):
     path = tmp_path / "a.jpg"
-    encoded(photograph(), path, quality=quality, subsampling=subsampling)
+    encoded(photograph(112, 160), path, quality=quality, subsampling=subsampling)
     image = read_image(path)
     coding, tables = image.metadata.jpeg, Pillow.open(path).quantization
     assert [np.ravel(steps).tolist() for steps in coding.steps] == [tables[0], tables[1], tables[1]]
@@ -125,7 +128,12 @@ def test_the_coding_of_a_file_is_read_and_found_in_its_pixels_too(tmp_path, qual
     assert checked(unit(image.pixels), coding) == shown
     found = found_in(unit(image.pixels))
     assert found.steps[0] == coding.steps[0]
-    assert found == shown or quality == 5  # whose colours are so few that nothing tells of them
+    # Of few colours nothing tells how they were sampled: then their steps are not known, never wrong.
+    assert found == shown or (quality < 50 and found.steps[1:] == (None, None))
+    if image.height % 16 == 0 and image.width % 16 == 0:  # so that blocks begin in the corner
+        turned = found_in(np.ascontiguousarray(np.rot90(unit(image.pixels))))
+        assert np.transpose(turned.steps[0]).tolist() == np.array(coding.steps[0]).tolist()
+        assert turned.sampling[1] in ((1, 1), coding.sampling[1][::-1])
 
 
 def test_grey_has_one_component(tmp_path):
@@ -222,7 +230,7 @@ def test_every_coefficient_is_brought_within_its_bounds_and_no_further():
 
 def test_components_without_steps_and_unknown_pixels_stay_as_painted():
     clean = photograph(64, 64)
-    decoded = unit(np.asarray(Pillow.open(encoded(clean, quality=20, subsampling="4:4:4"))))
+    decoded = unit(np.asarray(Pillow.open(encoded(clean, quality=50, subsampling="4:4:4"))))
     coding, painted = found_in(decoded), np.clip(damaged(unit(clean), 3), 0.3, 0.7)
     colour = Quantisation(decoded, JpegCoding((None, *coding.steps[1:]), coding.sampling)).apply(painted) - painted
     inner = slice(8, -8)
@@ -262,7 +270,7 @@ def test_a_jpeg_is_delivered_within_its_steps_and_in_fewer_iterations():
     kept = dipengine.dejpeg(decoded, **common)
     assert kept.record["iterations"] == 239  # 3 times the side of a square of its canvas's area, times 0.72
     assert kept.record["stop_reason"] == "iterations"
-    assert kept.record["parameters"]["jpeg"]["sampling"] == [[1, 1], [2, 2], [2, 2]]
+    assert kept.record["parameters"]["jpeg"]["steps"][0][0][:3] == [53, 37, 33]
     assert kept.record["psnr"] > kept.record["psnr_input"] + 0.3
     painted = dipengine.dejpeg(decoded, known="fit", iterations=239, stop="fixed", **common)
     assert "jpeg" not in painted.record["parameters"]

@@ -387,6 +387,20 @@ def test_tiles_know_where_the_blocks_of_a_jpeg_lie(tmp_path, suffix):
     assert (tiled.assemble().read() == read_image(source).pixels).all()
 
 
-def test_an_image_that_shows_no_steps_has_none_in_its_tiles(tmp_path):
-    tiled = plan(Image(picture()), tmp_path, "dejpeg")
-    assert all("jpeg" not in tiled.tile_plan(tile.index)[3].problem.parameters for tile in tiled.tiles)
+def test_an_image_that_shows_no_steps_has_none_in_any_tile(tmp_path):
+    import io
+
+    import PIL.Image
+    from skimage.data import astronaut
+
+    # A corner was a JPEG once; what is in the middle of the whole, a plain one, does not say so.
+    file = io.BytesIO()
+    PIL.Image.fromarray(astronaut()[:96, 150:246]).save(file, "JPEG", quality=30)
+    pixels = np.full((1400, 96, 3), 200, np.uint8)
+    pixels[:96] = PIL.Image.open(file)
+    assert quantisation.found_in(Image(pixels[:96]).pixels.astype(np.float32) / 255) is not None
+    plan(Image(pixels), tmp_path, "dejpeg", tile="96,8")
+    tiled = TiledPlan.load(tmp_path)
+    assert all("jpeg" not in tiled.tile_plan(index)[3].problem.parameters for index in (0, 1))
+    restore_tile(tiled, 0)
+    assert "jpeg" not in tiled_record(tiled, {})["parameters"]

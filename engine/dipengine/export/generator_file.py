@@ -5,7 +5,7 @@ Layout, `format` 1:
 | tensor | shape, dtype | what |
 |---|---|---|
 | `parameters/<name>` | as `Hourglass.parameters()` says, float32 | weights |
-| `delivered` | [H, W, C], float32 in [0, 1] | the image that the user was given (an output average, as a rule) |
+| `delivered` | [H, W, C], float32 in [0, 1], or a little beyond (floats, enlarged) | the image that the user was given (an output average, as a rule) |
 | `code` | [H', W', depth], float32 | z on the canvas; only where it cannot be drawn again (an image) |
 
 Metadata key `dipengine` holds one JSON object: format, version, task, generator (architecture), code (kind, depth, seed,
@@ -48,7 +48,7 @@ class FittedGenerator:
     crop: tuple[int, int]
     values: ValueMap
     dtype: str  # of the image's data, NumPy's name
-    # float32 [H, W, C] in [0, 1]: NumPy's, or where the fit's input stayed on its device an array there
+    # float32 [H, W, C] in the generator's units: NumPy's, or where the fit's input stayed on its device an array there
     delivered: Any = field(repr=False)
     source_sha256: str | None
     iteration: int

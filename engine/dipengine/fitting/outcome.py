@@ -21,7 +21,7 @@ class History:
 class Outcome:
     """A finished fit, in the generator's units."""
 
-    image: Any  # float32 [H, W, C] in [0, 1]: what the fit delivers; an array like the problem's target
+    image: Any  # float32 [H, W, C] in the generator's units: what the fit delivers; an array like the problem's target
     weights: dict[str, np.ndarray]  # of the state that `image` stems from
     history: History
     iterations: int  # run

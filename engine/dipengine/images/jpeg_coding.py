@@ -5,6 +5,7 @@ Read from the file's header by Pillow, which decodes nothing; libvips does not t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +27,8 @@ class JpegCoding:
     sampling: of each component, the (rows, columns) of pixels that one of its samples stands for.
     orientation: EXIF orientation; blocks lie in the stored layout.
     origin: where the window begins in the stored picture, (row, column).
-    certain: whether the pixels have shown it; a file's header may speak of a picture that was changed since.
+    certain: whether the pixels have been looked at: a file's header may speak of a picture that was changed since. Without any steps
+        that says that they show none.
     """
 
     steps: tuple[Steps | None, ...]
@@ -75,13 +77,15 @@ def table(steps: np.ndarray) -> Steps:
 
 def coding_in(path: str, orientation: int) -> JpegCoding | None:
     """The coding of a JPEG file in grey or YCbCr; None of others (CMYK, RGB), and where the header does not say."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL.JpegImagePlugin import JpegImageFile  # not Image.open, which judges sizes, too
 
     try:
-        with Image.open(path) as opened:
-            layers, tables = getattr(opened, "layer", None), getattr(opened, "quantization", None)
-            mode, adobe = opened.mode, opened.info.get("adobe_transform")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of EXIF and the like, which are not looked at
+            with JpegImageFile(path) as opened:
+                layers, tables, mode = opened.layer, opened.quantization, opened.mode
+                adobe = opened.info.get("adobe_transform")
+    except (OSError, SyntaxError, ValueError, LookupError):
         return None  # libvips is more forgiving, and has the last word
     names = [layer[0] for layer in layers or ()]
     if not tables or (mode, len(names)) not in (("L", 1), ("RGB", 3)):
@@ -89,7 +93,7 @@ def coding_in(path: str, orientation: int) -> JpegCoding | None:
     if mode == "RGB" and (adobe == 0 or names == [ord(name) for name in "RGB"]):
         return None
     tallest, widest = (max(layer[place] for layer in layers) for place in (2, 1))
-    if any(tallest % layer[2] or widest % layer[1] or layer[3] not in tables for layer in layers):
+    if any(not layer[1] or not layer[2] or tallest % layer[2] or widest % layer[1] or layer[3] not in tables for layer in layers):
         return None
     return JpegCoding(
         tuple(table(np.array(tables[layer[3]])) for layer in layers),

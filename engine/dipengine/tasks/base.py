@@ -77,12 +77,12 @@ class DataTerm(Protocol):
 
 
 class Agreement(Protocol):
-    """What x0 says of the image itself, and a fit that is stopped early has not learnt: a convex set that the truth lies in, so that
-    the nearest of its images is no further from the truth than what the generator painted."""
+    """What x0 says of the image itself, and a fit that is stopped early has not learnt: a convex set in or near which the truth lies, so
+    that the nearest of its images is nearer to the truth, as a rule, than what the generator painted."""
 
     def apply(self, image: Any) -> Any:
-        """The nearest image that agrees with x0: float32 [H, W, C] of the delivered shape, in [0, 1] units, an array like the one
-        given."""
+        """The nearest image that agrees with x0: float32 [H, W, C] of the delivered shape, in the generator's units, an array like the
+        one given. Of integers it stays in [0, 1]."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ RECIPE = Recipe(
     perturbation=1 / 30,
     average_decay=0.99,
 )
-# Where the steps are known: iterations for each pixel of the side of a square of the canvas's area (so that images of one canvas can share
-# a cohort), for this many pixels at most; fewer the coarser the steps are, of which the one in the middle of the low frequencies tells.
+# Where the steps are known: iterations for each pixel of the side of a square of the canvas's area (so that images of one canvas and
+# alike in quality can share a cohort), for this many pixels at most; fewer the coarser the steps are, of which the one in the middle of
+# the low frequencies tells.
 _ITERATIONS_PER_PIXEL, _MOST_PIXELS = 3.0, 240
 _COARSE, _FINE = (30, 0.72), (8, 1.3)  # steps from and up to which the number is multiplied
 _WHOLE = 0.0, 255.0  # levels that 0 and 1 stand for
@@ -39,7 +40,11 @@ _WHOLE = 0.0, 255.0  # levels that 0 and 1 stand for
 class Dejpeg(Task):
     name = "dejpeg"
     summary = "remove JPEG artefacts"
-    options = (known_option("every coefficient of the JPEG is kept near the multiple of its step that the file holds"),)
+    options = (
+        known_option(
+            "every coefficient of the JPEG is kept near the multiple of its step that the file holds, where file or pixels tell the steps"
+        ),
+    )
 
     def problem(self, data: TaskData, preset: str, *, known: str | None = None) -> Problem:
         shape = tuple(data.pixels.shape[:2])
@@ -69,7 +74,10 @@ def _coding(data: TaskData) -> JpegCoding | None:
 
 
 def coding_of(pixels: Any, told: JpegCoding | None) -> JpegCoding | None:
-    """The steps that an image shows: those of its file, or those found in its pixels. pixels: float32 [H, W, C], 0 to 1 for 8 bits."""
+    """The steps that an image shows: those of its file, or those found in its pixels; None where it shows none. pixels: float32
+    [H, W, C], 0 to 1 for 8 bits."""
     if told is None:
         return quantisation.found_in(pixels)
-    return told if told.certain else quantisation.checked(pixels, told)
+    if not told.certain:
+        return quantisation.checked(pixels, told)
+    return told if any(told.steps) else None

@@ -2,13 +2,13 @@
 
 A JPEG file says of each coefficient of an 8 x 8 block between which two bounds it was: half a step around a multiple of the step
 (A. Zakhor, "Iterative Procedures for Reduction of Blocking Effects in Transform Image Coding", 1992). What the generator painted is
-taken to the nearest image within narrower bounds, which most coefficients lie in (S. H. Park, D. S. Kim, "Theory of Projection onto
-the Narrow Quantization Constraint Set and Its Application", 1999): so detail that the generator has not learnt yet is there all the
-same, and a fit may end before it has learnt the artefacts. Colour is compared where it was coded, in samples of 1, 2 or more pixels a
-side.
+taken to the nearest image within narrower bounds, in which most coefficients lie and the truth nearly (S. H. Park, D. S. Kim, "Theory
+of Projection onto the Narrow Quantization Constraint Set and Its Application", 1999): so detail that the generator has not learnt yet is
+there all the same, and a fit may end before it has learnt the artefacts. Nearest is meant in Y, Cb and Cr; colour is compared where it
+was coded, in samples of 1, 2 or more pixels a side.
 
 Of an image that is no JPEG file any more (PNG, an array) the steps are looked for among the tables of T.81, annex K, as libjpeg
-scales them by a quality of 1 to 100.
+scales them by a quality of 1 to 100, and among these turned by a right angle.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772,
 # where they were not, a quarter of a step. Lightness, by which the steps are told, is also this near in levels: the rounding of pixels.
 _NEAR, _NEAR_LEVELS = 0.12, 0.8
 _ENOUGH, _ENOUGH_COLOUR = 64, 16  # such coefficients, for a judgement; of colours where the steps of lightness are known
+_SAMPLINGS = (1, 1), (2, 2), (1, 2), (2, 1), (1, 4), (4, 1)  # of colours
+_MARGIN = 0.7  # as near as one of them has to be beside the next
 _LEAST_STEP = 3  # smaller ones are lost in the rounding of pixels
 _MOST_BLOCKS = 4096
 _PIECE, _REACH = 256, 16  # rows that are halved at once, and more on either side that have a say in them
@@ -72,7 +74,7 @@ class Quantisation:
         self._known = known
 
     def apply(self, image: Any) -> Any:
-        """The nearest image within the bounds, float32 [H, W, C] in [0, 1], an array like the one given."""
+        """The nearest image within the bounds, float32 [H, W, C] in [0, 1], an array like the one given (by way of the host)."""
         painted, decoded = on_host(image), on_host(self._decoded)
         if self._known is not None:
             decoded = np.where(on_host(self._known)[:, :, None], decoded, painted)
@@ -85,7 +87,7 @@ class Quantisation:
             weights = _weights(painted.shape[2], _TO_YCC)[component]
             away = _pooled(painted @ weights, sampling) - _samples(decoded @ weights, sampling)
             coefficients = _transformed(away)
-            bound = np.array(steps, np.float32) * np.float32(_NARROW / 2)
+            bound = np.array(steps, np.float32) * np.float32(_NARROW / 2) * grid.looseness(sampling)
             outside = coefficients - np.clip(coefficients, -bound, bound)
             moved = np.kron(_image_of(outside), np.ones(sampling, np.float32))
             change -= moved[:, :, None] * _weights(painted.shape[2], _TO_RGB)[:, component]
@@ -114,34 +116,38 @@ def found_in(pixels: Any) -> JpegCoding | None:
         return None
     stored = on_host(pixels).astype(np.float32) * np.float32(_LEVELS)
     luma = _shown(stored, 0, (1, 1))
-    qualities = {quality: _away(luma, _scaled(_LUMINANCE, quality)) for quality in range(1, 100)}
-    quality = _nearest({name: away for name, away in qualities.items() if away[2] < _NEAR_LEVELS}, _ENOUGH)
-    if quality is None:
+    tables = {(quality, turned): _scaled(_LUMINANCE, quality, turned) for turned in (False, True) for quality in range(1, 100)}
+    found = {name: _away(luma, steps) for name, steps in tables.items()}
+    name = _nearest({name: away for name, away in found.items() if away[2] < _NEAR_LEVELS}, _ENOUGH)
+    if name is None:
         return None
-    steps = table(_scaled(_LUMINANCE, quality))
+    steps = table(tables[name])
     if channels == 1:
         return JpegCoding((steps,), ((1, 1),), certain=True)
-    chroma, candidates = _scaled(_CHROMINANCE, quality), {}
-    for sampling in ((1, 1), (2, 2), (1, 2)):
+    chroma, candidates = _scaled(_CHROMINANCE, *name), {}
+    for sampling in _SAMPLINGS:
         both = np.concatenate([_shown(stored, component, sampling) for component in (1, 2)])
         candidates[sampling] = _away(both, chroma, means=True)
-    sampling = _nearest(candidates, _ENOUGH_COLOUR)
+    sampling = _nearest(candidates, _ENOUGH_COLOUR, margin=_MARGIN)
     if sampling is None:
         return JpegCoding((steps, None, None), ((1, 1),) * 3, certain=True)
     return JpegCoding((steps, table(chroma), table(chroma)), ((1, 1), sampling, sampling), certain=True)
 
 
-def _nearest(candidates: dict[Any, tuple[int, float, float]], enough: int) -> Any:
+def _nearest(candidates: dict[Any, tuple[int, float, float]], enough: int, margin: float = 1.0) -> Any:
     """The name of the steps whose multiples the coefficients are nearest to (what `_away` said of each), of those that at least `enough`
-    of them are near to; None where there are none. Steps a little off are near, too, and half the steps are half as near."""
+    of them are near to; None where there are none, and where another one is nearly as near. Steps a little off are near, too, and half
+    the steps are half as near."""
     near = {name: away for name, (count, away, _) in candidates.items() if count >= enough and away < _NEAR}
-    return min(near, key=near.get, default=None)
+    best, *others = sorted(near, key=near.get) or [None]
+    return best if not others or near[best] < margin * near[others[0]] or margin == 1 else None
 
 
-def _scaled(steps: np.ndarray, quality: int) -> np.ndarray:
-    """A table as libjpeg scales it, [8, 8]."""
+def _scaled(steps: np.ndarray, quality: int, turned: bool) -> np.ndarray:
+    """A table as libjpeg scales it, [8, 8]; of a picture that was turned by a right angle since."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return np.clip((steps * percent + 50) // 100, 1, 255).reshape(BLOCK, BLOCK)
+    made = np.clip((steps * percent + 50) // 100, 1, 255).reshape(BLOCK, BLOCK)
+    return made.T if turned else made
 
 
 def _away(coefficients: np.ndarray, steps: np.ndarray, *, means: bool = False) -> tuple[int, float, float]:
@@ -194,6 +200,15 @@ class _Grid:
         first = [-before % unit for before, unit in zip(self._before, self._units)]
         count = [max(side - start, 0) // unit * unit for side, start, unit in zip(self._sides, first, self._units)]
         return stored[first[0] : first[0] + count[0], first[1] : first[1] + count[1]]
+
+    def looseness(self, sampling: tuple[int, int]) -> np.ndarray:
+        """For each block of a component, [m, n, 1, 1], what its bounds are multiplied by: 1, and 2 where it reaches beyond the image, and
+        what is there is not known but nearly."""
+        inside = []
+        for (before, after), side, factor in zip(self._pads, self._sides, sampling):
+            first = BLOCK * factor * np.arange((before + side + after) // (BLOCK * factor))
+            inside.append((first >= before) & (first + BLOCK * factor <= before + side))
+        return np.where(np.logical_and.outer(*inside), 1, 2).astype(np.float32)[:, :, None, None]
 
     def off(self, stored: np.ndarray) -> np.ndarray:
         """The inverse, in levels."""

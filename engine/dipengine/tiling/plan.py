@@ -6,7 +6,7 @@ All of it lies in one folder, so that a run that was killed goes on where it was
 |---|---|
 | `plan.json` | everything decided before the first fit; written last, so that a folder that has it is whole |
 | `image.raw`, `known.raw`, `guide.raw`, `kernel.npy` | the decoded input and what belongs to it |
-| `tile_ROW_COLUMN.npy` | what a tile's fit delivered, float32 [h, w, C] in [0, 1], written beside and renamed |
+| `tile_ROW_COLUMN.npy` | what a tile's fit delivered, float32 [h, w, C] in the generator's units, written beside and renamed |
 | `tile_ROW_COLUMN.json` | its record, there before the pixels are |
 """
 
@@ -116,7 +116,7 @@ class TiledPlan:
         return self._result(index).exists()
 
     def add(self, index: int, unit: np.ndarray, record: Mapping[str, Any]) -> None:
-        """Keep a tile's result: `unit`, float32 [h, w, C] in [0, 1] as `FittedGenerator.delivered` has it, and its record.
+        """Keep a tile's result: `unit`, float32 [h, w, C] as `FittedGenerator.delivered` has it, and its record.
 
         It is on the disk, whole, when this returns. Raises OutputError where it cannot be written.
         """

@@ -12,6 +12,7 @@ import numpy as np
 from dipengine.errors import InputError
 from dipengine.images import Image, LargeImage, RawPixels, ValueMap
 from dipengine.images.image import opaque
+from dipengine.images.jpeg_coding import JpegCoding
 from dipengine.noise.estimate import PATCH
 from dipengine.noise.light import REACH
 from dipengine.tasks import Task
@@ -61,7 +62,7 @@ def value_map(
 
 
 def with_coding(image: LargeImage) -> LargeImage:
-    """The image with the JPEG coding that its middle shows, which all its tiles are given; without any where it shows none."""
+    """The image with the JPEG coding that its middle shows, which all its tiles are given; with one without steps where it shows none."""
     height, width, channels = image.like.pixels.shape
     rows, columns = (_middle(side) for side in (height, width))
     coding = None
@@ -70,6 +71,7 @@ def with_coding(image: LargeImage) -> LargeImage:
         coding = coding_of(ValueMap(0.0, 255.0).to_unit(window.pixels), window.metadata.jpeg)
         if coding is not None:  # blocks of a picture without a file begin where it begins, and in the window
             coding = replace(coding, origin=(0, 0) if told is None else told.origin)
+    coding = coding or JpegCoding((None,) * channels, ((1, 1),) * channels, certain=True)
     return replace(image, like=replace(image.like, metadata=replace(image.like.metadata, jpeg=coding)))
 
 
