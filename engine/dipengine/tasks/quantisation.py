@@ -13,6 +13,7 @@ scales them by a quality of 1 to 100, and among these turned by a right angle.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ _TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772,
 _NEAR, _NEAR_LEVELS = 0.12, 0.8
 _ENOUGH, _ENOUGH_COLOUR = 64, 16  # such coefficients, for a judgement; of colours where the steps of lightness are known
 _SAMPLINGS = (1, 1), (2, 2), (1, 2), (2, 1), (1, 4), (4, 1)  # of colours
-_MARGIN = 0.7  # as near as one of them has to be beside the next
+_MARGIN = 0.7  # of how far the next is, at most
 _LEAST_STEP = 3  # smaller ones are lost in the rounding of pixels
 _MOST_BLOCKS = 4096
 _PIECE, _REACH = 256, 16  # rows that are halved at once, and more on either side that have a say in them
@@ -109,8 +110,8 @@ def checked(pixels: Any, coding: JpegCoding) -> JpegCoding | None:
 
 
 def found_in(pixels: Any) -> JpegCoding | None:
-    """The coding that an image shows; None where it shows none. pixels: float32 [H, W, C] in
-    [0, 1], whose first block begins in the upper left corner."""
+    """The coding that an image shows; None where it shows none. pixels: float32 [H, W, C] in [0, 1], whose first block begins in the
+    upper left corner."""
     height, width, channels = pixels.shape
     if channels not in (1, 3) or min(height, width) < BLOCK:
         return None
@@ -134,13 +135,13 @@ def found_in(pixels: Any) -> JpegCoding | None:
     return JpegCoding((steps, table(chroma), table(chroma)), ((1, 1), sampling, sampling), certain=True)
 
 
-def _nearest(candidates: dict[Any, tuple[int, float, float]], enough: int, margin: float = 1.0) -> Any:
+def _nearest(candidates: dict[Any, tuple[int, float, float]], enough: int, margin: float = math.inf) -> Any:
     """The name of the steps whose multiples the coefficients are nearest to (what `_away` said of each), of those that at least `enough`
-    of them are near to; None where there are none, and where another one is nearly as near. Steps a little off are near, too, and half
-    the steps are half as near."""
+    of them are near to; None where there are none, and where it is more than `margin` times as far as the next. Steps a little off are
+    near, too, and half the steps are half as near."""
     near = {name: away for name, (count, away, _) in candidates.items() if count >= enough and away < _NEAR}
     best, *others = sorted(near, key=near.get) or [None]
-    return best if not others or near[best] < margin * near[others[0]] or margin == 1 else None
+    return best if not others or near[best] <= margin * near[others[0]] else None
 
 
 def _scaled(steps: np.ndarray, quality: int, turned: bool) -> np.ndarray:
@@ -152,8 +153,8 @@ def _scaled(steps: np.ndarray, quality: int, turned: bool) -> np.ndarray:
 
 def _away(coefficients: np.ndarray, steps: np.ndarray, *, means: bool = False) -> tuple[int, float, float]:
     """How many coefficients [n, 8, 8] are no 0 in multiples of their steps [8, 8], and how far such a one is from its multiple, in steps
-    and in levels: the medians. means: the blocks' means count, too, which are less
-    exact, for in plain blocks all pixels are rounded the same way."""
+    and in levels: the medians. means: the blocks' means count, too, which are less exact, for in plain blocks all pixels are rounded the
+    same way."""
     multiples = coefficients / steps
     told = (np.abs(multiples) > 0.5) & (steps >= _LEAST_STEP)
     told[:, 0, 0] &= means
