@@ -85,8 +85,8 @@ def coding_in(path: str, orientation: int) -> JpegCoding | None:
             with JpegImageFile(path) as opened:
                 layers, tables, mode = opened.layer, opened.quantization, opened.mode
                 adobe = opened.info.get("adobe_transform")
-    except (OSError, SyntaxError, ValueError, LookupError):
-        return None  # libvips is more forgiving, and has the last word
+    except Exception:  # whatever a damaged header makes of it: libvips is more forgiving, and has the last word
+        return None
     names = [layer[0] for layer in layers or ()]
     if not tables or (mode, len(names)) not in (("L", 1), ("RGB", 3)):
         return None
@@ -94,6 +94,8 @@ def coding_in(path: str, orientation: int) -> JpegCoding | None:
         return None
     tallest, widest = (max(layer[place] for layer in layers) for place in (2, 1))
     if any(not layer[1] or not layer[2] or tallest % layer[2] or widest % layer[1] or layer[3] not in tables for layer in layers):
+        return None
+    if any(len(tables[layer[3]]) != BLOCK * BLOCK or min(tables[layer[3]]) < 1 for layer in layers):
         return None
     return JpegCoding(
         tuple(table(np.array(tables[layer[3]])) for layer in layers),
