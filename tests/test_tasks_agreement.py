@@ -228,6 +228,18 @@ def test_every_coefficient_is_brought_within_its_bounds_and_no_further():
     np.testing.assert_allclose(after[whole], np.clip(before, -bound, bound)[whole], rtol=0, atol=2e-3)
 
 
+def test_bounds_are_looser_where_a_block_reaches_beyond_the_image():
+    steps = ((40,) * 8,) * 8
+    whole, part = (JpegCoding((steps,), ((1, 1),), origin=origin) for origin in ((0, 0), (4, 8)))
+    decoded, painted = np.full((20, 16, 1), 0.5, np.float32), np.full((20, 16, 1), 0.6, np.float32)
+    # A plain block away by one level has a coefficient of 8; a quarter of a step is 10, at the edge half of one, 20.
+    for coding, loose in ((whole, slice(16, 20)), (part, slice(0, 4))):
+        away = 255 * (Quantisation(decoded, coding).apply(painted) - decoded)[:, 0, 0]
+        expected = np.full(20, 10 / 8)
+        expected[loose] = 20 / 8
+        np.testing.assert_allclose(away, expected, rtol=0, atol=1e-3)
+
+
 def test_components_without_steps_and_unknown_pixels_stay_as_painted():
     clean = photograph(64, 64)
     decoded = unit(np.asarray(Pillow.open(encoded(clean, quality=50, subsampling="4:4:4"))))

@@ -5,6 +5,7 @@ Read from the file's header by Pillow, which decodes nothing; libvips does not t
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def coding_in(path: str, orientation: int) -> JpegCoding | None:
             with JpegImageFile(path) as opened:
                 layers, tables, mode = opened.layer, opened.quantization, opened.mode
                 adobe = opened.info.get("adobe_transform")
-    except Exception:  # whatever a damaged header makes of it: libvips is more forgiving, and has the last word
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error):  # libvips is more forgiving, and has the last word
         return None
     names = [layer[0] for layer in layers or ()]
     if not tables or (mode, len(names)) not in (("L", 1), ("RGB", 3)):

@@ -80,4 +80,4 @@ def coding_of(pixels: Any, told: JpegCoding | None) -> JpegCoding | None:
         return quantisation.found_in(pixels)
     if not told.certain:
         return quantisation.checked(pixels, told)
-    return told if any(told.steps) else None
+    return told if told.steps[0] else None
